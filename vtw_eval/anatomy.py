@@ -1,0 +1,144 @@
+"""Where things are in a vision-language model: decoder, layers, rotary module, placeholder ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+TESTED: frozenset[str] = frozenset(
+    {
+        "aya_vision",
+        "cohere2_vision",
+        "gemma3",
+        "glm4v",
+        "idefics3",
+        "internvl",
+        "internvl_chat",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "mistral3",
+        "paligemma",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "qwen3_vl",
+        "smolvlm",
+        "video_llava",
+        "vipllava",
+    }
+)
+"""``config.model_type`` of the families that the test-suite compares with the masking oracle."""
+
+REFUSED: Mapping[str, str] = {
+    "gemma3n": "its last layers share the keys of earlier layers, which still hold vision tokens",
+    "gemma4": "its last layers share the keys of earlier layers, which still hold vision tokens",
+    "lfm2_vl": "its convolution layers mix neighbouring tokens, so removal has no masking equivalent",
+    "llama4": "its attention computes positions from the sequence length",
+    "mllama": "its vision features enter by cross-attention: there are no vision tokens in the decoder",
+    "qwen3_5": "its linear-attention layers carry vision tokens in a recurrent state that no later layer can drop",
+    "qwen3_5_moe": "its linear-attention layers carry vision tokens in a recurrent state that no later layer can drop",
+}
+"""``config.model_type`` of families for which withdrawal is not defined or not right, with the reason."""
+
+_PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+
+
+class UnsupportedModelError(TypeError):
+    """The model is not one that tokens can be withdrawn from, or not known to be."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a vision-language model that token reduction needs."""
+
+    model: nn.Module
+    decoder: nn.Module
+    """The text decoder, the module that owns the layers."""
+    layers: tuple[nn.Module, ...]
+    rotary: nn.Module | None
+    """The module that makes the position embeddings, when the decoder has one."""
+    text_config: Any
+    vision_token_ids: tuple[int, ...]
+    """Ids that stand for image or video features in a prompt; empty when only the caller knows them."""
+    model_type: str
+    name: str
+    """Name or path of the checkpoint, for defaults that depend on it."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers, N."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder, h."""
+        return int(self.text_config.hidden_size)
+
+
+def find_anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of a vision-language model.
+
+    Parameters
+    ----------
+    model
+        A transformers model with a ``config``; also remote code whose decoder layers are a ``ModuleList`` called
+        ``layers``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no decoder layers of the number that its config names, or is a text-only model.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no config: pass a transformers model.")
+    text_config = config.get_text_config(decoder=True)
+    if text_config is config and hasattr(config, "llm_config"):  # OpenGVLab's remote code
+        text_config = config.llm_config
+    vision_token_ids = sorted(
+        {int(value) for name in _PLACEHOLDERS if isinstance(value := getattr(config, name, None), int)}
+    )
+    if text_config is config and not vision_token_ids:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} ({config.model_type}) is a text-only model: it has no vision tokens."
+        )
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    start = model if get_decoder is None else get_decoder()
+    decoder = _module_with_layers(start, text_config.num_hidden_layers)
+    if decoder is None:
+        raise UnsupportedModelError(
+            f"no module of {type(model).__name__} holds {text_config.num_hidden_layers} decoder layers in `layers`."
+        )
+    return Anatomy(
+        model=model,
+        decoder=decoder,
+        layers=tuple(decoder.layers),  # type: ignore[arg-type]
+        rotary=getattr(decoder, "rotary_emb", None),
+        text_config=text_config,
+        vision_token_ids=tuple(vision_token_ids),
+        model_type=config.model_type,
+        name=str(getattr(config, "_name_or_path", "") or ""),
+    )
+
+
+def _module_with_layers(start: nn.Module, num_layers: int) -> nn.Module | None:
+    for module in start.modules():  # a parent comes before its children
+        layers = getattr(module, "layers", None)
+        if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
+            return module
+    return None
+
+
+def check_support(anatomy: Anatomy, allow_untested: bool) -> None:
+    """Raise :class:`UnsupportedModelError` for a refused family, and for an untested one unless allowed."""
+    family = anatomy.model_type
+    if family in REFUSED:
+        raise UnsupportedModelError(f"{family} is not supported: {REFUSED[family]}.")
+    if family not in TESTED and not allow_untested:
+        raise UnsupportedModelError(
+            f"{family} is not a tested family ({', '.join(sorted(TESTED))}). Pass allow_untested=True to go on, and "
+            "compare its logits with those of masked attention before believing a number."
+        )

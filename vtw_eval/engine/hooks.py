@@ -1,0 +1,451 @@
+"""Installing a method on a model: the hooks and what they do in a prefill and in a decode step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.engine.cache import ReducedCache, key_slots, reduce_cache
+from vtw_eval.engine.layout import Layout, Prompt, Reduction, advance, pick, rearranged, spread
+from vtw_eval.engine.masks import mask_kind, reduced_mask, validity
+from vtw_eval.engine.trace import LayerView, Reducer, Trace
+
+
+@dataclass
+class _RotaryCall:
+    """One call of the rotary module, to be repeated with other positions."""
+
+    output: Any
+    positions: Tensor
+    again: Callable[[Tensor], Any]
+
+
+@dataclass
+class _Step:
+    """One forward pass of the decoder."""
+
+    reduction: Reduction
+    decoding: bool
+    queries: int
+    total: int
+    """Length of the sequence after this pass, removed tokens counted."""
+    continued: bool = False
+    """Whether this is a later step of a generation without cache."""
+    layout: Layout | None = None
+    """Layout of the current layer in a prefill."""
+    deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
+    rotary: list[_RotaryCall] = field(default_factory=list)
+    restored: list[Tensor] = field(default_factory=list)
+    """Outputs that have the prompt's length already."""
+    memo: dict[tuple[Any, ...], tuple[Any, ...]] = field(default_factory=dict)
+
+    def once(self, layout: Layout, source: Any, make: Callable[[], Any], *more: Any) -> Any:
+        """Return ``make()``, computed once for all layers with this layout and this object of the model."""
+        key = (id(layout), id(source), *more)
+        if key not in self.memo:
+            self.memo[key] = (make(), layout, source)  # holding both keeps their ids from being used again
+        return self.memo[key][0]
+
+
+class _Engine:
+    """The hooks of one installed method."""
+
+    def __init__(self, method: Reducer, anatomy: Anatomy, vision_mask: Tensor | None) -> None:
+        self.method = method
+        self.anatomy = anatomy
+        self.vision_mask = vision_mask
+        self.trace = Trace(method)
+        self.asked = frozenset(method.layers(anatomy.num_layers))
+        self.first = min(self.asked, default=anatomy.num_layers)
+        self.kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else "unknown"
+        self.step: _Step | None = None
+        self.seen: Mapping[str, Any] = {}
+        self.labels: Tensor | None = None
+        self.uncached: tuple[Tensor, int] | None = None
+
+    def register(self) -> Iterator[Any]:
+        """Register all hooks, yielding their handles."""
+        model, decoder = self.anatomy.model, self.anatomy.decoder
+        if model is not decoder:
+            yield model.register_forward_pre_hook(self.before_model, with_kwargs=True)
+        yield decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
+        if self.asked and self.method.positions == "rearrange" and self.anatomy.rotary is not None:
+            yield self.anatomy.rotary.register_forward_hook(self.after_rotary, with_kwargs=True)
+        for i in range(self.first, self.anatomy.num_layers):  # layers below see everything: no hook, no cost
+            hook = functools.partial(self.before_layer, i)
+            yield self.anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True)
+        yield decoder.register_forward_hook(self.after_decoder)
+        if model is not decoder:
+            yield model.register_forward_hook(self.after_model, always_call=True)
+
+    # The whole model ----------------------------------------------------------------------------------------------
+
+    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note ids and padding; hand the model a copy of the labels, to be blanked where no token predicts them."""
+        seen = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
+        self.seen = {name: seen.get(name) for name in ("input_ids", "attention_mask")}
+        if not self.asked:
+            return None
+        if seen.get("return_dict") is False and (seen.get("output_hidden_states") or seen.get("output_attentions")):
+            raise ValueError("output_hidden_states and output_attentions need return_dict=True under a method.")
+        if seen.get("labels") is None:
+            return None
+        if "labels" not in kwargs:
+            raise ValueError("pass labels by keyword.")
+        self.labels = kwargs["labels"].clone()
+        return args, {**kwargs, "labels": self.labels}
+
+    def after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Restore what was recorded outside the decoder, and forget the pass (also when it failed)."""
+        if self.step is not None and output is not None:
+            self._restore(output, self.step)
+        self.step, self.labels, self.seen = None, None, {}
+        return output
+
+    # The decoder --------------------------------------------------------------------------------------------------
+
+    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin a pass: a prefill, or a decode step on a cache that a prefill under this method has filled."""
+        self.step = None
+        if args:
+            kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
+        if self.asked and module.training and getattr(module, "gradient_checkpointing", False):
+            raise ValueError("methods do not work under gradient checkpointing: call gradient_checkpointing_disable().")
+        cache = kwargs.get("past_key_values")
+        source = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        queries = source.shape[1]
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        if not past:
+            self.step = self._prefill(source, kwargs)
+        elif isinstance(cache, ReducedCache):
+            self.step = _Step(cache.reduction, decoding=True, queries=queries, total=past + queries)
+            self._refuse_late_vision(queries)
+        elif self.asked:
+            raise ValueError(
+                "the KV cache was filled without this method, so it holds tokens that should be gone: "
+                "start from an empty cache."
+            )
+        return (), kwargs
+
+    def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Put the output back to the prompt's length, and blank labels that no token predicts any more."""
+        step = self.step
+        if step is None:
+            return None
+        if not step.decoding and not step.continued:
+            self.trace.reduction = step.reduction
+        if step.layout is not None:
+            prompt = step.reduction.prompt
+            hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+            full = spread(hidden, step.layout, prompt.length, 1)
+            # Generation reads the prompt's last place: it shows the last surviving token, whichever that is.
+            rows = torch.arange(full.shape[0], device=full.device)
+            full = full.index_put((rows, prompt.last().to(full.device)), hidden[:, -1])
+            step.restored.append(full)
+            if isinstance(output, tuple):
+                output = (full, *output[1:])
+            else:
+                output.last_hidden_state = full
+            if self.labels is not None:
+                kept = step.reduction.kept(-1).to(self.labels.device)
+                self.labels[:, 1:].masked_fill_(~kept[:, :-1], -100)
+        self._restore(output, step)
+        return output
+
+    def _restore(self, output: Any, step: _Step) -> None:
+        """Bring recorded hidden states and attentions to the prompt's length, in place."""
+        if not hasattr(output, "keys"):
+            return
+        layouts, length = step.reduction.layouts, step.reduction.prompt.length
+        recorded: list[tuple[str, Sequence[Layout | None], tuple[int, ...]]] = [
+            ("attentions", layouts, (3,) if step.decoding else (3, 2))
+        ]
+        if not step.decoding:  # entry 0 is the input of layer 0, entry i the output of layer i-1
+            recorded.append(("hidden_states", [layouts[0], *layouts], (1,)))
+        for name, expected, dims in recorded:
+            if output.get(name) is None:
+                continue
+            entries = list(output[name])
+            for i, (entry, layout) in enumerate(zip(entries, expected, strict=True)):
+                if entry is None or layout is None or any(entry is done for done in step.restored):
+                    continue
+                for dim in dims:
+                    entry = spread(entry, layout, length, dim)
+                step.restored.append(entry)
+                entries[i] = entry
+            output[name] = tuple(entries)
+
+    def _prefill(self, source: Tensor, kwargs: dict[str, Any]) -> _Step:
+        rows, length = source.shape[:2]
+        ids = self.seen.get("input_ids", kwargs.get("input_ids"))
+        if ids is not None and ids.shape != (rows, length):
+            raise ValueError(f"input_ids have shape {tuple(ids.shape)}, the decoder gets {(rows, length)}.")
+        mask = self.seen.get("attention_mask")
+        valid = validity(kwargs.get("attention_mask") if mask is None else mask, rows, length, source.device)
+        vision = self._vision(ids, rows, length, source.device) & valid
+        cached = kwargs.get("past_key_values") is not None or bool(kwargs.get("use_cache"))
+        prompt_ids, continued = self._prompt_ids(ids, cached)
+        prompt = Prompt(valid, vision, prompt_ids)
+        if self.asked and bool(vision.gather(1, prompt.last()[:, None]).any()):
+            raise ValueError("the prompt ends in a vision token: there is no text token to answer from.")
+        reduction = Reduction(prompt, [None] * self.anatomy.num_layers)
+        step = _Step(reduction, decoding=False, queries=length, total=length, continued=continued)
+        features = kwargs.get("deepstack_visual_embeds")
+        if self.asked and features is not None and len(features) > self.first:
+            # Vision features that the decoder adds after the layers before any removal stay with it; the later ones
+            # are added in before_layer, where they still fit the tokens that are left.
+            if len(features) >= self.anatomy.num_layers:
+                raise ValueError("vision features added after the last layer are not supported.")
+            step.deepstack = (kwargs["visual_pos_masks"], features)
+            kwargs["deepstack_visual_embeds"] = features[: self.first]
+        return step
+
+    def _vision(self, ids: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+        if self.vision_mask is not None:
+            vision = self.vision_mask.to(device=device, dtype=torch.bool)
+            if rows != vision.shape[0] and rows % vision.shape[0] == 0:  # beams, or several answers per prompt
+                vision = vision.repeat_interleave(rows // vision.shape[0], dim=0)
+            if vision.shape != (rows, length):
+                raise ValueError(f"vision_mask has shape {tuple(vision.shape)}, the prompt {(rows, length)}.")
+            return vision
+        if ids is None or not self.anatomy.vision_token_ids:
+            raise ValueError(
+                "cannot tell which tokens are vision tokens: pass input_ids or, for a prompt of inputs_embeds, "
+                "vision_mask=... to the method."
+            )
+        return torch.isin(ids, ids.new_tensor(self.anatomy.vision_token_ids)).to(device)
+
+    def _prompt_ids(self, ids: Tensor | None, cached: bool) -> tuple[Tensor | None, bool]:
+        """Return the ids of the prompt, without what a generation without cache has appended, and whether it has."""
+        if ids is None or cached:
+            self.uncached = None
+            return ids, False
+        if self.uncached is not None:
+            prompt, length = self.uncached
+            if ids.shape == (prompt.shape[0], length + 1) and torch.equal(ids[:, : prompt.shape[1]], prompt):
+                self.uncached = (prompt, length + 1)
+                return prompt, True
+        self.uncached = (ids, ids.shape[1])
+        return ids, False
+
+    def _refuse_late_vision(self, queries: int) -> None:
+        ids = self.seen.get("input_ids")
+        if ids is None or queries == 1:
+            return
+        late = ids[:, -queries:]
+        if bool(torch.isin(late, late.new_tensor(self.anatomy.vision_token_ids)).any()):
+            raise ValueError("vision tokens after the prefill (chunked prefill, a later turn) are not supported.")
+
+    def after_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note how the decoder asked for its position embeddings, to ask again for rearranged positions."""
+        if self.step is None:
+            return
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+
+        def again(positions: Tensor) -> Any:
+            bound.arguments["position_ids"] = positions
+            return module.forward(*bound.args, **bound.kwargs)
+
+        self.step.rotary.append(_RotaryCall(output, bound.arguments["position_ids"], again))
+
+    # One layer ----------------------------------------------------------------------------------------------------
+
+    def before_layer(self, i: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Give layer ``i`` its tokens, mask and positions."""
+        step = self.step
+        if step is None:
+            return None
+        if step.decoding:
+            layout = step.reduction.layouts[i]
+            if layout is None:
+                return None
+            mask, window = kwargs.get("attention_mask"), self._window(i)
+            beyond = window is not None and step.total > window
+            if mask is None and layout.shift is None and not layout.padded and not beyond:
+                return None  # nothing to hide: a plain decode step
+            return args, self._arguments(i, step, layout, kwargs)
+        if len(args) > 1:
+            names = list(inspect.signature(module.forward).parameters)
+            kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+        kwargs = dict(kwargs)
+        hidden = self._add_deepstack(i, step, args[0] if args else kwargs.pop("hidden_states"))
+        if i in self.asked:
+            hidden = self._ask(i, step, hidden, kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            reduce_cache(cache, step.reduction)
+        if step.layout is None:
+            return (hidden,), kwargs
+        step.reduction.layouts[i] = step.layout
+        return (hidden,), self._arguments(i, step, step.layout, kwargs)
+
+    def _ask(self, i: int, step: _Step, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """Ask the method which tokens go on from here, and drop the others."""
+        prompt, layout = step.reduction.prompt, step.layout
+        rows, length = prompt.valid.shape
+        if layout is None:
+            index = torch.arange(length, device=prompt.valid.device).expand(rows, -1)
+            valid, vision = prompt.valid, prompt.vision
+        else:
+            index, valid = layout.index, layout.valid
+            vision = prompt.vision.gather(1, index) & valid
+        view = LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt)
+        keep = self.method.keep(view) & valid
+        if torch.equal(keep, valid):
+            return hidden
+        layout, chosen = advance(layout, keep)
+        if self.method.positions == "rearrange":
+            positions = step.rotary[0].positions if step.rotary else kwargs.get("position_ids")
+            if positions is None:
+                raise ValueError("position='rearrange' needs position ids, which this model does not pass on.")
+            layout = rearranged(layout, positions)
+        step.layout = layout
+        return pick(hidden, chosen, -2)
+
+    def _arguments(self, i: int, step: _Step, layout: Layout, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of a layer, cut to its layout."""
+        new = dict(kwargs)
+        embeddings = kwargs.get("position_embeddings")
+        if "attention_mask" in kwargs:
+            new["attention_mask"] = self._mask(i, step, layout, kwargs)
+        if embeddings is not None:
+            new["position_embeddings"] = step.once(
+                layout, embeddings, lambda: self._embeddings(step, layout, embeddings)
+            )
+        positions = kwargs.get("position_ids")
+        if positions is not None:
+            if embeddings is not None and self.kind == "validity":
+                new["position_ids"] = None  # FlashAttention takes gaps for the borders of packed sequences
+            else:
+                new["position_ids"] = step.once(layout, positions, lambda: self._positions(step, layout, positions))
+        if step.decoding:
+            return new
+        rows, length = step.reduction.prompt.valid.shape
+        for name, value in new.items():  # whatever else the model passes per token
+            if name not in _HANDLED and isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length:
+                if value.shape[0] not in (1, rows):
+                    raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
+                new[name] = step.once(layout, value, functools.partial(_pick_tokens, value, layout))
+        return new
+
+    def _mask(self, i: int, step: _Step, layout: Layout, kwargs: Mapping[str, Any]) -> Tensor | None:
+        mask = kwargs["attention_mask"]
+        length = step.reduction.prompt.length
+        held = layout.slots + step.total - step.queries - length if step.decoding else 0
+        queries = step.queries if step.decoding else layout.slots
+        keys = key_slots(kwargs.get("past_key_values"), i, held, queries, step.total)
+        window = self._window(i)
+        return step.once(
+            layout,
+            mask,
+            lambda: reduced_mask(
+                mask,
+                layout,
+                self.kind,
+                length=length,
+                queries=queries,
+                total=step.total,
+                keys=keys,
+                window=window,
+                dtype=next(self.anatomy.layers[i].parameters()).dtype,
+            ),
+            keys,
+            window,
+        )
+
+    def _embeddings(self, step: _Step, layout: Layout, embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if layout.shift is None and step.decoding:
+            return embeddings
+        if layout.shift is None:
+            return tuple(pick(part, layout.index, -2) for part in embeddings)
+        for call in step.rotary:
+            if call.output is embeddings or call.output[0] is embeddings[0]:
+                return call.again(self._positions(step, layout, call.positions))
+        raise ValueError("position='rearrange' is not supported for this model: its position embeddings are unknown.")
+
+    @staticmethod
+    def _positions(step: _Step, layout: Layout, positions: Tensor) -> Tensor:
+        if step.decoding:
+            return positions if layout.shift is None else positions - layout.shift[..., None].to(positions.device)
+        if layout.positions is not None:
+            return layout.positions.to(positions.device)
+        return pick(positions, layout.index, -1)
+
+    def _window(self, i: int) -> int | None:
+        """Sliding window of a layer whose mask does not carry it (FlashAttention), else None."""
+        if self.kind != "validity":
+            return None
+        return getattr(getattr(self.anatomy.layers[i], "self_attn", None), "sliding_window", None)
+
+    def _add_deepstack(self, i: int, step: _Step, hidden: Tensor) -> Tensor:
+        """Add the vision features that belong after layer ``i - 1`` to the vision tokens that are left."""
+        if step.deepstack is None or not self.first < i <= len(step.deepstack[1]):
+            return hidden
+        where, features = step.deepstack
+        full = hidden.new_zeros(*where.shape, hidden.shape[-1])
+        full[where.to(hidden.device)] = features[i - 1].to(hidden)
+        return hidden + (full if step.layout is None else pick(full, step.layout.index, -2))
+
+
+def _pick_tokens(value: Tensor, layout: Layout) -> Tensor:
+    """Cut ``[1 or rows, tokens, ...]`` to the slots of a layout."""
+    return pick(value.movedim((0, 1), (-2, -1)), layout.index, -1).movedim((-2, -1), (0, 1))
+
+
+_HANDLED = frozenset({"attention_mask", "position_embeddings", "position_ids"})
+
+
+@contextmanager
+def install(
+    method: Reducer, model: nn.Module, *, vision_mask: Tensor | None = None, allow_untested: bool = False
+) -> Iterator[Trace]:
+    """Install a method on a model for the length of a ``with`` block.
+
+    Parameters
+    ----------
+    method
+        What to reduce.
+    model
+        A transformers vision-language model.
+    vision_mask
+        Boolean ``[rows, tokens]`` of the prompts' vision tokens, for prompts that reach the model as
+        ``inputs_embeds``.
+    allow_untested
+        Go on with a model family that the test-suite does not cover.
+
+    Yields
+    ------
+    Trace
+        Filled by each prefill.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If tokens cannot be removed from this model, or not known to be.
+    ValueError
+        If a hyper-parameter is impossible for this model.
+    RuntimeError
+        If another method is installed on it.
+    """
+    anatomy = find_anatomy(model)
+    check_support(anatomy, allow_untested)
+    method = method.bind(anatomy)
+    installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
+    if any(isinstance(owner, _Engine) for owner in installed):
+        raise RuntimeError("a method is installed on this model already: leave its with block first.")
+    engine = _Engine(method, anatomy, vision_mask)
+    handles: list[Any] = []
+    try:
+        handles.extend(engine.register())
+        yield engine.trace
+    finally:
+        for handle in handles:
+            handle.remove()

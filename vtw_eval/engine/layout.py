@@ -1,0 +1,191 @@
+"""Prompts, layouts (which prompt token stands in which slot of a layer) and the moves between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of one layer: slot ``j`` of row ``b`` holds the prompt's token ``index[b, j]`` if ``valid[b, j]``.
+
+    Kept tokens stand at the right of a row, in their original order. The slots to their left, if any, are padding:
+    they hold removed tokens, whose values are finite but seen by no other token.
+    """
+
+    index: Tensor
+    """Long ``[rows, slots]``; the entries of a row differ from each other."""
+    valid: Tensor
+    """Boolean ``[rows, slots]``."""
+    padded: bool
+    """Whether any slot is padding."""
+    positions: Tensor | None = None
+    """Rearranged positions, ``[..., rows, slots]``; None when positions are kept."""
+    shift: Tensor | None = None
+    """Original minus rearranged position of a row's last token, ``[..., rows]``; None when positions are kept."""
+
+    @property
+    def slots(self) -> int:
+        """Number of slots, padding included."""
+        return self.index.shape[1]
+
+    def rows(self, indices: Tensor) -> Layout:
+        """Return the layout of some rows, in that order."""
+        shift = None if self.shift is None else self.shift[..., indices]
+        return Layout(self.index[indices], self.valid[indices], self.padded, None, shift)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts."""
+
+    valid: Tensor
+    """Boolean ``[rows, tokens]``, False for padding on either side."""
+    vision: Tensor
+    """Boolean ``[rows, tokens]``, True for vision tokens."""
+    ids: Tensor | None
+    """Token ids, ``[rows, tokens]`` or fewer (a generation without cache appends to its prompt); None if unknown."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, padding included."""
+        return self.valid.shape[1]
+
+    def last(self) -> Tensor:
+        """Place of each row's last token, long ``[rows]``."""
+        return self.length - 1 - self.valid.flip(1).to(torch.uint8).argmax(dim=1)
+
+    def rows(self, indices: Tensor) -> Prompt:
+        """Return some rows, in that order."""
+        ids = None if self.ids is None else self.ids[indices.to(self.ids.device)]
+        return Prompt(self.valid[indices], self.vision[indices], ids)
+
+
+@dataclass
+class Reduction:
+    """A batch of prompts and the layout of each layer, None where a layer sees the whole prompt."""
+
+    prompt: Prompt
+    layouts: list[Layout | None]
+
+    def missing(self, layer: int) -> int:
+        """Return how many slots fewer than the prompt a layer has."""
+        layout = self.layouts[layer]
+        return 0 if layout is None else self.prompt.length - layout.slots
+
+    def rows(self, indices: Tensor) -> Reduction:
+        """Return the reduction of some rows; layers that shared a layout still do."""
+        made = {id(layout): layout.rows(indices) for layout in self.layouts if layout is not None}
+        return Reduction(self.prompt.rows(indices), [None if x is None else made[id(x)] for x in self.layouts])
+
+    def kept(self, layer: int) -> Tensor:
+        """Boolean ``[rows, tokens]``: the prompt's tokens that enter a layer, padding left out."""
+        layout = self.layouts[layer]
+        if layout is None:
+            return self.prompt.valid
+        return torch.zeros_like(self.prompt.valid).scatter(1, layout.index, layout.valid)
+
+
+def choose(keep: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Turn a keep mask into right-aligned slots.
+
+    Parameters
+    ----------
+    keep
+        Boolean ``[rows, tokens]``.
+
+    Returns
+    -------
+    order : Tensor
+        Long ``[rows, slots]``, the token that stands in a slot.
+    valid : Tensor
+        Boolean ``[rows, slots]``.
+    padded : bool
+        Whether any slot is padding.
+
+    Raises
+    ------
+    ValueError
+        If a row keeps nothing.
+    """
+    fewest, slots = (int(n) for n in torch.aminmax(keep.sum(dim=1)))
+    if fewest == 0:
+        raise ValueError("a method left a row without any token.")
+    order = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - slots :]
+    return order, keep.gather(1, order), fewest != slots
+
+
+def advance(layout: Layout | None, keep: Tensor) -> tuple[Layout, Tensor]:
+    """Return the layout after a choice among the tokens of ``layout``, and the chosen slots of the old layout."""
+    order, valid, padded = choose(keep)
+    index = order if layout is None else layout.index.gather(1, order)
+    return Layout(index, valid, padded), order
+
+
+def rearranged(layout: Layout, positions: Tensor) -> Layout:
+    """Return the layout with the kept tokens of each row numbered without gaps, from the first one's position on.
+
+    Parameters
+    ----------
+    layout
+        The kept tokens.
+    positions
+        Positions of the prompt, ``[..., 1 or rows, tokens]`` (several axes for M-RoPE).
+    """
+    kept = pick(positions, layout.index, -1)
+    before = (layout.slots - layout.valid.sum(dim=1, keepdim=True)).to(positions.device)
+    rank = (torch.arange(layout.slots, device=positions.device) - before).clamp(min=0)
+    start = kept.gather(-1, before.expand(*kept.shape[:-1], 1))
+    new = start + rank
+    return replace(layout, positions=new, shift=kept[..., -1] - new[..., -1])
+
+
+def pick(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Select per row along ``dim``, the batch axis (of size 1 or rows) standing right before it.
+
+    Parameters
+    ----------
+    tensor
+        ``[..., 1 or rows, tokens, ...]``.
+    index
+        Long ``[rows, slots]``.
+    dim
+        Negative number of the token axis.
+
+    Returns
+    -------
+    Tensor
+        ``[..., rows, slots, ...]``.
+    """
+    index = index.to(tensor.device)
+    if index.shape[0] == 1:
+        return tensor.index_select(dim, index[0])
+    batch = tensor.movedim((dim - 1, dim), (0, 1))
+    batch = batch.expand(index.shape[0], *batch.shape[1:])
+    rows = torch.arange(index.shape[0], device=tensor.device)[:, None]
+    return batch[rows, index].movedim((0, 1), (dim - 1, dim))
+
+
+def spread(tensor: Tensor, layout: Layout, length: int, dim: int) -> Tensor:
+    """Put slots back to their places in the prompt, zeros elsewhere; what follows the slots along ``dim`` stays.
+
+    Parameters
+    ----------
+    tensor
+        Batch first, ``dim`` holding the layout's slots and perhaps generated tokens after them.
+    layout
+        Which prompt token a slot holds.
+    length
+        Length of the prompt.
+    dim
+        The token axis.
+    """
+    tensor = tensor.movedim(dim, 1)
+    index, valid = layout.index.to(tensor.device), layout.valid.to(tensor.device)
+    slots = tensor[:, : layout.slots] * valid.view(*valid.shape, *(1,) * (tensor.ndim - 2))
+    rows = torch.arange(tensor.shape[0], device=tensor.device)[:, None]
+    full = tensor.new_zeros(tensor.shape[0], length, *tensor.shape[2:]).index_put((rows, index), slots)
+    return torch.cat([full, tensor[:, layout.slots :]], dim=1).movedim(1, dim)

@@ -1,0 +1,176 @@
+"""Attention masks of a layer with removed tokens, gathered from the mask that the model made for all tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    eager_mask,
+    flash_attention_mask,
+    flex_attention_mask,
+    sdpa_mask,
+)
+
+from vtw_eval.engine.layout import Layout, pick
+
+MaskKind = Literal["boolean", "additive", "validity", "unknown"]
+"""4-D boolean (SDPA), 4-D additive (eager), 2-D validity (FlashAttention)."""
+
+
+def mask_kind(implementation: str | None) -> MaskKind:
+    """Return the kind of mask that an attention implementation takes, by its registered mask function.
+
+    Raises
+    ------
+    ValueError
+        For flex attention, whose block masks cannot be cut.
+    """
+    function = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) if implementation else None
+    if function is flex_attention_mask:
+        raise ValueError(
+            "flex_attention masks cannot be cut: load the model with attn_implementation='sdpa', 'eager' or "
+            "'flash_attention_2'."
+        )
+    kinds: dict[Any, MaskKind] = {
+        sdpa_mask: "boolean",
+        eager_mask: "additive",
+        flash_attention_mask: "validity",
+    }
+    return kinds.get(function, "unknown")
+
+
+def validity(mask: Any, rows: int, length: int, device: torch.device) -> Tensor:
+    """Return which tokens of a prompt are not padding, from any mask a model accepts; boolean ``[rows, length]``.
+
+    Parameters
+    ----------
+    mask
+        None, ``[rows, length]``, a prepared 4-D mask, or one such per layer type.
+    rows, length
+        Shape of the prompt.
+    device
+        Device of the result.
+    """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if mask is None:
+        return torch.ones(rows, length, dtype=torch.bool, device=device)
+    if mask.ndim == 4:  # what the last query may see
+        mask = mask[:, 0, -1]
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    return mask[:, :length].to(device=device, dtype=torch.bool).expand(rows, length)
+
+
+def reduced_mask(
+    mask: Tensor | None,
+    layout: Layout,
+    kind: MaskKind,
+    *,
+    length: int,
+    queries: int,
+    total: int,
+    keys: int,
+    window: int | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Return the mask of a layer.
+
+    Parameters
+    ----------
+    mask
+        The model's mask for all tokens: 4-D ``[1 or rows, heads, queries, keys]`` or 2-D ``[rows, keys]``.
+    layout
+        The prompt tokens that the layer holds.
+    kind
+        What to build where the model needed no mask.
+    length
+        Length of the prompt.
+    queries
+        Tokens of this pass; the prompt's length in a prefill.
+    total
+        Length of the sequence after this pass.
+    keys
+        Number of keys that attention gets in this layer.
+    window
+        Sliding window of the layer, in original positions; only used with 2-D masks, which do not carry it.
+    dtype
+        Type of an additive mask to build.
+
+    Raises
+    ------
+    ValueError
+        If FlashAttention would have to apply a sliding window to a prompt with gaps, or if a mask has to be built
+        for an unknown attention implementation.
+    """
+    prefill = total == length
+    index, valid = _key_places(layout, length, total, keys)
+    if (mask is not None and mask.ndim == 2) or (mask is None and kind == "validity"):
+        return _two_dimensional(mask, layout, index, valid, prefill=prefill, total=total, window=window)
+    if mask is None and not layout.padded:
+        return None
+    if mask is None:
+        if kind == "unknown":
+            raise ValueError("this attention implementation is unknown: its padding mask cannot be built.")
+        places = layout.index if prefill else torch.arange(total - queries, total, device=index.device)[None]
+        allowed = ((index[:, None, :] <= places[:, :, None]) & valid[:, None, :])[:, None]
+    else:
+        offset = max(total - mask.shape[-1], 0)  # a sliding cache's mask starts later
+        index, valid = index.to(mask.device), valid.to(mask.device) & (index.to(mask.device) >= offset)
+        mask = pick(mask.movedim(1, 0), layout.index, -2).movedim(0, 1) if prefill else mask
+        mask = mask.expand(index.shape[0], *mask.shape[1:])
+        allowed = mask.take_along_dim((index - offset).clamp(min=0)[:, None, None, :], dim=-1)
+        if mask.dtype == torch.bool:
+            allowed = allowed & valid[:, None, None, :]
+        else:
+            allowed = allowed.masked_fill(~valid[:, None, None, :], torch.finfo(mask.dtype).min)
+    if allowed.dtype != torch.bool:
+        return _see_themselves(allowed, layout, 0.0) if prefill and layout.padded else allowed
+    if prefill and layout.padded:
+        allowed = _see_themselves(allowed, layout, True)
+    if mask is not None or kind == "boolean":
+        return allowed
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def _key_places(layout: Layout, length: int, total: int, keys: int) -> tuple[Tensor, Tensor]:
+    """Original place and validity of each key, both ``[rows, keys]``."""
+    rows, device = layout.index.shape[0], layout.index.device
+    generated = torch.arange(length, total, device=device).expand(rows, -1)
+    index = torch.cat([layout.index, generated], dim=1)[:, -keys:]
+    valid = torch.cat([layout.valid, torch.ones_like(generated, dtype=torch.bool)], dim=1)[:, -keys:]
+    empty = keys - index.shape[1]  # the rest of a static buffer
+    if empty:
+        index, valid = (torch.nn.functional.pad(x, (0, empty)) for x in (index, valid))
+    return index, valid
+
+
+def _see_themselves(mask: Tensor, layout: Layout, value: bool | float) -> Tensor:
+    """Let padding slots attend to themselves: a query that may see nothing turns into NaN, which spreads."""
+    slots = torch.arange(layout.slots, device=mask.device)
+    itself = (~layout.valid.to(mask.device))[:, None, :, None] & (
+        slots[:, None] == torch.arange(mask.shape[-1], device=mask.device)
+    )
+    return mask.masked_fill(itself, value)
+
+
+def _two_dimensional(
+    mask: Tensor | None, layout: Layout, index: Tensor, valid: Tensor, *, prefill: bool, total: int, window: int | None
+) -> Tensor | None:
+    beyond = window is not None and total > window
+    if beyond and prefill:
+        raise ValueError(
+            f"FlashAttention cannot apply a sliding window of {window} to a prompt of {total} tokens once tokens are "
+            "removed: load the model with attn_implementation='sdpa'."
+        )
+    if mask is None and not layout.padded and not beyond:
+        return None
+    if beyond:
+        valid = valid & (index > total - 1 - window)  # type: ignore[operator]
+    if mask is not None:
+        offset = max(total - mask.shape[-1], 0)
+        seen = mask.to(torch.bool).gather(1, (index.to(mask.device) - offset).clamp(min=0))
+        valid = valid.to(mask.device) & seen
+    return None if bool(valid.all()) else valid

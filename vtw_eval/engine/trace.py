@@ -1,0 +1,112 @@
+"""What a method may look at, and what it did."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine.layout import Prompt, Reduction
+
+
+@dataclass
+class LayerView:
+    """What a method may look at when it is asked which tokens enter a layer."""
+
+    layer: int
+    """Index of the layer about to run."""
+    num_layers: int
+    hidden: Tensor
+    """Hidden states entering the layer, ``[rows, tokens, width]``."""
+    valid: Tensor
+    """Boolean ``[rows, tokens]``, False for padding."""
+    vision: Tensor
+    """Boolean ``[rows, tokens]``, True for vision tokens."""
+    index: Tensor
+    """Place of each token in the prompt, long ``[rows, tokens]``."""
+    prompt: Prompt = field(repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the batch."""
+        return self.hidden.shape[0]
+
+    def generator(self, row: int, seed: int) -> torch.Generator:
+        """Return a fresh random generator that depends on the seed and on the row's own prompt only.
+
+        Raises
+        ------
+        ValueError
+            If the prompt reached the model as ``inputs_embeds``, so that its ids are not known.
+        """
+        ids = self.prompt.ids
+        if ids is None:
+            raise ValueError("a random method draws from the prompt's token ids: pass input_ids, not inputs_embeds.")
+        own = ids[row][self.prompt.valid[row, : ids.shape[1]].to(ids.device)].tolist()
+        digest = hashlib.blake2b(f"{seed}:{own}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Reducer(Protocol):
+    """What the engine needs of a method; :class:`vtw_eval.methods.Method` is the base class to inherit."""
+
+    @property
+    def positions(self) -> str:
+        """Either "keep" or "rearrange"."""
+
+    def bind(self, anatomy: Anatomy) -> Reducer:
+        """Fill in defaults that depend on the model, and check against it."""
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Layers before which :meth:`keep` is asked."""
+
+    def keep(self, view: LayerView) -> Tensor:
+        """Boolean ``[rows, tokens]``: which of the current tokens go on."""
+
+
+@dataclass
+class Trace:
+    """What an installed method really did in the last prefill."""
+
+    method: Reducer
+    """The method with its defaults filled in."""
+    reduction: Reduction | None = None
+    """Prompt and layouts; None until the model has run."""
+
+    def kept(self, layer: int) -> Tensor:
+        """Boolean ``[rows, tokens]``: the prompt's tokens that entered a layer.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has not run yet.
+        """
+        return self._ran().kept(layer)
+
+    @property
+    def tokens_per_layer(self) -> Tensor:
+        """Long ``[rows, layers]`` on the CPU: tokens that entered each layer, padding left out."""
+        return self._count(torch.ones_like(self._ran().prompt.valid))
+
+    @property
+    def vision_per_layer(self) -> Tensor:
+        """Long ``[rows, layers]`` on the CPU: vision tokens that entered each layer."""
+        return self._count(self._ran().prompt.vision)
+
+    def _ran(self) -> Reduction:
+        if self.reduction is None:
+            raise RuntimeError("the trace is empty: run the model inside the with block first.")
+        return self.reduction
+
+    def _count(self, among: Tensor) -> Tensor:
+        reduction = self._ran()
+        counts: dict[int, Tensor] = {}  # layers share layouts
+        for i, layout in enumerate(reduction.layouts):
+            if id(layout) not in counts:
+                counts[id(layout)] = (reduction.kept(i) & among).sum(dim=1).cpu()
+        return torch.stack([counts[id(layout)] for layout in reduction.layouts], dim=1)

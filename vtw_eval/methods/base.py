@@ -1,0 +1,103 @@
+"""What a token-reduction method is: a frozen dataclass that answers one question of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine import LayerView, Trace, install
+
+Self = TypeVar("Self", bound="Method")
+Position = Literal["keep", "rearrange"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to reduce the tokens that the decoder layers of a vision-language model see.
+
+    Subclasses are frozen dataclasses whose fields are the hyper-parameters. They never touch hooks, masks or caches:
+    the engine asks :meth:`keep` before each of the layers named by :meth:`layers`.
+
+    Examples
+    --------
+    >>> with VTW(k=16)(model) as trace:       # doctest: +SKIP
+    ...     model.generate(**inputs)
+    >>> trace.tokens_per_layer                # doctest: +SKIP
+    """
+
+    key: ClassVar[str]
+    """Name in the registry and on the command line."""
+
+    paper: ClassVar[str] = ""
+    """URL of the source."""
+
+    @property
+    def positions(self) -> Position:
+        """Whether surviving tokens keep their rotary positions or are numbered anew without gaps."""
+        return "keep"
+
+    def bind(self: Self, anatomy: Anatomy) -> Self:
+        """Return the method with defaults that depend on the model filled in, checked against that model.
+
+        Raises
+        ------
+        ValueError
+            If a hyper-parameter is impossible for this model.
+        """
+        return self
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Layer indices before which :meth:`keep` is asked; empty for the unchanged model."""
+        raise NotImplementedError
+
+    def keep(self, view: LayerView) -> Tensor:
+        """Boolean tensor ``[rows, tokens]`` of the current tokens that enter this layer and all later ones."""
+        raise NotImplementedError
+
+    def params(self) -> Mapping[str, Any]:
+        """Hyper-parameters by name, as they would stand in a method spec."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __str__(self) -> str:
+        return ",".join([self.key, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
+
+    def __call__(
+        self, model: nn.Module, *, vision_mask: Tensor | None = None, allow_untested: bool = False
+    ) -> AbstractContextManager[Trace]:
+        """Install the method on a model for the length of a ``with`` block.
+
+        Parameters
+        ----------
+        model
+            A transformers vision-language model.
+        vision_mask
+            Boolean ``[rows, tokens]``, needed only for prompts that reach the model as ``inputs_embeds``.
+        allow_untested
+            Go on with a model family that the test-suite does not cover.
+
+        Returns
+        -------
+        AbstractContextManager[Trace]
+            Yields the trace; all hooks are removed when the block ends, also by an exception.
+        """
+        return install(self, model, vision_mask=vision_mask, allow_untested=allow_untested)
+
+
+def check_layer(name: str, value: int, num_layers: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is a possible number of layers, 0..num_layers."""
+    if not 0 <= value <= num_layers:
+        raise ValueError(
+            f"{name}={value} is out of range: this model has {num_layers} decoder layers, so {name} must be "
+            f"0..{num_layers} ({name}={num_layers} is the unchanged model)."
+        )
+
+
+def text_only(view: LayerView) -> Tensor:
+    """Mask of all tokens that are not vision tokens, the current ones of a view; ``[rows, tokens]``."""
+    return torch.logical_not(view.vision)

@@ -1,0 +1,78 @@
+"""All methods by their lower-case key, and the parser of method specs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from vtw_eval.methods.base import Method
+from vtw_eval.methods.baseline import Baseline
+from vtw_eval.methods.random_k import RandomK
+from vtw_eval.methods.vtw import VTW
+
+METHODS: Mapping[str, type[Method]] = {cls.key: cls for cls in (Baseline, VTW, RandomK)}
+"""Every method that a spec can name."""
+
+
+def suggest(wrong: str, valid: list[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` when a valid word is close to the wrong one, else an empty string."""
+    close = difflib.get_close_matches(wrong, valid, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
+    """Make a method from its key and parameters, the latter as strings or values.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`METHODS`.
+    params
+        Hyper-parameters by name; strings are converted to the declared type.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, an unknown parameter or a value of the wrong type; the message lists the valid ones.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}{suggest(name, list(METHODS))} Valid: {', '.join(METHODS)}.")
+    cls = METHODS[name]
+    hints = get_type_hints(cls)
+    valid = [f.name for f in fields(cls)]
+    values: dict[str, Any] = {}
+    for key, value in (params or {}).items():
+        if key not in valid:
+            listing = f"Valid: {', '.join(valid)}." if valid else "It takes none."
+            raise ValueError(f"unknown parameter {key!r} of method {name!r}{suggest(key, valid)} {listing}")
+        adapter = TypeAdapter(hints[key])
+        try:
+            values[key] = adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[-1]["msg"]
+            raise ValueError(f"bad value {key}={value!r} of method {name!r}: {problem}.") from None
+    return cls(**values)
+
+
+def parse_method(spec: str) -> Method:
+    """Make a method from a spec such as ``"vtw,k=16"``.
+
+    Raises
+    ------
+    ValueError
+        See :func:`make_method`; also for a part that is not ``name=value`` or stands twice.
+    """
+    name, *parts = [part.strip() for part in spec.split(",")]
+    params: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"bad part {part!r} in method spec {spec!r}: write name=value, as in 'vtw,k=16'.")
+        if key in params:
+            raise ValueError(f"parameter {key!r} stands twice in method spec {spec!r}.")
+        params[key] = value
+    return make_method(name, params)
