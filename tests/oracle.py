@@ -7,15 +7,19 @@ mask aligned at the bottom right, sliding window counted in the keys it gets).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask, flash_attention_mask
 
+from tests.families import make_inputs, make_model
+from vtw_eval import VTW
 from vtw_eval.anatomy import find_anatomy
 
 FLASH = "reference_fa"
@@ -76,28 +80,48 @@ def register_attention() -> None:
 
 
 @contextmanager
-def masked(model: nn.Module, vision: Tensor, valid: Tensor, k: int, causal_only: bool) -> Iterator[None]:
-    """Hide vision keys from layer k on.
+def masked(model: nn.Module, k: int, *, flash_prompt: int | None = None, rearrange: bool = False) -> Iterator[None]:
+    """Hide vision keys from layer k on, in every forward of a model that runs without a cache.
 
     Parameters
     ----------
     model
         The model, on eager or SDPA attention.
-    vision, valid
-        Boolean ``[rows, tokens]`` of the whole sequence.
     k
-        First layer that must not see them.
-    causal_only
-        Replace the model's masks by causal, padding and sliding-window masks: all that FlashAttention can express.
+        First layer that must not see vision tokens.
+    flash_prompt
+        If given, replace the model's masks by what FlashAttention can express: causal, padding and sliding-window
+        masks, or all keys for a prompt of this length where the attention module is not causal.
+    rearrange
+        From layer k on, number the text tokens of a row without gaps.
     """
     anatomy = find_anatomy(model)
-    tokens = torch.arange(vision.shape[1])
-    causal = tokens[None, :] <= tokens[:, None]
+    seen: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        assert kwargs.get("past_key_values") is None, "the oracle runs without a cache"
+        ids = kwargs["input_ids"]
+        seen["valid"] = kwargs.get("attention_mask", torch.ones_like(ids)).bool()
+        seen["vision"] = vision_positions(model, ids) & seen["valid"]
+
+    def rotary(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        text = seen["valid"] & ~seen["vision"]
+        positions = kwargs.get("position_ids", args[-1]).expand(
+            *kwargs.get("position_ids", args[-1]).shape[:-2], *text.shape
+        )
+        first = positions.gather(-1, text.to(torch.uint8).argmax(1)[:, None].expand(*positions.shape[:-1], 1))
+        new = torch.where(text, first + text.cumsum(1) - 1, positions)
+        seen["embeddings"] = module.forward(args[0], new)
 
     def edit(i: int, layer: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-        mask = kwargs["attention_mask"]
-        if causal_only:
-            window = getattr(layer.self_attn, "sliding_window", None)
+        mask, vision, valid = kwargs["attention_mask"], seen["vision"], seen["valid"]
+        tokens = torch.arange(vision.shape[1])
+        causal = tokens[None, :] <= tokens[:, None]
+        if flash_prompt is not None:
+            attention = layer.self_attn
+            if not attention.is_causal:
+                causal = causal | (tokens[None, :] < flash_prompt)
+            window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
             near = tokens[None, :] > tokens[:, None] - window if window else causal
             mask = (causal & near & valid[:, None, :])[:, None]
         elif i < k:
@@ -108,14 +132,17 @@ def masked(model: nn.Module, vision: Tensor, valid: Tensor, k: int, causal_only:
             hidden = vision[:, None, None, :] & ~torch.eye(len(tokens), dtype=torch.bool)
             additive = mask.dtype != torch.bool
             mask = mask.masked_fill(hidden, SHORT_MIN) if additive else mask & ~hidden
+            if rearrange:
+                kwargs = {**kwargs, "position_embeddings": seen["embeddings"]}
         return {**kwargs, "attention_mask": mask}
 
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda module, args, kwargs, i=i: (args, edit(i, module, kwargs)), with_kwargs=True
-        )
-        for i, layer in enumerate(anatomy.layers)
-    ]
+    handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
+    if rearrange:
+        assert anatomy.rotary is not None
+        handles.append(anatomy.rotary.register_forward_hook(rotary, with_kwargs=True))
+    for i, layer in enumerate(anatomy.layers):
+        hook = lambda module, args, kwargs, i=i: (args, edit(i, module, kwargs))  # noqa: E731
+        handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
@@ -123,12 +150,12 @@ def masked(model: nn.Module, vision: Tensor, valid: Tensor, k: int, causal_only:
             handle.remove()
 
 
-def extend(inputs: dict[str, Tensor], generated: Tensor) -> dict[str, Tensor]:
+def extend(name: str, inputs: dict[str, Tensor], generated: Tensor) -> dict[str, Tensor]:
     """Append generated tokens to the inputs of a prompt."""
-    rows, new = generated.shape
     longer = {"input_ids": generated, "attention_mask": torch.ones_like(generated)}
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        longer[name] = torch.zeros_like(generated)
+    longer["mm_token_type_ids"] = torch.zeros_like(generated)
+    # 1 is an image token for Gemma 3, a token after the bidirectional prefix for PaliGemma.
+    longer["token_type_ids"] = torch.full_like(generated, int(name == "paligemma"))
     return {n: torch.cat([v, longer[n].to(v)], dim=1) if n in longer else v for n, v in inputs.items()}
 
 
@@ -139,10 +166,77 @@ def vision_positions(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.isin(ids, torch.tensor([getattr(config, n) for n in names if getattr(config, n, None) is not None]))
 
 
+KINDS: dict[str, list[list[str]]] = {
+    "single": [["t3", "i", "t4"]],
+    "batch": [["t3", "i", "t4"], ["t5", "I", "t9"]],
+    "multi-image": [["t3", "i", "t2", "I", "t4"], ["i", "i", "t6"]],
+    "mixed": [["t3", "i", "t4"], ["t7"], ["t1", "I", "i", "t3"]],
+    "video": [["t3", "v", "t4"], ["t2", "i", "t6"], ["t5"]],
+}
+"""Prompts of each kind, as :func:`tests.families.make_inputs` reads them."""
+
+GLM_VIDEO = [["t3", "v", "t4"], ["t2", "v", "t1", "v", "t6"], ["t5"]]
+"""Upstream refuses images beside videos in this family: they share a placeholder."""
+
+NEW_TOKENS = 5
+
+
+@functools.lru_cache(maxsize=2)  # one pair at a time: models are made once for all kinds
+def models(name: str, attention: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return the model under test and the oracle's model: the same weights."""
+    register_attention()
+    mine = make_model(name, attn=attention)
+    return mine, make_model(name, attn="eager" if attention == "eager" else "sdpa")
+
+
+def widen_windows(model: PreTrainedModel, window: int) -> None:
+    """Set the sliding window of the layers that have one."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "sliding_window", None) is not None:
+        config.sliding_window = window
+    for layer in find_anatomy(model).layers:
+        if getattr(layer.self_attn, "sliding_window", None) is not None:
+            layer.self_attn.sliding_window = window
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest absolute differences of logits, engine minus oracle."""
+
+    prefill: float
+    """Over all text tokens of the prompts."""
+    decode: float
+    """Over the generated tokens, KV cache on."""
+
+
 @torch.no_grad()
-def oracle_logits(model: nn.Module, inputs: dict[str, Tensor], k: int, *, causal_only: bool = False) -> Tensor:
+def compare(name: str, attention: str, kind: str, k: int) -> Difference:
+    """Compare VTW at layer k with the oracle: one prefill, then greedy generation with cache."""
+    mine, oracle = models(name, attention)
+    inputs = make_inputs(name, mine, GLM_VIDEO if (name, kind) == ("glm4v", "video") else KINDS[kind])
+    length = inputs["input_ids"].shape[1]
+    if attention == FLASH:  # prompts within the sliding window, if there is one; generation leaves it
+        for model in (mine, oracle):
+            widen_windows(model, length + 2)
+    with VTW(k=k)(mine):
+        prefill = mine(**inputs).logits
+        generated = mine.generate(
+            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    text = inputs["attention_mask"].bool() & ~vision_positions(mine, inputs["input_ids"])
+    longer = extend(name, inputs, generated.sequences[:, length:])
+    expected = oracle_logits(oracle, longer, k, flash_prompt=length if attention == FLASH else None)
+    decoded = torch.stack(generated.logits, dim=1)
+    assert torch.isfinite(prefill).all()
+    assert torch.isfinite(decoded).all()
+    return Difference(
+        prefill=float((prefill - expected[:, :length])[text].abs().max()),
+        decode=float((decoded - expected[:, length - 1 : -1]).abs().max()),
+    )
+
+
+@torch.no_grad()
+def oracle_logits(model: nn.Module, inputs: dict[str, Tensor], k: int, *, flash_prompt: int | None = None) -> Tensor:
     """Logits ``[rows, tokens, vocabulary]`` of a whole sequence, withdrawal at layer k by masking."""
-    vision = vision_positions(model, inputs["input_ids"])
-    valid = inputs["attention_mask"].bool()
-    with masked(model, vision & valid, valid, k, causal_only):
+    with masked(model, k, flash_prompt=flash_prompt):
         return model(**inputs, use_cache=False).logits

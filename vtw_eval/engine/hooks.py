@@ -164,21 +164,21 @@ class _Engine:
         """Bring recorded hidden states and attentions to the prompt's length, in place."""
         if not hasattr(output, "keys"):
             return
-        layouts, length = step.reduction.layouts, step.reduction.prompt.length
-        recorded: list[tuple[str, Sequence[Layout | None], tuple[int, ...]]] = [
-            ("attentions", layouts, (3,) if step.decoding else (3, 2))
-        ]
-        if not step.decoding:  # entry 0 is the input of layer 0, entry i the output of layer i-1
-            recorded.append(("hidden_states", [layouts[0], *layouts], (1,)))
-        for name, expected, dims in recorded:
-            if output.get(name) is None:
+        layouts, prompt = step.reduction.layouts, step.reduction.prompt
+        for name in ("hidden_states", "attentions"):
+            if output.get(name) is None or (name == "hidden_states" and step.decoding):
                 continue
+            # hidden states begin with the input of layer 0; entry i is the output of layer i - 1
+            expected = [layouts[0], *layouts] if name == "hidden_states" else layouts
             entries = list(output[name])
             for i, (entry, layout) in enumerate(zip(entries, expected, strict=True)):
                 if entry is None or layout is None or any(entry is done for done in step.restored):
                     continue
-                for dim in dims:
-                    entry = spread(entry, layout, length, dim)
+                if name == "hidden_states":
+                    entry = spread(entry, layout, prompt.length, 1)
+                else:
+                    entry = _spread_keys(entry, layout, prompt.length, step.total)
+                    entry = entry if step.decoding else spread(entry, layout, prompt.length, 2)
                 step.restored.append(entry)
                 entries[i] = entry
             output[name] = tuple(entries)
@@ -383,7 +383,9 @@ class _Engine:
         """Sliding window of a layer whose mask does not carry it (FlashAttention), else None."""
         if self.kind != "validity":
             return None
-        return getattr(getattr(self.anatomy.layers[i], "self_attn", None), "sliding_window", None)
+        attention = getattr(self.anatomy.layers[i], "self_attn", self.anatomy.layers[i])
+        config = getattr(attention, "config", self.anatomy.text_config)  # Mistral's attention reads it there
+        return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
     def _add_deepstack(self, i: int, step: _Step, hidden: Tensor) -> Tensor:
         """Add the vision features that belong after layer ``i - 1`` to the vision tokens that are left."""
@@ -398,6 +400,13 @@ class _Engine:
 def _pick_tokens(value: Tensor, layout: Layout) -> Tensor:
     """Cut ``[1 or rows, tokens, ...]`` to the slots of a layout."""
     return pick(value.movedim((0, 1), (-2, -1)), layout.index, -1).movedim((-2, -1), (0, 1))
+
+
+def _spread_keys(attention: Tensor, layout: Layout, length: int, total: int) -> Tensor:
+    """Bring attention weights ``[rows, heads, queries, keys]`` to ``total`` keys, zero where a key was not held."""
+    held = layout.slots + total - length
+    attention = nn.functional.pad(attention[..., :held], (max(held - attention.shape[-1], 0), 0))  # sliding window
+    return spread(attention, layout, length, 3)
 
 
 _HANDLED = frozenset({"attention_mask", "position_embeddings", "position_ids"})

@@ -1,0 +1,26 @@
+"""VTW equals masking: families x attention x kinds of input x k, prefill and generation."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.families import FAMILIES, VIDEO
+from tests.oracle import FLASH, KINDS, compare, models
+
+# Rotary tables are float32 in every model; the oracle's sequence is longer, which moves their rounding. Eager
+# attention computes its softmax in float32.
+TOLERANCE = {"eager": 1e-5, "sdpa": 1e-6, FLASH: 1e-6}
+DECODE_TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", FLASH])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_withdrawal_equals_masking(name: str, attention: str) -> None:
+    layers = models(name, attention)[0].config.get_text_config(decoder=True).num_hidden_layers
+    for kind in KINDS:
+        if kind == "video" and name not in VIDEO:
+            continue
+        for k in (0, 1, layers // 2, layers - 1, layers):
+            difference = compare(name, attention, kind, k)
+            assert difference.prefill < TOLERANCE[attention], (kind, k)
+            assert difference.decode < DECODE_TOLERANCE, (kind, k)
