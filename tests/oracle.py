@@ -8,7 +8,7 @@ mask aligned at the bottom right, sliding window counted in the keys it gets).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask, flash_attention_mask
 from tests.families import make_inputs, make_model
 from vtw_eval import VTW
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.engine import Trace
 
 FLASH = "reference_fa"
 SHORT_MIN = torch.finfo(torch.float32).min
@@ -79,24 +80,46 @@ def register_attention() -> None:
     AttentionMaskInterface.register("eager", short_eager_mask)
 
 
+Kept = Callable[[int, Tensor, Tensor], Tensor]
+"""From a layer, the vision tokens and the tokens that are not padding: which tokens the layer may see."""
+
+
+def withdrawn(k: int) -> Kept:
+    """VTW: layers from k on see text only."""
+    return lambda layer, vision, valid: valid if layer < k else valid & ~vision
+
+
+def traced(trace: Trace) -> Kept:
+    """What a trace says, and all tokens generated since."""
+
+    def kept(layer: int, vision: Tensor, valid: Tensor) -> Tensor:
+        prompt = trace.kept(layer)
+        return torch.cat([prompt, valid[:, prompt.shape[1] :]], dim=1)
+
+    return kept
+
+
 @contextmanager
-def masked(model: nn.Module, k: int, *, flash_prompt: int | None = None, rearrange: bool = False) -> Iterator[None]:
-    """Hide vision keys from layer k on, in every forward of a model that runs without a cache.
+def masked(
+    model: nn.Module, kept: Kept | int, *, flash_prompt: int | None = None, rearrange: bool = False
+) -> Iterator[None]:
+    """Hide the keys of tokens that a method removes, in every forward of a model that runs without a cache.
 
     Parameters
     ----------
     model
         The model, on eager or SDPA attention.
-    k
-        First layer that must not see vision tokens.
+    kept
+        Which tokens a layer may see; a number k stands for ``withdrawn(k)``.
     flash_prompt
         If given, replace the model's masks by what FlashAttention can express: causal, padding and sliding-window
         masks, or all keys for a prompt of this length where the attention module is not causal.
     rearrange
-        From layer k on, number the text tokens of a row without gaps.
+        In layers with removed tokens, number the others without gaps.
     """
     anatomy = find_anatomy(model)
-    seen: dict[str, Tensor] = {}
+    kept_in = withdrawn(kept) if isinstance(kept, int) else kept
+    seen: dict[str, Any] = {}
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         assert kwargs.get("past_key_values") is None, "the oracle runs without a cache"
@@ -105,13 +128,14 @@ def masked(model: nn.Module, k: int, *, flash_prompt: int | None = None, rearran
         seen["vision"] = vision_positions(model, ids) & seen["valid"]
 
     def rotary(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        text = seen["valid"] & ~seen["vision"]
-        positions = kwargs.get("position_ids", args[-1]).expand(
-            *kwargs.get("position_ids", args[-1]).shape[:-2], *text.shape
-        )
-        first = positions.gather(-1, text.to(torch.uint8).argmax(1)[:, None].expand(*positions.shape[:-1], 1))
-        new = torch.where(text, first + text.cumsum(1) - 1, positions)
-        seen["embeddings"] = module.forward(args[0], new)
+        positions = kwargs.get("position_ids", args[-1])
+        positions = positions.expand(*positions.shape[:-2], *seen["valid"].shape)
+        seen["embeddings"] = {}
+        for i in range(anatomy.num_layers):
+            keep = kept_in(i, seen["vision"], seen["valid"])
+            start = positions.gather(-1, keep.to(torch.uint8).argmax(1)[:, None].expand(*positions.shape[:-1], 1))
+            new = torch.where(keep, start + keep.cumsum(1) - 1, positions)
+            seen["embeddings"][i] = module.forward(args[0], new)
 
     def edit(i: int, layer: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         mask, vision, valid = kwargs["attention_mask"], seen["vision"], seen["valid"]
@@ -124,16 +148,15 @@ def masked(model: nn.Module, k: int, *, flash_prompt: int | None = None, rearran
             window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
             near = tokens[None, :] > tokens[:, None] - window if window else causal
             mask = (causal & near & valid[:, None, :])[:, None]
-        elif i < k:
-            return kwargs
-        elif mask is None:
+        removed = valid & ~kept_in(i, vision, valid)
+        if not removed.any():
+            return {**kwargs, "attention_mask": mask}
+        if mask is None:
             mask = (causal & valid[:, None, :])[:, None]
-        if i >= k:
-            hidden = vision[:, None, None, :] & ~torch.eye(len(tokens), dtype=torch.bool)
-            additive = mask.dtype != torch.bool
-            mask = mask.masked_fill(hidden, SHORT_MIN) if additive else mask & ~hidden
-            if rearrange:
-                kwargs = {**kwargs, "position_embeddings": seen["embeddings"]}
+        hidden = removed[:, None, None, :] & ~torch.eye(len(tokens), dtype=torch.bool)
+        mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, SHORT_MIN)
+        if rearrange:
+            kwargs = {**kwargs, "position_embeddings": seen["embeddings"][i]}
         return {**kwargs, "attention_mask": mask}
 
     handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
@@ -236,7 +259,14 @@ def compare(name: str, attention: str, kind: str, k: int) -> Difference:
 
 
 @torch.no_grad()
-def oracle_logits(model: nn.Module, inputs: dict[str, Tensor], k: int, *, flash_prompt: int | None = None) -> Tensor:
-    """Logits ``[rows, tokens, vocabulary]`` of a whole sequence, withdrawal at layer k by masking."""
-    with masked(model, k, flash_prompt=flash_prompt):
+def oracle_logits(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    kept: Kept | int,
+    *,
+    flash_prompt: int | None = None,
+    rearrange: bool = False,
+) -> Tensor:
+    """Logits ``[rows, tokens, vocabulary]`` of a whole sequence, tokens removed by masking."""
+    with masked(model, kept, flash_prompt=flash_prompt, rearrange=rearrange):
         return model(**inputs, use_cache=False).logits

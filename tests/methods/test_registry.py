@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import vtw_eval.methods
-from vtw_eval.methods import METHODS, VTW, Baseline, Method, RandomK, make_method, parse_method
+from vtw_eval.methods import METHODS, VTW, Baseline, Composite, FastV, Method, RandomK, make_method, parse_method
 
 
 def test_specs_parse_to_methods_and_back() -> None:
@@ -19,6 +19,8 @@ def test_specs_parse_to_methods_and_back() -> None:
         ("vtw,k=16", VTW(k=16)),
         (" vtw , k=3 , position=rearrange ", VTW(k=3, position="rearrange")),
         ("random_k,low=8,high=24,seed=5", RandomK(low=8, high=24, seed=5)),
+        ("fastv,k=3,r=0.75", FastV(k=3, r=0.75)),
+        ("fastv+vtw,fastv.k=2,fastv.r=0.5,vtw.k=16", Composite(parts=(FastV(k=2, r=0.5), VTW(k=16)))),
     ]:
         assert parse_method(spec) == method
         assert parse_method(str(method)) == method
@@ -39,6 +41,11 @@ def test_specs_parse_to_methods_and_back() -> None:
         ("vtw,position=kept", ["kept", "keep", "rearrange"]),
         ("baseline,k=3", ["baseline", "takes none"]),
         ("", ["unknown method"]),
+        ("fastv,r=1.5", ["r=1.5", "0..1"]),
+        ("fastv+vtw,k=3", ["'k'", "PART.NAME", "fastv, vtw"]),
+        ("fastv+vtv", ["vtv", "did you mean"]),
+        ("vtw+vtw", ["different methods"]),
+        ("pyramiddrop+vtw", ["positions"]),
     ],
 )
 def test_a_wrong_spec_says_what_is_wrong_and_what_would_be_right(spec: str, words: list[str]) -> None:
@@ -54,11 +61,12 @@ def test_every_method_file_is_registered_and_exported() -> None:
     found = set()
     for module in pkgutil.iter_modules(vtw_eval.methods.__path__, "vtw_eval.methods."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Method) and value is not Method:
+            if isinstance(value, type) and issubclass(value, Method) and value not in (Method, Composite):
                 found.add(value)
     assert found == set(METHODS.values())
     for cls in found:
         assert getattr(vtw_eval.methods, cls.__name__) is cls
+        assert getattr(vtw_eval, cls.__name__) is cls
         assert METHODS[cls.key] is cls
         assert dataclasses.fields(cls) is not None
         assert cls.__dataclass_params__.frozen

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.engine.attention import last_query_attention
 from vtw_eval.engine.cache import ReducedCache, key_slots, reduce_cache
 from vtw_eval.engine.layout import Layout, Prompt, Reduction, advance, pick, rearranged, spread
 from vtw_eval.engine.masks import mask_kind, reduced_mask, validity
@@ -41,6 +42,8 @@ class _Step:
     """Whether this is a later step of a generation without cache."""
     layout: Layout | None = None
     """Layout of the current layer in a prefill."""
+    entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
+    """What entered a layer whose attention a method wants to see at the next one."""
     deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
     rotary: list[_RotaryCall] = field(default_factory=list)
     restored: list[Tensor] = field(default_factory=list)
@@ -65,6 +68,7 @@ class _Engine:
         self.trace = Trace(method)
         self.asked = frozenset(method.layers(anatomy.num_layers))
         self.first = min(self.asked, default=anatomy.num_layers)
+        self.watched = frozenset(i - 1 for i in self.asked if i and method.looks_back)
         self.kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else "unknown"
         self.step: _Step | None = None
         self.seen: Mapping[str, Any] = {}
@@ -79,7 +83,8 @@ class _Engine:
         yield decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
         if self.asked and self.method.positions == "rearrange" and self.anatomy.rotary is not None:
             yield self.anatomy.rotary.register_forward_hook(self.after_rotary, with_kwargs=True)
-        for i in range(self.first, self.anatomy.num_layers):  # layers below see everything: no hook, no cost
+        # Layers below the first choice see everything: no hook, no cost.
+        for i in range(min(self.first, *self.watched, self.anatomy.num_layers), self.anatomy.num_layers):
             hook = functools.partial(self.before_layer, i)
             yield self.anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True)
         yield decoder.register_forward_hook(self.after_decoder)
@@ -282,10 +287,12 @@ class _Engine:
         cache = kwargs.get("past_key_values")
         if cache is not None:
             reduce_cache(cache, step.reduction)
-        if step.layout is None:
-            return (hidden,), kwargs
-        step.reduction.layouts[i] = step.layout
-        return (hidden,), self._arguments(i, step, step.layout, kwargs)
+        if step.layout is not None:
+            step.reduction.layouts[i] = step.layout
+            kwargs = self._arguments(i, step, step.layout, kwargs)
+        if i in self.watched:
+            step.entered = {i: (hidden, kwargs)}
+        return (hidden,), kwargs
 
     def _ask(self, i: int, step: _Step, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """Ask the method which tokens go on from here, and drop the others."""
@@ -297,7 +304,18 @@ class _Engine:
         else:
             index, valid = layout.index, layout.valid
             vision = prompt.vision.gather(1, index) & valid
-        view = LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt)
+        last = prompt.last() if layout is None else torch.full_like(index[:, 0], layout.slots - 1)
+        if prompt.ids is not None:  # a generation without cache has appended tokens
+            last = last - (length - prompt.ids.shape[1])
+
+        def probe(at: int) -> Tensor:
+            if at == i:
+                seen = (hidden, kwargs if layout is None else self._arguments(i, step, layout, kwargs))
+            else:
+                seen = step.entered[at]
+            return last_query_attention(self.anatomy.layers[at], *seen, self.anatomy.text_config, last, valid)
+
+        view = LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt, last, probe)
         keep = self.method.keep(view) & valid
         if torch.equal(keep, valid):
             return hidden

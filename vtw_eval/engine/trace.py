@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,39 @@ class LayerView:
     index: Tensor
     """Place of each token in the prompt, long ``[rows, tokens]``."""
     prompt: Prompt = field(repr=False)
+    last: Tensor
+    """Which of the current tokens is the last one of the row's prompt, long ``[rows]``."""
+    probe: Callable[[int], Tensor] = field(repr=False)
+    """Attention row of a layer, see :meth:`attention`."""
+
+    @property
+    def generated(self) -> Tensor:
+        """Boolean ``[rows, tokens]``: tokens that a generation without cache has appended to the prompt."""
+        ids = self.prompt.ids
+        return self.index >= (self.prompt.length if ids is None else ids.shape[1])
+
+    @property
+    def vision_total(self) -> Tensor:
+        """Number of vision tokens of each prompt, long ``[rows]``."""
+        return self.prompt.vision.sum(dim=1)
+
+    def attention(self, layer: int) -> Tensor:
+        """Attention weights of each prompt's last token over the current tokens, mean over heads.
+
+        Computed from that one query and all keys, so that SDPA and FlashAttention stay on.
+
+        Parameters
+        ----------
+        layer
+            Either :attr:`layer`, the layer about to run, on the tokens as they enter it; or the one before (for
+            methods with ``looks_back``), on the tokens as they entered that.
+
+        Returns
+        -------
+        Tensor
+            ``[rows, tokens]``; a row sums to 1.
+        """
+        return self.probe(layer).mean(dim=1)
 
     @property
     def rows(self) -> int:
@@ -58,6 +91,10 @@ class Reducer(Protocol):
     @property
     def positions(self) -> str:
         """Either "keep" or "rearrange"."""
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether :meth:`keep` wants the attention of the layer before."""
 
     def bind(self, anatomy: Anatomy) -> Reducer:
         """Fill in defaults that depend on the model, and check against it."""

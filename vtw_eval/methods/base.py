@@ -42,6 +42,11 @@ class Method:
         """Whether surviving tokens keep their rotary positions or are numbered anew without gaps."""
         return "keep"
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether :meth:`keep` wants the attention of the layer before, ``view.attention(view.layer - 1)``."""
+        return False
+
     def bind(self: Self, anatomy: Anatomy) -> Self:
         """Return the method with defaults that depend on the model filled in, checked against that model.
 
@@ -96,6 +101,52 @@ def check_layer(name: str, value: int, num_layers: int) -> None:
             f"{name}={value} is out of range: this model has {num_layers} decoder layers, so {name} must be "
             f"0..{num_layers} ({name}={num_layers} is the unchanged model)."
         )
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a share that can be removed, 0..1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is out of range: {name} is the share of vision tokens removed, 0..1.")
+
+
+def kept_count(total: Tensor, removed: float) -> Tensor:
+    """Return how many of ``total`` vision tokens are left when the share ``removed`` goes, halves rounded up."""
+    return torch.floor(total * (1 - removed) + 0.5).long()
+
+
+def keep_best(view: LayerView, score: Tensor, count: Tensor) -> Tensor:
+    """Keep the ``count`` vision tokens of each row with the highest score, and all other tokens.
+
+    Parameters
+    ----------
+    view
+        The current tokens.
+    score
+        ``[rows, tokens]``; ties go to the earlier token.
+    count
+        Long ``[rows]``.
+
+    Returns
+    -------
+    Tensor
+        Boolean ``[rows, tokens]``.
+    """
+    order = score.masked_fill(~view.vision, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return ~view.vision | (rank < count.to(rank.device)[:, None])
+
+
+def random_scores(view: LayerView, seed: int) -> Tensor:
+    """Return uniform random numbers for each prompt token, drawn per row, for the current tokens; ``[rows, tokens]``.
+
+    A token gets the same number at whatever layer, batch or padding.
+    """
+    scores = torch.zeros(view.rows, view.prompt.length, dtype=torch.float64)
+    for row, valid in enumerate(view.prompt.valid.cpu()):
+        scores[row, valid] = torch.rand(int(valid.sum()), generator=view.generator(row, seed), dtype=torch.float64)
+    return scores.to(view.index.device).gather(1, view.index)
 
 
 def text_only(view: LayerView) -> Tensor:

@@ -11,10 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from vtw_eval.methods.base import Method
 from vtw_eval.methods.baseline import Baseline
+from vtw_eval.methods.composite import Composite
+from vtw_eval.methods.fastv import FastV
+from vtw_eval.methods.pyramiddrop import PyramidDrop
+from vtw_eval.methods.rand import Rand
 from vtw_eval.methods.random_k import RandomK
+from vtw_eval.methods.random_vision import RandomVision
 from vtw_eval.methods.vtw import VTW
 
-METHODS: Mapping[str, type[Method]] = {cls.key: cls for cls in (Baseline, VTW, RandomK)}
+METHODS: Mapping[str, type[Method]] = {
+    cls.key: cls for cls in (Baseline, VTW, Rand, RandomK, FastV, RandomVision, PyramidDrop)
+}
 """Every method that a spec can name."""
 
 
@@ -39,6 +46,8 @@ def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
     ValueError
         For an unknown method, an unknown parameter or a value of the wrong type; the message lists the valid ones.
     """
+    if "+" in name:
+        return _make_composite(name, params or {})
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}{suggest(name, list(METHODS))} Valid: {', '.join(METHODS)}.")
     cls = METHODS[name]
@@ -56,6 +65,21 @@ def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
             problem = error.errors()[-1]["msg"]
             raise ValueError(f"bad value {key}={value!r} of method {name!r}: {problem}.") from None
     return cls(**values)
+
+
+def _make_composite(name: str, params: Mapping[str, Any]) -> Composite:
+    """Make ``fastv+vtw`` from parameters such as ``fastv.k``."""
+    names = [part.strip() for part in name.split("+")]
+    own: dict[str, dict[str, Any]] = {part: {} for part in names}
+    for key, value in params.items():
+        part, dot, parameter = key.partition(".")
+        if not dot or part not in own:
+            raise ValueError(
+                f"parameter {key!r} of {name!r} belongs to no part{suggest(part, names)} "
+                f"Write PART.NAME=VALUE with PART one of {', '.join(names)}."
+            )
+        own[part][parameter] = value
+    return Composite(parts=tuple(make_method(part, own[part]) for part in names))
 
 
 def parse_method(spec: str) -> Method:

@@ -1,0 +1,231 @@
+"""Every method on every family: what it keeps, and that the model then computes what masking computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.families import FAMILIES, VIDEO, make_inputs
+from tests.oracle import (
+    FLASH,
+    GLM_VIDEO,
+    KINDS,
+    NEW_TOKENS,
+    extend,
+    models,
+    oracle_logits,
+    traced,
+    vision_positions,
+)
+from vtw_eval import VTW, Baseline, Composite, FastV, Method, PyramidDrop, Rand, RandomK, RandomVision
+from vtw_eval.engine import LayerView, Trace
+from vtw_eval.methods import METHODS
+
+EXAMPLES: dict[str, Method] = {
+    "baseline": Baseline(),
+    "vtw": VTW(k=2),
+    "rand": Rand(k=2),
+    "random_k": RandomK(low=1, high=3),
+    "fastv": FastV(k=2, r=0.5),
+    "fastv at 0": FastV(k=0, r=0.25),
+    "random_vision": RandomVision(k=1, r=0.75),
+    "pyramiddrop": PyramidDrop(),
+    "pyramiddrop, keep": PyramidDrop(position="keep"),
+    "fastv+vtw": Composite(parts=(FastV(k=1, r=0.5), VTW(k=3))),
+}
+
+
+def test_every_method_has_an_example() -> None:
+    assert {method.key for method in EXAMPLES.values()} == {*METHODS, Composite.key}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peek(Method):
+    """Keep everything, and note the attention rows."""
+
+    key: ClassVar[str] = "peek"
+    seen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        return (1, 3)
+
+    def keep(self, view: LayerView) -> Tensor:
+        for layer in (view.layer - 1, view.layer):
+            self.seen[view.layer, layer] = view.attention(layer)
+        return view.valid
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa", FLASH])
+@torch.no_grad()
+def test_attention_rows_equal_eager_attention(name: str, attention: str) -> None:
+    model, _ = models(name, attention)
+    eager, _ = models(name, "eager")
+    if attention == FLASH and name in ("gemma3", "gemma3_full_first", "paligemma"):
+        pytest.xfail("upstream computes other attention under FlashAttention: causal image blocks")
+    for kind, rows in KINDS.items():
+        if kind == "video":
+            continue
+        inputs = make_inputs(name, model, rows)
+        peek = Peek()
+        with peek(model):
+            model(**inputs)
+        weights = eager(**inputs, output_attentions=True).attentions
+        for (_, layer), row in peek.seen.items():
+            torch.testing.assert_close(row, weights[layer][:, :, -1].mean(dim=1).to(row), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("label", [label for label in EXAMPLES if label != "vtw"])
+@torch.no_grad()
+def test_the_model_computes_what_masking_computes(name: str, label: str) -> None:
+    """Whatever a method keeps: logits of kept tokens and of generated ones equal those under a mask."""
+    method = EXAMPLES[label]
+    model, oracle = models(name, "sdpa")
+    rearrange = method.positions == "rearrange"
+    if rearrange and name in ("gemma3", "gemma3_full_first"):
+        method = PyramidDrop(position="keep")  # two rotary tables: the oracle renumbers one
+        rearrange = False
+    for kind, rows in KINDS.items():
+        if kind == "video" and name not in VIDEO:
+            continue
+        inputs = make_inputs(name, model, GLM_VIDEO if (name, kind) == ("glm4v", "video") else rows)
+        length = inputs["input_ids"].shape[1]
+        with method(model) as trace:
+            prefill = model(**inputs).logits
+            generated = model.generate(
+                **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        longer = extend(name, inputs, generated.sequences[:, length:])
+        expected = oracle_logits(oracle, longer, traced(trace), rearrange=rearrange)
+        last = trace.kept(-1)
+        decoded = torch.stack(generated.logits, dim=1).to(expected)
+        tolerance = 2e-5 if rearrange else 1e-12
+        torch.testing.assert_close(prefill[last], expected[:, :length][last], atol=tolerance, rtol=0)
+        torch.testing.assert_close(decoded[:, 1:], expected[:, length:-1], atol=2e-5, rtol=0)
+        check_kept(method, trace, model, inputs)
+
+
+def check_kept(method: Method, trace: Trace, model: torch.nn.Module, inputs: dict[str, Tensor]) -> None:
+    """Check counts by a closed form per method."""
+    valid = inputs["attention_mask"].bool()
+    vision = vision_positions(model, inputs["input_ids"]) & valid
+    layers = trace.tokens_per_layer.shape[1]
+    text = (valid & ~vision).sum(1)
+    for layer in range(layers):
+        kept = trace.kept(layer)
+        assert not (kept & ~valid).any()
+        if not isinstance(method, Rand):
+            assert torch.equal(kept & ~vision, valid & ~vision), "a text token is gone"
+        for row, total in enumerate(vision.sum(1).tolist()):
+            counts = expected_vision(method, layer, layers, total)
+            assert int((kept & vision)[row].sum()) in counts, (layer, row)
+            if isinstance(method, Rand):
+                assert int(kept[row].sum()) == (int(text[row]) + total if layer < 2 else int(text[row]))
+
+
+def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequence[int]:
+    """Numbers of vision tokens that a layer may hold."""
+    if isinstance(method, Composite):
+        return [min(n for part in method.parts for n in expected_vision(part, layer, layers, total))]
+    if isinstance(method, Rand):
+        return range(total + 1)
+    if isinstance(method, RandomK):
+        return (total,) if layer < method.low else (0,) if layer >= method.high else (0, total)
+    if isinstance(method, VTW):
+        return (total,) if layer < method.k else (0,)
+    if isinstance(method, FastV | RandomVision):
+        return (total,) if layer < method.k else (int(total * (1 - method.r) + 0.5),)
+    if isinstance(method, PyramidDrop):
+        return (int(total * 0.5 ** sum(layer >= layers * stage // 4 for stage in (1, 2, 3))),)
+    return (total,)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_gqa", "qwen2_vl", "mistral3", "gemma3", "glm4v"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_fastv_keeps_what_eager_attention_ranks_first(name: str, attention: str) -> None:
+    model, _ = models(name, attention)
+    eager, _ = models(name, "eager")
+    for kind in ("single", "batch", "multi-image", "mixed"):
+        inputs = make_inputs(name, model, KINDS[kind])
+        vision = vision_positions(model, inputs["input_ids"]) & inputs["attention_mask"].bool()
+        weights = eager(**inputs, output_attentions=True).attentions
+        for k in (1, 2, 3):
+            with FastV(k=k, r=0.5)(model) as trace:
+                model(**inputs)
+            for row in range(len(vision)):
+                places = vision[row].nonzero().flatten()
+                scores = weights[k - 1][row, :, -1, places].mean(dim=0)
+                best = places[scores.argsort(descending=True, stable=True)[: int(len(places) * 0.5 + 0.5)]]
+                assert set((trace.kept(k)[row] & vision[row]).nonzero().flatten().tolist()) == set(best.tolist())
+
+
+@pytest.mark.parametrize(("r", "kept"), [(0.25, 432), (0.5, 288), (0.75, 144), (0.875, 72)])
+@pytest.mark.parametrize("k", [0, 2])
+@torch.no_grad()
+def test_fastv_counts_of_the_paper(r: float, kept: int, k: int) -> None:
+    model, _ = models("llava", "sdpa")
+    ids = torch.cat([torch.randint(10, 99, (1, 35)), torch.full((1, 576), model.config.image_token_id)], dim=1)
+    ids = torch.cat([ids, torch.randint(10, 99, (1, 30))], dim=1)
+    embeds = model.get_input_embeddings()(ids)
+    vision = vision_positions(model, ids)
+    with FastV(k=k, r=r)(model, vision_mask=vision) as trace:
+        if k:
+            model(inputs_embeds=embeds)
+            assert trace.vision_per_layer.tolist() == [[576] * k + [kept] * (4 - k)]
+        else:
+            with pytest.raises(ValueError, match="input_ids"):
+                model(inputs_embeds=embeds)
+
+
+@pytest.mark.parametrize("label", [label for label in EXAMPLES if label != "vtw"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@torch.no_grad()
+def test_rows_never_influence_each_other_and_a_cache_changes_nothing(name: str, label: str) -> None:
+    model, _ = models(name, "sdpa")
+    rows = [["t3", "i", "t4"], ["t5", "I", "t2"], ["t7"], ["t1", "i", "i", "t3"]]
+    with EXAMPLES[label](model) as trace:
+        inputs = make_inputs(name, model, rows)
+        together = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:]
+        counts, kept = trace.tokens_per_layer, [trace.kept(layer) for layer in range(4)]
+        uncached = model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)[:, -4:]
+        assert torch.equal(together, uncached)
+        for i, row in enumerate(rows):
+            inputs = make_inputs(name, model, [row])
+            alone = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:]
+            assert torch.equal(alone[0], together[i])
+            assert torch.equal(trace.tokens_per_layer[0], counts[i])
+            width = inputs["input_ids"].shape[1]
+            for layer in range(4):
+                assert torch.equal(trace.kept(layer)[0], kept[layer][i, -width:])
+
+
+@torch.no_grad()
+def test_random_methods_draw_anew_for_another_seed_and_cover_everything() -> None:
+    model, _ = models("llava", "sdpa")
+    inputs = make_inputs("llava", model, [[f"t{n + 3}", "i", "i", "t4"] for n in range(40)])
+    valid = inputs["attention_mask"].bool()
+    vision = vision_positions(model, inputs["input_ids"])
+    for cls in (Rand, RandomVision):
+        draws = []
+        for seed in range(2):
+            with cls(k=1, seed=seed)(model) as trace:
+                model(**inputs)
+            draws.append(trace.kept(1))
+        assert not torch.equal(*draws)
+        among = valid if cls is Rand else vision
+        share = (draws[0] & among).sum() / among.sum()
+        expected = (valid & ~vision).sum() / valid.sum() if cls is Rand else 0.5
+        assert abs(share - expected) < 0.1
+        if cls is Rand:
+            assert 0 < (~draws[0][:, -1]).sum() < 40, "the last prompt token goes sometimes"

@@ -1,0 +1,108 @@
+"""The attention weights of one query, without eager attention.
+
+A layer is run up to its attention function, where the query and key states are complete (norms, rotary embedding,
+scaling), and stopped there; one row of weights is then computed from them. So SDPA and FlashAttention stay on, and no
+modelling code is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+_PROBE = "vtw_eval_probe"
+
+
+class _AtAttentionError(Exception):
+    """Carries what a layer was about to hand to its attention function."""
+
+    def __init__(self, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]) -> None:
+        super().__init__("stopped at the attention function")
+        self.query, self.key, self.mask, self.options = query, key, mask, options
+
+
+def _stop(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> NoReturn:
+    raise _AtAttentionError(query, key, attention_mask, options)
+
+
+AttentionInterface.register(_PROBE, _stop)
+
+
+def last_query_attention(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any, last: Tensor, valid: Tensor
+) -> Tensor:
+    """Return the attention weights of each row's last token in a layer that has not run, averaged over nothing.
+
+    Parameters
+    ----------
+    layer
+        A decoder layer.
+    hidden
+        Hidden states entering it, ``[rows, tokens, width]``.
+    arguments
+        Its keyword arguments; a KV cache among them is left alone.
+    config
+        The decoder's config, which names the attention implementation.
+    last
+        Place of each row's last token, long ``[rows]``.
+    valid
+        Boolean ``[rows, tokens]``, False for padding.
+
+    Returns
+    -------
+    Tensor
+        float32 (float64 for float64 states), ``[rows, heads, tokens]``; a row sums to 1.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    arguments = {name: value for name, value in arguments.items() if name not in _CACHES}
+    implementation = config._attn_implementation_internal
+    config._attn_implementation_internal = _PROBE
+    try:
+        layer.forward(hidden, **arguments)
+    except _AtAttentionError as stopped:
+        found = stopped
+    else:
+        raise ValueError("this model's attention cannot be looked into: it does not use transformers' interface.")
+    finally:
+        config._attn_implementation_internal = implementation
+    return _weights(found, last, valid)
+
+
+_CACHES = frozenset({"past_key_values", "past_key_value", "use_cache", "output_attentions"})
+
+
+def _weights(found: _AtAttentionError, last: Tensor, valid: Tensor) -> Tensor:
+    query, key, options = found.query, found.key, found.options
+    rows = torch.arange(query.shape[0], device=query.device)
+    query = query[rows, :, last.to(query.device)]  # [rows, heads, width]
+    grouped = query.unflatten(1, (key.shape[1], -1))  # heads that share a key stand side by side
+    scaling = options.get("scaling")
+    scores = torch.einsum("bghd,bgkd->bghk", grouped, key).flatten(1, 2)
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    softcap = options.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    hidden = ~valid.to(scores.device)[:, None, :]
+    mask = found.mask
+    if mask is not None and mask.ndim == 4:
+        mask = mask.expand(len(rows), *mask.shape[1:])[rows, :, last.to(mask.device)][..., : scores.shape[-1]]
+        if mask.dtype == torch.bool:
+            hidden = hidden | ~mask
+        else:
+            scores = scores + mask
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    behind = last.to(scores.device)[:, None] - places
+    window = options.get("sliding_window")
+    outside = behind < 0 if window is None else (behind < 0) | (behind >= window)
+    scores = scores.masked_fill(hidden | outside[:, None, :], -torch.inf)
+    return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))

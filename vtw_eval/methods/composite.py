@@ -1,0 +1,69 @@
+"""Several methods on one model, as in ``fastv+vtw``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine import LayerView
+from vtw_eval.methods.base import Method, Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite(Method):
+    """Methods that work one after another; a token stays where all that are asked at a layer keep it.
+
+    Parameters
+    ----------
+    parts
+        Two or more different methods.
+    """
+
+    key: ClassVar[str] = "+"
+
+    parts: tuple[Method, ...]
+
+    def __post_init__(self) -> None:
+        keys = [part.key for part in self.parts]
+        if len(keys) < 2 or len(set(keys)) < len(keys):
+            raise ValueError(f"a composition needs two or more different methods, not {'+'.join(keys)!r}.")
+        if len({part.positions for part in self.parts}) > 1:
+            raise ValueError(f"{'+'.join(keys)}: all parts must keep positions, or all rearrange them.")
+
+    @property
+    def positions(self) -> Position:
+        """What all parts do."""
+        return self.parts[0].positions
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether any part does."""
+        return any(part.looks_back for part in self.parts)
+
+    def bind(self, anatomy: Anatomy) -> Composite:
+        """Bind all parts."""
+        return replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Each layer that a part names."""
+        return sorted({layer for part in self.parts for layer in part.layers(num_layers)})
+
+    def keep(self, view: LayerView) -> Tensor:
+        """Keep what every part that names this layer keeps."""
+        keep = view.valid
+        for part in self.parts:
+            if view.layer in part.layers(view.num_layers):
+                keep = keep & part.keep(view)
+        return keep
+
+    def params(self) -> Mapping[str, Any]:
+        """Parameters as ``method.parameter``."""
+        return {f"{part.key}.{name}": value for part in self.parts for name, value in part.params().items()}
+
+    def __str__(self) -> str:
+        names = "+".join(part.key for part in self.parts)
+        return ",".join([names, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
