@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         make_method,
         parse_method,
     )
+    from vtw_eval.search import search_layer
 
 __all__ = [
     "VTW",
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "make_method",
     "parse_method",
+    "search_layer",
 ]
 
 
@@ -43,6 +45,10 @@ def __getattr__(name: str) -> Any:
         from vtw_eval.engine import Trace
 
         return Trace
+    if name == "search_layer":
+        from vtw_eval.search import search_layer
+
+        return search_layer
     if name in __all__:
         from vtw_eval import methods
 

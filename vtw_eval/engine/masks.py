@@ -111,26 +111,77 @@ def reduced_mask(
         return _two_dimensional(mask, layout, index, valid, prefill=prefill, total=total, window=window)
     if mask is None and not layout.padded:
         return None
-    if mask is None:
-        if kind == "unknown":
-            raise ValueError("this attention implementation is unknown: its padding mask cannot be built.")
-        places = layout.index if prefill else torch.arange(total - queries, total, device=index.device)[None]
-        allowed = ((index[:, None, :] <= places[:, :, None]) & valid[:, None, :])[:, None]
+    pads = ~layout.valid if prefill and layout.padded else None
+    if mask is not None:
+        queries_at = layout.index if prefill else None
+        return gathered_mask(mask, queries_at, index, valid, total=total, pads=pads)
+    places = layout.index if prefill else torch.arange(total - queries, total, device=index.device)[None]
+    return built_mask(kind, places, index, valid, dtype=dtype, pads=pads)
+
+
+def gathered_mask(
+    mask: Tensor, queries: Tensor | None, keys: Tensor, valid: Tensor, *, total: int, pads: Tensor | None = None
+) -> Tensor:
+    """Select queries and keys of a 4-D mask.
+
+    Parameters
+    ----------
+    mask
+        Boolean or additive ``[1 or rows, heads, queries, keys]``; its last key is the sequence's last token.
+    queries
+        Places of the queries, long ``[rows, q]``; None takes all queries of the mask.
+    keys, valid
+        Places of the keys and whether there is one, both ``[rows, k]``.
+    total
+        Length of the sequence.
+    pads
+        Boolean ``[rows, q]``: queries that are padding and see themselves only.
+
+    Returns
+    -------
+    Tensor
+        ``[rows, heads, q, k]``.
+    """
+    offset = max(total - mask.shape[-1], 0)  # a sliding cache's mask starts later
+    keys, valid = keys.to(mask.device), valid.to(mask.device) & (keys.to(mask.device) >= offset)
+    if queries is not None:
+        mask = pick(mask.movedim(1, 0), queries, -2).movedim(0, 1)
+    mask = mask.expand(keys.shape[0], *mask.shape[1:])
+    chosen = mask.take_along_dim((keys - offset).clamp(min=0)[:, None, None, :], dim=-1)
+    if mask.dtype == torch.bool:
+        chosen = chosen & valid[:, None, None, :]
     else:
-        offset = max(total - mask.shape[-1], 0)  # a sliding cache's mask starts later
-        index, valid = index.to(mask.device), valid.to(mask.device) & (index.to(mask.device) >= offset)
-        mask = pick(mask.movedim(1, 0), layout.index, -2).movedim(0, 1) if prefill else mask
-        mask = mask.expand(index.shape[0], *mask.shape[1:])
-        allowed = mask.take_along_dim((index - offset).clamp(min=0)[:, None, None, :], dim=-1)
-        if mask.dtype == torch.bool:
-            allowed = allowed & valid[:, None, None, :]
-        else:
-            allowed = allowed.masked_fill(~valid[:, None, None, :], torch.finfo(mask.dtype).min)
-    if allowed.dtype != torch.bool:
-        return _see_themselves(allowed, layout, 0.0) if prefill and layout.padded else allowed
-    if prefill and layout.padded:
-        allowed = _see_themselves(allowed, layout, True)
-    if mask is not None or kind == "boolean":
+        chosen = chosen.masked_fill(~valid[:, None, None, :], torch.finfo(mask.dtype).min)
+    return chosen if pads is None else _see_themselves(chosen, pads, True if mask.dtype == torch.bool else 0.0)
+
+
+def built_mask(
+    kind: MaskKind, queries: Tensor, keys: Tensor, valid: Tensor, *, dtype: torch.dtype, pads: Tensor | None = None
+) -> Tensor:
+    """Build the causal mask that a model left out because it needed none.
+
+    Parameters
+    ----------
+    kind
+        "boolean" or "additive".
+    queries
+        Places of the queries, long ``[1 or rows, q]``.
+    keys, valid, pads
+        As in :func:`gathered_mask`.
+    dtype
+        Type of an additive mask.
+
+    Raises
+    ------
+    ValueError
+        For an unknown attention implementation.
+    """
+    if kind not in ("boolean", "additive"):
+        raise ValueError("this attention implementation is unknown: its mask cannot be built.")
+    allowed = ((keys[:, None, :] <= queries[:, :, None]) & valid[:, None, :])[:, None]
+    if pads is not None:
+        allowed = _see_themselves(allowed, pads, True)
+    if kind == "boolean":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
@@ -147,12 +198,10 @@ def _key_places(layout: Layout, length: int, total: int, keys: int) -> tuple[Ten
     return index, valid
 
 
-def _see_themselves(mask: Tensor, layout: Layout, value: bool | float) -> Tensor:
-    """Let padding slots attend to themselves: a query that may see nothing turns into NaN, which spreads."""
-    slots = torch.arange(layout.slots, device=mask.device)
-    itself = (~layout.valid.to(mask.device))[:, None, :, None] & (
-        slots[:, None] == torch.arange(mask.shape[-1], device=mask.device)
-    )
+def _see_themselves(mask: Tensor, pads: Tensor, value: bool | float) -> Tensor:
+    """Let padding attend to itself: a query that may see nothing turns into NaN, which spreads."""
+    slots = torch.arange(mask.shape[-1], device=mask.device)
+    itself = pads.to(mask.device)[:, None, :, None] & (slots[: pads.shape[1], None] == slots)
     return mask.masked_fill(itself, value)
 
 

@@ -1,0 +1,358 @@
+"""Search for the withdrawal layer k: Algorithm 1 of the VTW paper in one pass instead of one run per k.
+
+The published search runs the model once per candidate k. But before layer k a candidate *is* the unchanged model, and
+tokens in front of the first vision token never change at all. So here the unchanged model runs once; at each layer k
+its text tokens after the first vision token are copied as candidate k, and all candidates so far go through the
+layer together, as one batch that shares the keys of the tokens in front of the image.
+
+Source: https://arxiv.org/abs/2405.05803, Eq. 6 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.engine.layout import choose, pick
+from vtw_eval.engine.masks import MaskKind, built_mask, gathered_mask, mask_kind, validity
+
+Direction = Literal["vtw_full", "full_vtw"]
+"""KL(withdrawn || full), what the paper's code computes, or KL(full || withdrawn), what the paper writes."""
+
+DEFAULT_ETA = 0.003
+"""Threshold of the paper; its code takes 0.003 for LLaVA-1.5-7B, 0.0005 for 13B and 0.0001 for LLaVA-NeXT-7B."""
+
+_RESAMPLES = 1000
+_WIDE = 0.9
+"""A bootstrap that gives one k less often than this is wide."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The divergence of every candidate and the k it gives."""
+
+    k: int
+    """The first k from ``start`` on with a mean divergence below ``eta``; N, the unchanged model, if there is none."""
+    divergence: Tensor
+    """Mean KL per k in nats, float64 ``[layers]``; NaN below ``start``."""
+    per_sample: Tensor
+    """KL of each prompt, float64 ``[samples, layers]``."""
+    eta: float
+    start: int
+    direction: Direction
+    found: bool
+    """Whether any candidate passed."""
+
+    def bootstrap(self, resamples: int = _RESAMPLES, seed: int = 0) -> dict[int, float]:
+        """Return how often each k comes out when the samples are drawn anew with replacement, by k.
+
+        Parameters
+        ----------
+        resamples
+            Number of draws.
+        seed
+            Seed of the draws.
+        """
+        rng = np.random.default_rng(seed)
+        values = self.per_sample.numpy()
+        draws = rng.integers(len(values), size=(resamples, len(values)))
+        counts = Counter(_first_below(values[draw].mean(axis=0), self.eta, self.start) for draw in draws)
+        return {k: count / resamples for k, count in sorted(counts.items())}
+
+    def recommendation(self) -> str:
+        """Return one sentence on how far the k can be trusted."""
+        shares = self.bootstrap()
+        best = max(shares.values())
+        if best >= _WIDE:
+            return f"k={self.k} is stable: {shares.get(self.k, 0.0):.0%} of bootstrap resamples give it."
+        safe = next(k for k in shares if sum(share for other, share in shares.items() if other <= k) >= _WIDE)
+        spread = ", ".join(f"{k}: {share:.0%}" for k, share in shares.items())
+        return (
+            f"{len(self.per_sample)} samples do not settle k (bootstrap {spread}): use more samples, or k={safe}, "
+            f"which {_WIDE:.0%} of the resamples do not exceed."
+        )
+
+
+def _first_below(divergence: np.ndarray, eta: float, start: int) -> int:
+    passing = np.flatnonzero(divergence[start:] < eta)
+    return start + int(passing[0]) if len(passing) else len(divergence)
+
+
+def search_layer(
+    model: nn.Module,
+    samples: Iterable[Mapping[str, Any]],
+    eta: float = DEFAULT_ETA,
+    start: int = 5,
+    *,
+    direction: Direction = "vtw_full",
+    vision_mask: Tensor | None = None,
+    allow_untested: bool = False,
+) -> SearchResult:
+    """Find the first k whose next-token distribution after the prompt is close to the unchanged model's.
+
+    Parameters
+    ----------
+    model
+        A transformers vision-language model.
+    samples
+        Keyword arguments of ``model`` for one prompt or a batch of prompts each, ``input_ids`` among them.
+    eta
+        Threshold on the mean divergence over all prompts, in nats.
+    start
+        First candidate; the paper starts at 5.
+    direction
+        Which way the divergence goes.
+    vision_mask
+        See :func:`vtw_eval.engine.install`; only with a single sample.
+    allow_untested
+        Go on with a model family that the test-suite does not cover.
+
+    Returns
+    -------
+    SearchResult
+        Prompts without vision tokens count with a divergence of zero.
+
+    Raises
+    ------
+    ValueError
+        If there are no samples, or ``start`` or ``eta`` is impossible.
+    UnsupportedModelError
+        If tokens cannot be removed from this model.
+    """
+    anatomy = find_anatomy(model)
+    check_support(anatomy, allow_untested)
+    if not 0 <= start <= anatomy.num_layers:
+        raise ValueError(f"start={start} is out of range: this model has {anatomy.num_layers} decoder layers.")
+    if not eta > 0:
+        raise ValueError(f"eta={eta} is out of range: the threshold on the divergence is positive.")
+    if direction not in ("vtw_full", "full_vtw"):
+        raise ValueError(f"direction={direction!r} is unknown: choose 'vtw_full' or 'full_vtw'.")
+    rows = [_divergences(anatomy, sample, start, direction, vision_mask) for sample in samples]
+    if not rows:
+        raise ValueError("the search needs at least one sample.")
+    per_sample = torch.cat(rows)
+    divergence = per_sample.mean(dim=0)
+    k = _first_below(divergence.numpy(), eta, start)
+    return SearchResult(k, divergence, per_sample, eta, start, direction, found=k < anatomy.num_layers)
+
+
+@torch.no_grad()
+def _divergences(
+    anatomy: Anatomy, sample: Mapping[str, Any], start: int, direction: Direction, vision_mask: Tensor | None
+) -> Tensor:
+    """KL of each prompt of a sample and each k; float64 ``[prompts, layers]`` on the CPU."""
+    layers = anatomy.num_layers
+    candidates = _Candidates(anatomy, start, vision_mask)
+    cache = _PassingCache()
+    with candidates.installed():
+        arguments = {**sample, "past_key_values": cache, "use_cache": True}
+        if "logits_to_keep" in inspect.signature(anatomy.model.forward).parameters:
+            arguments["logits_to_keep"] = 1
+        candidates.cache = cache
+        logits = anatomy.model(**arguments).logits[:, -1].double()
+    log_p = logits.log_softmax(dim=-1).unflatten(0, (layers - start + 1, -1))  # [full and candidates, prompts, words]
+    full, withdrawn = log_p[:1], log_p[1:]
+    p, q = (withdrawn, full) if direction == "vtw_full" else (full, withdrawn)
+    kl = (p.exp() * (p - q)).sum(dim=-1).T.cpu()
+    return torch.cat([kl.new_full((len(kl), start), math.nan), kl], dim=1)
+
+
+class _PassingCache(DynamicCache):
+    """A cache that stays empty and only remembers the keys and values of the layer that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Remember and return the new states."""
+        self.current = (key_states, value_states)
+        return key_states, value_states
+
+
+class _PrefixCache(DynamicCache):
+    """A cache that puts the same keys and values in front of whatever a layer adds."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.prefix = (keys, values)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Return prefix and new states."""
+        keys, values = self.prefix
+        copies = key_states.shape[0] // keys.shape[0]
+        return (
+            torch.cat([keys.repeat(copies, 1, 1, 1), key_states], dim=-2),
+            torch.cat([values.repeat(copies, 1, 1, 1), value_states], dim=-2),
+        )
+
+
+@dataclass
+class _Tokens:
+    """Which tokens of the prompts the candidates share and which they compute; right-aligned, per row."""
+
+    length: int
+    last: Tensor
+    prefix: Tensor
+    prefix_valid: Tensor
+    own: Tensor
+    own_valid: Tensor
+    memo: dict[tuple[int, int], Any] = field(default_factory=dict)
+
+
+class _Candidates:
+    """All withdrawn continuations, carried along by hooks while the unchanged model runs."""
+
+    def __init__(self, anatomy: Anatomy, start: int, vision_mask: Tensor | None) -> None:
+        self.anatomy = anatomy
+        self.start = start
+        self.vision_mask = vision_mask
+        self.kind: MaskKind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None))
+        self.cache: _PassingCache | None = None
+        self.seen: Mapping[str, Any] = {}
+        self.tokens: _Tokens | None = None
+        self.states: Tensor | None = None
+        """Hidden states of the candidates so far, ``[candidates * rows, own tokens, width]``."""
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Register the hooks, and remove them at the end."""
+        anatomy = self.anatomy
+        handles = [
+            anatomy.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            anatomy.decoder.register_forward_hook(self._after_decoder),
+        ]
+        for i in range(self.start, anatomy.num_layers):
+            handles.append(anatomy.layers[i].register_forward_hook(self._after_layer(i), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.seen = kwargs
+
+    def _begin(self, hidden: Tensor, mask: Tensor | None, layer: nn.Module) -> _Tokens:
+        """Divide the text tokens into those that no vision token influences and the others."""
+        rows, length = hidden.shape[:2]
+        device = hidden.device
+        valid = validity(self.seen.get("attention_mask"), rows, length, device)
+        if self.vision_mask is not None:
+            vision = self.vision_mask.to(device) & valid
+        else:
+            ids = self.seen["input_ids"].to(device)
+            vision = torch.isin(ids, ids.new_tensor(self.anatomy.vision_token_ids)) & valid
+        last = length - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
+        if bool(vision.gather(1, last[:, None]).any()):
+            raise ValueError("a prompt ends in a vision token: there is no text token to answer from.")
+        places = torch.arange(length, device=device)
+        prefix = valid & (vision.cumsum(dim=1) == 0) & (places < last[:, None])
+        if self._looks_ahead(prefix, vision, mask, layer):
+            prefix = torch.zeros_like(prefix)
+        own_index, own_valid, _ = choose(valid & ~vision & ~prefix)
+        longest = int(prefix.sum(dim=1).max())
+        order = prefix.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
+        return _Tokens(length, last, order, prefix.gather(1, order), own_index, own_valid)
+
+    def _looks_ahead(self, prefix: Tensor, vision: Tensor, mask: Tensor | None, layer: nn.Module) -> bool:
+        """Whether attention is bidirectional, so that tokens in front of an image see it."""
+        if mask is None or mask.ndim == 2:
+            return not getattr(getattr(layer, "self_attn", layer), "is_causal", True)
+        sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        return bool((sees & prefix[:, None, :, None] & vision[:, None, None, :]).any())
+
+    def _after_layer(self, i: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if self.tokens is None:
+                self.tokens = self._begin(hidden, kwargs.get("attention_mask"), module)
+            entering = pick(hidden, self.tokens.own, -2)
+            states = entering if self.states is None else torch.cat([self.states, entering])
+            # Called below the hooks: a candidate's pass is not one of the model's.
+            result = module.forward(states, **self._arguments(i, self.tokens, kwargs, states.shape[0] // len(hidden)))
+            self.states = result[0] if isinstance(result, tuple) else result
+
+        return hook
+
+    def _arguments(self, i: int, tokens: _Tokens, kwargs: Mapping[str, Any], copies: int) -> dict[str, Any]:
+        """Return a layer's keyword arguments for the candidates."""
+        assert self.cache is not None and self.cache.current is not None
+        new = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "past_key_value")}
+        keys, values = (pick(states.movedim(1, -2), tokens.prefix, -3).movedim(-2, 1) for states in self.cache.current)
+        new["past_key_values"] = _PrefixCache(keys, values)
+        if "attention_mask" in new:
+            new["attention_mask"] = _repeat(self._mask(i, tokens, new["attention_mask"], keys.dtype), copies, 0)
+        if new.get("position_embeddings") is not None:
+            parts = new["position_embeddings"]
+            new["position_embeddings"] = tuple(_repeat(pick(part, tokens.own, -2), copies, -3) for part in parts)
+        if new.get("position_ids") is not None:
+            ids = None if self.kind == "validity" else pick(new["position_ids"], tokens.own, -1)
+            new["position_ids"] = _repeat(ids, copies, -2)
+        for name, value in new.items():
+            if name not in _KNOWN and isinstance(value, Tensor) and tokens.length in value.shape:
+                raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
+        return new
+
+    def _mask(self, i: int, tokens: _Tokens, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        keys = torch.cat([tokens.prefix, tokens.own], dim=1)
+        valid = torch.cat([tokens.prefix_valid, tokens.own_valid], dim=1)
+        padded = not bool(valid.all())
+        if self.kind == "validity" or (mask is not None and mask.ndim == 2):
+            attention = getattr(self.anatomy.layers[i], "self_attn", self.anatomy.layers[i])
+            config = getattr(attention, "config", self.anatomy.text_config)
+            window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+            if window is not None and tokens.length > window:
+                raise ValueError(
+                    f"FlashAttention cannot apply a sliding window of {window} once tokens are removed: load the model "
+                    "with attn_implementation='sdpa'."
+                )
+            return valid if padded else None
+        own_pads = ~tokens.own_valid if padded else None
+        if mask is None:
+            built = built_mask(self.kind, tokens.own, keys, valid, dtype=dtype)
+        else:
+            built = gathered_mask(mask, tokens.own, keys, valid, total=tokens.length)
+        if own_pads is None:
+            return built
+        # Padding among a row's own tokens sees itself: its key stands behind those of the prefix.
+        shift = tokens.prefix.shape[1]
+        itself = own_pads[:, None, :, None] & torch.eye(own_pads.shape[1], dtype=torch.bool, device=built.device)
+        itself = nn.functional.pad(itself, (shift, 0))
+        return built.masked_fill(itself, True if built.dtype == torch.bool else 0.0)
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Let the model's own head see the last token of the unchanged model and of each candidate."""
+        hidden = output.last_hidden_state
+        if self.tokens is None:  # start is the number of layers: no candidates
+            rows, length = hidden.shape[:2]
+            valid = validity(self.seen.get("attention_mask"), rows, length, hidden.device)
+            last = length - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
+        else:
+            last = self.tokens.last
+        prompts = torch.arange(hidden.shape[0], device=hidden.device)
+        ends = [hidden[prompts, last.to(hidden.device)][:, None]]
+        if self.states is not None:
+            norm: Any = module.norm
+            ends.append(norm(self.states[:, -1:]).to(hidden.device))
+        output.last_hidden_state = torch.cat(ends)
+        return output
+
+
+_KNOWN = frozenset({"attention_mask", "position_embeddings", "position_ids", "past_key_values"})
+
+
+def _repeat(tensor: Tensor | None, copies: int, dim: int) -> Any:
+    """Repeat a tensor for each candidate along its batch axis."""
+    return None if tensor is None else torch.cat([tensor] * copies, dim=dim)
