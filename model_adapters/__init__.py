@@ -1,0 +1,1 @@
+"""Wrapper models for the harnesses; installed as vtw_eval.model_adapters."""

@@ -1,0 +1,220 @@
+"""Answers from a model with a method installed: the part of the adapters that no harness and no family changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vtw_eval.anatomy import find_anatomy
+from vtw_eval.cost import eq1_prefill_flops
+from vtw_eval.engine import Trace
+from vtw_eval.model_adapters.adapters import ADAPTERS
+from vtw_eval.model_adapters.batching import groups, is_out_of_memory, run_in_batches
+from vtw_eval.model_adapters.costs import SampleCosts
+from vtw_eval.model_adapters.family import Family, Prompt
+from vtw_eval.model_adapters.loading import load
+from vtw_eval.model_adapters.options import parse_options
+
+
+class DocumentError(RuntimeError):
+    """A document that could not be answered; the message names it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One document to answer."""
+
+    name: str
+    """Task, split and number of the document, for messages."""
+    length: int
+    """Rough length of the prompt, to put prompts of similar length into a batch."""
+    generation: Mapping[str, Any]
+    """Generation arguments of the task."""
+    build: Callable[[Family[Any]], Prompt]
+    """Makes the prompt; called when its turn has come, because it opens images."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text and what it cost."""
+
+    text: str
+    costs: SampleCosts
+
+
+class Runner:
+    """A model with a method, answering requests in batches.
+
+    Parameters
+    ----------
+    adapter
+        A key of :data:`vtw_eval.model_adapters.adapters.ADAPTERS`.
+    arguments
+        Options of the adapter and parameters of the method by name, as a harness parsed them.
+    simple
+        Whether prompts follow lmms-eval's simple protocol.
+    device
+        Where the model goes, unless a device map is given.
+    log
+        Told what is run and when batches get smaller.
+
+    Raises
+    ------
+    ValueError
+        For bad arguments and for a checkpoint that the adapter cannot open.
+    """
+
+    def __init__(
+        self,
+        adapter: str,
+        arguments: Mapping[str, Any],
+        *,
+        simple: bool,
+        device: torch.device,
+        log: Callable[[str], None],
+    ) -> None:
+        self.options, method = parse_options(adapter, ADAPTERS[adapter].options, arguments)
+        self.log = log
+        self.family = load(adapter, self.options, simple=simple, device=device)
+        self.anatomy = find_anatomy(self.family.model)
+        self.method = method.bind(self.anatomy)
+        self.batch_size = self.options.batch_size
+        log(
+            f"{adapter}: method {self.method} on {self.options.pretrained} ({self.family.model_type}, "
+            f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size})"
+        )
+
+    def answer(self, requests: Sequence[Request], *, progress: bool) -> list[Answer]:
+        """Answer requests, in their order.
+
+        Requests with the same generation arguments are batched, longest first, so that memory runs out at the start
+        if it does. The batch size is halved for good each time.
+
+        Parameters
+        ----------
+        requests
+            What to answer.
+        progress
+            Whether to show a progress bar.
+
+        Raises
+        ------
+        DocumentError
+            If a document cannot be answered for another reason than memory.
+        """
+        answers: dict[int, Answer] = {}
+        with tqdm(total=len(requests), disable=not progress, desc="Answering") as bar:
+            numbered = list(enumerate(requests))
+            for group in groups(numbered, key=lambda item: repr(sorted(item[1].generation.items()))):
+                order = sorted(group, key=lambda item: -item[1].length)
+                batches = run_in_batches([request for _, request in order], self.batch_size, self._batch, self._shrink)
+                for (place, _), answer in zip(order, batches, strict=True):
+                    answers[place] = answer
+                    bar.update()
+        return [answers[place] for place in range(len(requests))]
+
+    def log_likelihood(self, request: Request, continuation: str) -> tuple[float, bool]:
+        """Return the log-probability of a continuation of a prompt, and whether greedy decoding would give it.
+
+        Raises
+        ------
+        DocumentError
+            See :meth:`answer`.
+        NotImplementedError
+            For remote code, whose ``forward`` is made for training.
+        """
+        if self.family.auto_class == "AutoModel":
+            raise NotImplementedError(f"{self.family.model_type} checkpoints cannot score continuations.")
+        prompt = self._build(request)
+        with _named(request):
+            before = self.family.encode([prompt]).inputs["input_ids"][0]
+            encoded = self.family.encode([replace(prompt, text=prompt.text + continuation)])
+            ids = encoded.inputs["input_ids"][0]
+            # A tokenizer may merge the end of the prompt with the continuation: count from where they differ.
+            shared = min(len(before), len(ids) - 1)
+            same = before[:shared] == ids[:shared]
+            start = shared if bool(same.all()) else int((~same).int().argmax())
+            with torch.inference_mode(), self.method(self.family.model, vision_mask=encoded.vision_mask):
+                logits = self.family.model(**encoded.inputs).logits[0, start - 1 : -1].float()
+        target = ids[start:]
+        scores = logits.log_softmax(-1).gather(1, target[:, None])
+        return float(scores.sum()), bool((logits.argmax(-1) == target).all())
+
+    def _shrink(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.log(f"out of memory: going on with batch size {batch_size}")
+
+    def _build(self, request: Request) -> Prompt:
+        with _named(request):
+            return request.build(self.family)
+
+    def _batch(self, requests: Sequence[Request]) -> list[Answer]:
+        prompts = [self._build(request) for request in requests]
+        with _named(*requests):
+            generation = requests[0].generation
+            arguments = self.family.generation(generation)
+            encoded = self.family.encode(prompts)
+            start = self._now()
+            with self.method(self.family.model, vision_mask=encoded.vision_mask) as trace:
+                tokens = self.family.generate(encoded, arguments)
+            seconds = self._now() - start
+            texts = self.family.decode(tokens, generation)
+            lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
+            costs = self._costs(trace, len(requests), lengths, seconds)
+        return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
+
+    def _now(self) -> float:
+        if self.family.device.type == "cuda":
+            torch.cuda.synchronize(self.family.device)
+        return time.perf_counter()
+
+    def _costs(self, trace: Trace, rows: int, lengths: Sequence[int], seconds: float) -> list[SampleCosts]:
+        beams = trace.tokens_per_layer.shape[0] // rows  # generate repeats each row once per beam, side by side
+        tokens = trace.tokens_per_layer[::beams]
+        vision = trace.vision_per_layer[::beams]
+        assert trace.reduction is not None, "generate has run"
+        prompt = trace.reduction.prompt
+        return [
+            SampleCosts(
+                input_tokens=int(prompt.valid[i * beams].sum()),
+                output_tokens=lengths[i],
+                vision_tokens=int(prompt.vision[i * beams].sum()),
+                tokens_per_layer=tuple(tokens[i].tolist()),
+                vision_per_layer=tuple(vision[i].tolist()),
+                prefill_flops=flops,
+                latency_s=seconds / rows,
+                batch_rows=rows,
+            )
+            for i, flops in enumerate(eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist())
+        ]
+
+
+def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
+    """Count each row's tokens up to the first end of sequence, which counts too."""
+    ends = torch.isin(tokens, torch.tensor(eos))
+    lengths = torch.full((tokens.shape[0],), tokens.shape[1])
+    first = ends.int().argmax(dim=1) + 1 if tokens.shape[1] else lengths
+    return torch.where(ends.any(dim=1), first, lengths).tolist()
+
+
+@contextmanager
+def _named(*requests: Request) -> Iterator[None]:
+    """Turn exceptions, but not a lack of memory, into :class:`DocumentError`."""
+    try:
+        yield
+    except DocumentError:
+        raise
+    # A harness's task code leaves the process when a file is missing; the document should be named then too.
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        names = requests[0].name if len(requests) == 1 else f"one of {', '.join(r.name for r in requests)}"
+        what = " ".join(str(error).split()) or "no message"
+        raise DocumentError(f"{names}: {type(error).__name__}: {what}") from error

@@ -1,0 +1,257 @@
+"""What the core needs to know of a model family: how a document becomes tensors, and tokens an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vtw_eval.model_adapters.options import Options
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+Visual = Image.Image | str
+"""An image, or the path of an image or a video."""
+
+Message = Mapping[str, Any]
+"""``{"role": ..., "content": [{"type": "text" | "image" | "video", ...}, ...]}``."""
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One document, ready to be encoded: text with the family's placeholders, and media in their order."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    videos: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A left-padded batch."""
+
+    inputs: dict[str, Any]
+    """Keyword arguments of ``forward`` and ``generate``; ``input_ids`` and ``attention_mask`` are among them."""
+    vision_mask: Tensor | None = None
+    """Boolean ``[rows, tokens]`` for models whose decoder never sees the ids, else None."""
+
+
+def open_image(visual: Any) -> Image.Image:
+    """Return an image given as such or as a path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    TypeError
+        For anything else.
+    """
+    if isinstance(visual, Image.Image):
+        return visual
+    if isinstance(visual, str | Path):
+        return Image.open(visual)
+    raise TypeError(f"cannot open an image given as {type(visual).__name__}: pass a PIL image or a path.")
+
+
+def is_video(visual: Visual) -> bool:
+    """Tell a video's path from an image or an image's path.
+
+    Raises
+    ------
+    TypeError
+        For media that are neither, such as audio.
+    """
+    if isinstance(visual, Image.Image):
+        return False
+    if isinstance(visual, str):
+        return Path(visual).suffix.lower() not in IMAGE_SUFFIXES
+    raise TypeError(f"only images and videos are supported, this document has a {type(visual).__name__}.")
+
+
+def media_of(messages: Sequence[Message]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    """Return the images and the video paths of chat messages, each in order.
+
+    Raises
+    ------
+    TypeError
+        For other media.
+    """
+    images: list[Image.Image] = []
+    videos: list[str] = []
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "image":
+                images.append(open_image(part["url"]))
+            elif part["type"] == "video" and isinstance(part["url"], str):
+                videos.append(part["url"])
+            elif part["type"] != "text":
+                raise TypeError(f"only text, images and video files are supported, this document has {part['type']}.")
+    return tuple(images), tuple(videos)
+
+
+def content_of(context: str, visuals: Sequence[Visual]) -> list[dict[str, Any]]:
+    """Return the content of a chat message that shows visuals before a text."""
+    shown = [{"type": "video" if is_video(visual) else "image", "url": visual} for visual in visuals]
+    return [*shown, {"type": "text", "text": context}]
+
+
+def greedy_unless_asked(
+    generation: Mapping[str, Any], max_new_tokens: int, stop_ids: Mapping[str, Any], use_cache: bool
+) -> dict[str, Any]:
+    """Return arguments of ``generate`` as lmms-eval's adapters pass them: sampling iff the temperature is positive.
+
+    Parameters
+    ----------
+    generation
+        The task's generation arguments.
+    max_new_tokens
+        Limit for tasks that name none.
+    stop_ids
+        ``eos_token_id`` and ``pad_token_id``.
+    use_cache
+        Decode with a KV cache.
+    """
+    temperature = generation.get("temperature") or 0.0
+    arguments = {
+        "do_sample": temperature > 0,
+        "temperature": temperature if temperature > 0 else None,
+        "top_p": generation.get("top_p"),
+        "num_beams": generation.get("num_beams", 1),
+        "max_new_tokens": generation.get("max_new_tokens", max_new_tokens),
+        "use_cache": use_cache,
+        **stop_ids,
+    }
+    if temperature > 0 and "top_k" in generation:
+        arguments["top_k"] = generation["top_k"]
+    return arguments
+
+
+def stop_strings(generation: Mapping[str, Any], default: Sequence[str]) -> list[str]:
+    """Return a task's stop strings as a list.
+
+    Raises
+    ------
+    ValueError
+        If ``until`` is neither a string nor a list.
+    """
+    until = generation.get("until", default)
+    if isinstance(until, str):
+        return [until]
+    if isinstance(until, list | tuple):
+        return [str(item) for item in until]
+    raise ValueError(f"generation argument until={until!r} must be a string or a list of strings.")
+
+
+@dataclass
+class Family(ABC, Generic[AnyOptions]):
+    """A loaded checkpoint of one family, under one of lmms-eval's two protocols.
+
+    Parameters
+    ----------
+    model, processor
+        What :func:`vtw_eval.model_adapters.loading.load` opened; the processor of remote code is its tokenizer.
+    options
+        The adapter's options.
+    simple
+        Whether prompts follow lmms-eval's "simple" protocol instead of "chat".
+    """
+
+    model_types: ClassVar[frozenset[str]]
+    """``config.model_type`` of the checkpoints."""
+
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
+    """Class of transformers that opens the model."""
+
+    processor_class: ClassVar[str] = "AutoProcessor"
+    """Class of transformers that opens the processor."""
+
+    model: Any
+    processor: Any
+    options: AnyOptions
+    simple: bool
+    model_type: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model_type = self.model.config.model_type
+
+    @classmethod
+    def processor_arguments(cls, options: AnyOptions, model_type: str, simple: bool) -> dict[str, Any]:
+        """Return what the processor's ``from_pretrained`` gets beside the checkpoint."""
+        return {}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def stop_ids(self) -> dict[str, Any]:
+        """``eos_token_id`` and ``pad_token_id`` for ``generate``."""
+        return {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.pad_token_id}
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of chat messages up to the place where the answer begins."""
+        return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Return the prompt of a document under the chat protocol."""
+        return Prompt(self.render(messages), *media_of(messages))
+
+    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
+        """Return the prompt of a document under the simple protocol."""
+        return self.chat_prompt([{"role": "user", "content": content_of(context, visuals)}])
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+        """Return a left-padded batch on the model's device."""
+
+    @abstractmethod
+    def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of ``generate`` for a task's generation arguments."""
+
+    def generate(self, encoded: Encoded, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the new tokens, ``[rows, new]``."""
+        output = self.model.generate(**encoded.inputs, **arguments)
+        return output[:, encoded.inputs["input_ids"].shape[1] :]
+
+    def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
+        """Return the answers."""
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def process(self, prompts: Sequence[Prompt], **media: Any) -> Encoded:
+        """Encode texts with the processor, together with media given as its keyword arguments."""
+        inputs = self.processor(
+            text=[prompt.text for prompt in prompts],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            **media,
+        )
+        placed = dict(inputs.to(self.device))
+        for name, value in placed.items():
+            if name.startswith("pixel_values"):  # other floats, such as seconds per frame, keep their precision
+                placed[name] = value.to(self.model.dtype)
+        return Encoded(placed)
+
+
+def all_images(prompts: Sequence[Prompt]) -> list[Image.Image] | None:
+    """Return the images of a batch in one list, None when there are none."""
+    return [image for prompt in prompts for image in prompt.images] or None
+
+
+def all_videos(prompts: Sequence[Prompt]) -> list[str]:
+    """Return the video paths of a batch in one list."""
+    return [video for prompt in prompts for video in prompt.videos]

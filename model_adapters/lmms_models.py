@@ -1,0 +1,264 @@
+"""lmms-eval's model classes: one per adapter and protocol, all of them thin."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator, DistributedType
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from lmms_eval.protocol import ChatMessages
+from loguru import logger
+from tqdm import tqdm
+
+from vtw_eval.model_adapters.core import Answer, Request, Runner
+from vtw_eval.model_adapters.costs import SampleCosts, mean_costs
+from vtw_eval.model_adapters.family import Family, Prompt
+
+
+@dataclass
+class CostedTokenCounts(TokenCounts):
+    """Token counts that carry all costs of a sample into ``samples_*.jsonl``."""
+
+    costs: SampleCosts | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all costs."""
+        return {} if self.costs is None else self.costs.to_dict()
+
+
+class VTWModel(lmms):
+    """A model with a method installed, under lmms-eval's chat protocol.
+
+    Parameters
+    ----------
+    arguments
+        ``--model_args``, with ``batch_size`` and ``device`` of the command line: options of the adapter and parameters
+        of the method.
+
+    Raises
+    ------
+    ValueError
+        For bad arguments, an unsuitable checkpoint, or a distributed set-up other than data parallelism.
+    """
+
+    adapter: ClassVar[str]
+    is_simple = False
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.accelerator = Accelerator()
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("methods hook whole layers: use plain data parallelism, not FSDP or DeepSpeed.")
+        if self._world_size > 1 and arguments.get("device_map"):
+            raise ValueError("device_map spreads one model: leave it out when several processes share the documents.")
+        self._device = self._choose_device(arguments.get("device"))
+        self.runner: Runner | None = Runner(
+            self.adapter, arguments, simple=self.is_simple, device=self._device, log=self._log
+        )
+        self._device = self.runner.family.device
+
+    def _choose_device(self, asked: str | None) -> torch.device:
+        if asked in (None, "None"):
+            asked = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(str(asked))
+        if device.type == "cuda" and (device.index is None or self._world_size > 1):
+            return torch.device("cuda", self.accelerator.local_process_index)
+        return device
+
+    def _log(self, message: str) -> None:
+        if self.rank == 0:
+            logger.info(message)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; the evaluator gathers results over it."""
+        return self._device
+
+    @property
+    def batch_size(self) -> int:
+        """Documents per forward."""
+        return self._runner.batch_size
+
+    @property
+    def _runner(self) -> Runner:
+        if self.runner is None:
+            raise RuntimeError("the model has been cleaned up.")
+        return self.runner
+
+    def clean(self) -> None:
+        """Free the model, as the evaluator asks before a local judge is started."""
+        self.runner = None
+        super().clean()
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer documents, and log the means of their costs.
+
+        Raises
+        ------
+        vtw_eval.model_adapters.core.DocumentError
+            If a document cannot be answered; it is never turned into an empty answer.
+        """
+        answers = self._runner.answer([self._request(r) for r in requests], progress=self.rank == 0)
+        self._log_costs([answer.costs for answer in answers])
+        return [_result(answer) for answer in answers]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not available: tasks score continuations under the simple protocol only."""
+        raise NotImplementedError(f"{self.adapter} scores continuations under --force_simple only.")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
+        """Answer documents in rounds, each asking for the next one with the answers so far."""
+        return [self._rounds(request) for request in tqdm(requests, desc="Answering", disable=self.rank != 0)]
+
+    def _answer_one(self, request: Request) -> str:
+        return self._runner.answer([request], progress=False)[0].text
+
+    def _rounds(self, instance: Instance) -> list[str]:
+        _, doc_to_messages, generation, doc_id, task, split = instance.args
+        doc = self.task_dict[task][split][doc_id]
+        name = document_name(task, split, doc_id)
+        messages, outputs, info = doc_to_messages(doc), [], None
+        while True:
+            outputs.append(self._answer_one(Request(name, 0, generation, _chat_builder(messages))))
+            # A task without a next round returns messages only.
+            step = doc_to_messages(doc, round_idx=len(outputs), previous_output=list(outputs), previous_round_info=info)
+            if not isinstance(step, tuple) or step[1]:
+                return outputs
+            messages, _, _, info = step
+
+    def _request(self, instance: Instance) -> Request:
+        context, doc_to_messages, generation, doc_id, task, split = instance.args
+
+        def build(family: Family[Any]) -> Prompt:
+            return _chat_builder(doc_to_messages(self.task_dict[task][split][doc_id]))(family)
+
+        return Request(document_name(task, split, doc_id), len(context), generation, build)
+
+    def _log_costs(self, costs: Sequence[SampleCosts]) -> None:
+        tokens = sum(cost.output_tokens for cost in costs)
+        seconds = sum(cost.latency_s for cost in costs)
+        log_metrics(
+            total_elapsed_time=seconds,
+            total_gen_tokens=tokens,
+            avg_speed=tokens / seconds if seconds else 0.0,
+            additional_metrics={"num_requests": len(costs), **mean_costs(costs)},
+        )
+
+
+class SimpleVTWModel(VTWModel):
+    """The same under the simple protocol: a context and visuals instead of messages."""
+
+    is_simple = True
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return log-probability and greediness of each continuation."""
+        return [self._score(instance) for instance in tqdm(requests, desc="Scoring", disable=self.rank != 0)]
+
+    def _score(self, instance: Instance) -> tuple[float, bool]:
+        context, target, doc_to_visual, doc_id, task, split = instance.args
+        doc = self.task_dict[task][split][doc_id]
+        continuation = target if isinstance(target, str) else target(doc)
+        builder = _simple_builder(context, lambda: doc_to_visual(doc))
+        request = Request(document_name(task, split, doc_id), len(context), {}, builder)
+        return self._runner.log_likelihood(request, continuation)
+
+    def _rounds(self, instance: Instance) -> list[str]:
+        context, generation, doc_to_visual, doc_to_text, doc_id, task, split = instance.args
+        doc = self.task_dict[task][split][doc_id]
+        name = document_name(task, split, doc_id)
+        visuals, outputs, info = doc_to_visual(doc), [], None
+        while True:
+            builder = _simple_builder(context, functools.partial(list, visuals or []))
+            outputs.append(self._answer_one(Request(name, 0, generation, builder)))
+            visuals, context, terminal, outputs, info = doc_to_text(
+                doc, previous_output=outputs, round_idx=len(outputs), previous_round_info=info
+            )
+            if terminal:
+                return list(outputs)
+
+    def _request(self, instance: Instance) -> Request:
+        context, generation, doc_to_visual, doc_id, task, split = instance.args
+        builder = _simple_builder(context, lambda: doc_to_visual(self.task_dict[task][split][doc_id]))
+        return Request(document_name(task, split, doc_id), len(context), generation, builder)
+
+
+def document_name(task: str, split: str, doc_id: int) -> str:
+    """Return how messages call a document."""
+    return f"task {task}, split {split}, doc_id {doc_id}"
+
+
+def _chat_builder(messages: Sequence[Mapping[str, Any]]) -> Callable[[Family[Any]], Prompt]:
+    def build(family: Family[Any]) -> Prompt:
+        return family.chat_prompt(ChatMessages(messages=messages).model_dump()["messages"])
+
+    return build
+
+
+def _simple_builder(context: str, visuals: Callable[[], Any]) -> Callable[[Family[Any]], Prompt]:
+    def build(family: Family[Any]) -> Prompt:
+        shown = visuals()
+        return family.simple_prompt(context, [] if shown is None else list(shown))
+
+    return build
+
+
+def _result(answer: Answer) -> GenerationResult:
+    costs = answer.costs
+    counts = CostedTokenCounts(input_tokens=costs.input_tokens, output_tokens=costs.output_tokens, costs=costs)
+    return GenerationResult(text=answer.text, token_counts=counts)
+
+
+class LlavaVTW(VTWModel):
+    """``llava_vtw``."""
+
+    adapter = "llava_vtw"
+
+
+class LlavaVTWSimple(SimpleVTWModel):
+    """``llava_vtw --force_simple``."""
+
+    adapter = "llava_vtw"
+
+
+class Qwen2VLVTW(VTWModel):
+    """``qwen2vl_vtw``."""
+
+    adapter = "qwen2vl_vtw"
+
+
+class Qwen2VLVTWSimple(SimpleVTWModel):
+    """``qwen2vl_vtw --force_simple``."""
+
+    adapter = "qwen2vl_vtw"
+
+
+class InternVLVTW(VTWModel):
+    """``internvl_vtw``."""
+
+    adapter = "internvl_vtw"
+
+
+class InternVLVTWSimple(SimpleVTWModel):
+    """``internvl_vtw --force_simple``."""
+
+    adapter = "internvl_vtw"
+
+
+class VideoLlavaVTW(VTWModel):
+    """``video_llava_vtw``."""
+
+    adapter = "video_llava_vtw"
+
+
+class VideoLlavaVTWSimple(SimpleVTWModel):
+    """``video_llava_vtw --force_simple``."""
+
+    adapter = "video_llava_vtw"
