@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,15 @@ from tqdm import tqdm
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost import eq1_prefill_flops
 from vtw_eval.engine import Trace
+from vtw_eval.methods import Method
+from vtw_eval.methods.vtw import DEFAULT_START
 from vtw_eval.model_adapters.adapters import ADAPTERS
 from vtw_eval.model_adapters.batching import groups, is_out_of_memory, run_in_batches
 from vtw_eval.model_adapters.costs import SampleCosts
-from vtw_eval.model_adapters.family import Family, Prompt
+from vtw_eval.model_adapters.family import Encoded, Family, Prompt
 from vtw_eval.model_adapters.loading import load
 from vtw_eval.model_adapters.options import parse_options
+from vtw_eval.search import Direction, SearchResult, search_layer
 
 
 class DocumentError(RuntimeError):
@@ -39,6 +42,8 @@ class Request:
     """Generation arguments of the task."""
     build: Callable[[Family[Any]], Prompt]
     """Makes the prompt; called when its turn has come, because it opens images."""
+    task: str = ""
+    """Name of the task, for methods that search a parameter on its first documents."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ class Runner:
     device
         Where the model goes, unless a device map is given.
     log
-        Told what is run and when batches get smaller.
+        Told what is run, what a search has found and when batches get smaller.
+    progress
+        Whether searches show a progress bar.
 
     Raises
     ------
@@ -79,13 +86,17 @@ class Runner:
         simple: bool,
         device: torch.device,
         log: Callable[[str], None],
+        progress: bool = False,
     ) -> None:
+        self.progress = progress
         self.options, method = parse_options(adapter, ADAPTERS[adapter].options, arguments)
         self.log = log
         self.family = load(adapter, self.options, simple=simple, device=device)
         self.anatomy = find_anatomy(self.family.model)
         self.method = method.bind(self.anatomy)
         self.batch_size = self.options.batch_size
+        self.found: dict[str, Method] = {}
+        """The method of each task for which a search has found its parameter."""
         log(
             f"{adapter}: method {self.method} on {self.options.pretrained} ({self.family.model_type}, "
             f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size})"
@@ -109,10 +120,14 @@ class Runner:
         DocumentError
             If a document cannot be answered for another reason than memory.
         """
+        for task, own in self._by_task(requests):
+            self.found[task] = self._search(task, own)
         answers: dict[int, Answer] = {}
         with tqdm(total=len(requests), disable=not progress, desc="Answering") as bar:
             numbered = list(enumerate(requests))
-            for group in groups(numbered, key=lambda item: repr(sorted(item[1].generation.items()))):
+            for group in groups(
+                numbered, key=lambda item: (self._method(item[1]), repr(sorted(item[1].generation.items())))
+            ):
                 order = sorted(group, key=lambda item: -item[1].length)
                 batches = run_in_batches([request for _, request in order], self.batch_size, self._batch, self._shrink)
                 for (place, _), answer in zip(order, batches, strict=True):
@@ -141,11 +156,69 @@ class Runner:
             shared = min(len(before), len(ids) - 1)
             same = before[:shared] == ids[:shared]
             start = shared if bool(same.all()) else int((~same).int().argmax())
-            with torch.inference_mode(), self.method(self.family.model, vision_mask=encoded.vision_mask):
+            with torch.inference_mode(), self._installed(self.method, encoded):
                 logits = self.family.model(**encoded.inputs).logits[0, start - 1 : -1].float()
         target = ids[start:]
         scores = logits.log_softmax(-1).gather(1, target[:, None])
         return float(scores.sum()), bool((logits.argmax(-1) == target).all())
+
+    def refuse_search(self, where: str) -> None:
+        """Raise ``ValueError`` if the method has a parameter to search, which ``where`` does not allow."""
+        if self.method.search is not None:
+            raise ValueError(f"k=search does not work with {where}: find k with vtw-eval search-k and pass it.")
+
+    def search(
+        self, requests: Sequence[Request], eta: float, *, start: int = DEFAULT_START, direction: Direction = "vtw_full"
+    ) -> SearchResult:
+        """Search the withdrawal layer on some documents.
+
+        Parameters
+        ----------
+        requests
+            The documents.
+        eta, start, direction
+            See :func:`vtw_eval.search.search_layer`.
+
+        Raises
+        ------
+        ValueError
+            For remote code, whose prompts do not go through the model's forward.
+        """
+
+        def prompts() -> Iterator[Mapping[str, Any]]:
+            for request in tqdm(requests, desc="Searching k", disable=not self.progress):
+                prompt = self._build(request)
+                with _named(request):
+                    encoded = self.family.encode([prompt])
+                if encoded.vision_mask is not None:
+                    raise ValueError("k=search does not work with remote code: pass a number for k.")
+                yield encoded.inputs
+
+        return search_layer(self.family.model, prompts(), eta, start, direction=direction)
+
+    def _by_task(self, requests: Sequence[Request]) -> list[tuple[str, list[Request]]]:
+        """Return the tasks that still need a search, with their requests."""
+        if self.method.search is None:
+            return []
+        tasks = groups((r for r in requests if r.task not in self.found), key=lambda request: request.task)
+        return [(own[0].task, own) for own in tasks]
+
+    def _search(self, task: str, requests: Sequence[Request]) -> Method:
+        asked = self.method.search
+        assert asked is not None
+        result = self.search(requests[: asked.samples], asked.eta, start=asked.start)
+        method = self.method.found(result.k)
+        self.log(
+            f"{task}: {method} by search on {len(result.per_sample)} documents, eta {asked.eta}. " + result.advice()
+        )
+        return method
+
+    def _method(self, request: Request) -> Method:
+        return self.found.get(request.task, self.method)
+
+    def _installed(self, method: Method, encoded: Encoded) -> AbstractContextManager[Trace]:
+        ids = encoded.inputs["input_ids"]
+        return method(self.family.model, vision_mask=encoded.vision_mask, prompt_ids=ids)
 
     def _shrink(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -162,12 +235,13 @@ class Runner:
             arguments = self.family.generation(generation)
             encoded = self.family.encode(prompts)
             start = self._now()
-            with self.method(self.family.model, vision_mask=encoded.vision_mask) as trace:
+            method = self._method(requests[0])
+            with self._installed(method, encoded) as trace:
                 tokens = self.family.generate(encoded, arguments)
             seconds = self._now() - start
             texts = self.family.decode(tokens, generation)
             lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
-            costs = self._costs(trace, len(requests), lengths, seconds)
+            costs = self._costs(trace, len(requests), lengths, seconds, str(method))
         return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
 
     def _now(self) -> float:
@@ -175,7 +249,7 @@ class Runner:
             torch.cuda.synchronize(self.family.device)
         return time.perf_counter()
 
-    def _costs(self, trace: Trace, rows: int, lengths: Sequence[int], seconds: float) -> list[SampleCosts]:
+    def _costs(self, trace: Trace, rows: int, lengths: Sequence[int], seconds: float, method: str) -> list[SampleCosts]:
         beams = trace.tokens_per_layer.shape[0] // rows  # generate repeats each row once per beam, side by side
         tokens = trace.tokens_per_layer[::beams]
         vision = trace.vision_per_layer[::beams]
@@ -191,6 +265,7 @@ class Runner:
                 prefill_flops=flops,
                 latency_s=seconds / rows,
                 batch_rows=rows,
+                method=method,
             )
             for i, flops in enumerate(eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist())
         ]

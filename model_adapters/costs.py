@@ -27,6 +27,8 @@ class SampleCosts:
     """Seconds of generation: those of the batch divided by its rows."""
     batch_rows: int
     """Rows of that batch; latencies compare between runs of the same batch size only."""
+    method: str
+    """The method with all its parameters, also those that were searched or depend on the model."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the costs as JSON types."""
@@ -39,6 +41,7 @@ class SampleCosts:
             "prefill_flops": self.prefill_flops,
             "latency_s": self.latency_s,
             "batch_rows": self.batch_rows,
+            "method": self.method,
         }
 
 

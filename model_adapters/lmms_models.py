@@ -61,9 +61,16 @@ class VTWModel(lmms):
             raise ValueError("device_map spreads one model: leave it out when several processes share the documents.")
         self._device = self._choose_device(arguments.get("device"))
         self.runner: Runner | None = Runner(
-            self.adapter, arguments, simple=self.is_simple, device=self._device, log=self._log
+            self.adapter,
+            arguments,
+            simple=self.is_simple,
+            device=self._device,
+            log=self._log,
+            progress=self.rank == 0,
         )
         self._device = self.runner.family.device
+        if self._world_size > 1:
+            self.runner.refuse_search("several processes, each with other documents")
 
     def _choose_device(self, asked: str | None) -> torch.device:
         if asked in (None, "None"):
@@ -116,6 +123,7 @@ class VTWModel(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Answer documents in rounds, each asking for the next one with the answers so far."""
+        self._runner.refuse_search("a task with several rounds")
         return [self._rounds(request) for request in tqdm(requests, desc="Answering", disable=self.rank != 0)]
 
     def _answer_one(self, request: Request) -> str:
@@ -140,7 +148,7 @@ class VTWModel(lmms):
         def build(family: Family[Any]) -> Prompt:
             return _chat_builder(doc_to_messages(self.task_dict[task][split][doc_id]))(family)
 
-        return Request(document_name(task, split, doc_id), len(context), generation, build)
+        return Request(document_name(task, split, doc_id), len(context), generation, build, task)
 
     def _log_costs(self, costs: Sequence[SampleCosts]) -> None:
         tokens = sum(cost.output_tokens for cost in costs)
@@ -187,7 +195,7 @@ class SimpleVTWModel(VTWModel):
     def _request(self, instance: Instance) -> Request:
         context, generation, doc_to_visual, doc_id, task, split = instance.args
         builder = _simple_builder(context, lambda: doc_to_visual(self.task_dict[task][split][doc_id]))
-        return Request(document_name(task, split, doc_id), len(context), generation, builder)
+        return Request(document_name(task, split, doc_id), len(context), generation, builder, task)
 
 
 def document_name(task: str, split: str, doc_id: int) -> str:

@@ -104,9 +104,9 @@ def test_bootstrap_shares_equal_their_probability() -> None:
     # Two samples: the mean of candidate 1 is 0, 0.5 or 1 with probability 1/4, 1/2, 1/4; only 0 is below 0.5.
     shares = result_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).bootstrap(resamples=20000)
     assert shares == {1: pytest.approx(0.25, abs=0.015), 2: pytest.approx(0.75, abs=0.015)}
-    assert "do not settle k" in result_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).recommendation()
-    assert "k=2" in result_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).recommendation()
-    assert "stable" in result_of(torch.zeros(5, 3)).recommendation()
+    assert "do not settle k" in result_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).advice()
+    assert "k=2" in result_of(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).advice()
+    assert "stable" in result_of(torch.zeros(5, 3)).advice()
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,10 @@ from transformers import DynamicCache
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
 from vtw_eval.engine.layout import choose, pick
 from vtw_eval.engine.masks import MaskKind, built_mask, gathered_mask, mask_kind, validity
+from vtw_eval.methods.vtw import DEFAULT_ETA, DEFAULT_START
 
 Direction = Literal["vtw_full", "full_vtw"]
 """KL(withdrawn || full), what the paper's code computes, or KL(full || withdrawn), what the paper writes."""
-
-DEFAULT_ETA = 0.003
-"""Threshold of the paper; its code takes 0.003 for LLaVA-1.5-7B, 0.0005 for 13B and 0.0001 for LLaVA-NeXT-7B."""
 
 _RESAMPLES = 1000
 _WIDE = 0.9
@@ -70,8 +68,12 @@ class SearchResult:
         counts = Counter(_first_below(values[draw].mean(axis=0), self.eta, self.start) for draw in draws)
         return {k: count / resamples for k, count in sorted(counts.items())}
 
-    def recommendation(self) -> str:
-        """Return one sentence on how far the k can be trusted."""
+    def advice(self) -> str:
+        """Return a sentence or two on whether a k was found and how far it can be trusted."""
+        if not self.found:
+            return (
+                f"No k from {self.start} on brings the divergence below {self.eta}: k={self.k} is the unchanged model."
+            )
         shares = self.bootstrap()
         best = max(shares.values())
         if best >= _WIDE:
@@ -93,7 +95,7 @@ def search_layer(
     model: nn.Module,
     samples: Iterable[Mapping[str, Any]],
     eta: float = DEFAULT_ETA,
-    start: int = 5,
+    start: int = DEFAULT_START,
     *,
     direction: Direction = "vtw_full",
     vision_mask: Tensor | None = None,
@@ -108,7 +110,8 @@ def search_layer(
     samples
         Keyword arguments of ``model`` for one prompt or a batch of prompts each, ``input_ids`` among them.
     eta
-        Threshold on the mean divergence over all prompts, in nats.
+        Threshold on the mean divergence over all prompts, in nats. The paper's; its code takes 0.0005 for
+        LLaVA-1.5-13B and 0.0001 for LLaVA-NeXT-7B (:func:`vtw_eval.methods.vtw.default_eta`).
     start
         First candidate; the paper starts at 5.
     direction

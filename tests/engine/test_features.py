@@ -267,6 +267,12 @@ def test_embeds_with_a_vision_mask_equal_ids() -> None:
         greedy(model, prompt)
     with VTW(k=2)(model, vision_mask=vision[:, 1:]), pytest.raises(ValueError, match="vision_mask has shape"):
         greedy(model, prompt)
+    with RandomK(low=1, high=3)(model) as trace:
+        drawn = greedy(model, inputs)[:, inputs["input_ids"].shape[1] :]
+        counts = trace.tokens_per_layer
+    with RandomK(low=1, high=3)(model, vision_mask=vision, prompt_ids=inputs["input_ids"]) as trace:
+        assert torch.equal(greedy(model, prompt), drawn)
+        assert torch.equal(trace.tokens_per_layer, counts)
     with RandomK(low=1, high=3)(model, vision_mask=vision), pytest.raises(ValueError, match="input_ids"):
         greedy(model, prompt)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.families import FAMILIES, VIDEO, make_inputs
+from tests.gates import fitted
 from tests.oracle import (
     FLASH,
     GLM_VIDEO,
@@ -22,7 +24,20 @@ from tests.oracle import (
     traced,
     vision_positions,
 )
-from vtw_eval import VTW, Baseline, Composite, FastV, Method, PyramidDrop, Rand, RandomK, RandomVision
+from vtw_eval import (
+    VTW,
+    Baseline,
+    Composite,
+    Downsample,
+    DyVTE,
+    FastV,
+    Method,
+    PyramidDrop,
+    Rand,
+    RandomK,
+    RandomVision,
+    ToMe,
+)
 from vtw_eval.engine import LayerView, Trace
 from vtw_eval.methods import METHODS
 
@@ -36,8 +51,17 @@ EXAMPLES: dict[str, Method] = {
     "random_vision": RandomVision(k=1, r=0.75),
     "pyramiddrop": PyramidDrop(),
     "pyramiddrop, keep": PyramidDrop(position="keep"),
+    "dyvte": DyVTE(),
+    "tome": ToMe(k=1),
+    "downsample": Downsample(),
+    "downsample+vtw": Composite(parts=(Downsample(), VTW(k=2))),
     "fastv+vtw": Composite(parts=(FastV(k=1, r=0.5), VTW(k=3))),
+    "fastv+dyvte": Composite(parts=(FastV(k=1, r=0.5), DyVTE())),
 }
+
+
+MERGING = ("tome", "downsample", "downsample+vtw")
+"""These change hidden states: see test_merging.py."""
 
 
 def test_every_method_has_an_example() -> None:
@@ -85,12 +109,12 @@ def test_attention_rows_equal_eager_attention(name: str, attention: str) -> None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("label", [label for label in EXAMPLES if label != "vtw"])
+@pytest.mark.parametrize("label", [label for label in EXAMPLES if label not in ("vtw", *MERGING)])
 @torch.no_grad()
 def test_the_model_computes_what_masking_computes(name: str, label: str) -> None:
     """Whatever a method keeps: logits of kept tokens and of generated ones equal those under a mask."""
-    method = EXAMPLES[label]
     model, oracle = models(name, "sdpa")
+    method = fitted(EXAMPLES[label], model)
     rearrange = method.positions == "rearrange"
     if rearrange and name in ("gemma3", "gemma3_full_first"):
         method = PyramidDrop(position="keep")  # two rotary tables: the oracle renumbers one
@@ -136,7 +160,7 @@ def check_kept(method: Method, trace: Trace, model: torch.nn.Module, inputs: dic
 def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequence[int]:
     """Numbers of vision tokens that a layer may hold."""
     if isinstance(method, Composite):
-        return [min(n for part in method.parts for n in expected_vision(part, layer, layers, total))]
+        return [min(ns) for ns in itertools.product(*(expected_vision(p, layer, layers, total) for p in method.parts))]
     if isinstance(method, Rand):
         return range(total + 1)
     if isinstance(method, RandomK):
@@ -145,6 +169,8 @@ def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequ
         return (total,) if layer < method.k else (0,)
     if isinstance(method, FastV | RandomVision):
         return (total,) if layer < method.k else (int(total * (1 - method.r) + 0.5),)
+    if isinstance(method, DyVTE):
+        return (0, total) if layer else (total,)
     if isinstance(method, PyramidDrop):
         return (int(total * 0.5 ** sum(layer >= layers * stage // 4 for stage in (1, 2, 3))),)
     return (total,)
@@ -194,7 +220,7 @@ def test_fastv_counts_of_the_paper(r: float, kept: int, k: int) -> None:
 def test_rows_never_influence_each_other_and_a_cache_changes_nothing(name: str, label: str) -> None:
     model, _ = models(name, "sdpa")
     rows = [["t3", "i", "t4"], ["t5", "I", "t2"], ["t7"], ["t1", "i", "i", "t3"]]
-    with EXAMPLES[label](model) as trace:
+    with fitted(EXAMPLES[label], model)(model) as trace:
         inputs = make_inputs(name, model, rows)
         together = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:]
         counts, kept = trace.tokens_per_layer, [trace.kept(layer) for layer in range(4)]

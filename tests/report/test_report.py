@@ -16,7 +16,14 @@ runner = CliRunner()
 
 
 def write_run(
-    root: Path, label: str, *, flops: float = 2e9, pope: float = 0.8, mme: float = 1500.0, count: int = 2
+    root: Path,
+    label: str,
+    *,
+    flops: float = 2e9,
+    pope: float = 0.8,
+    mme: float = 1500.0,
+    count: int = 2,
+    method: str = "",
 ) -> Path:
     """Write the files of one evaluation as lmms-eval lays them out."""
     folder = root / label / "acme__model"
@@ -33,7 +40,10 @@ def write_run(
     }
     (folder / "20260101_000000_results.json").write_text(json.dumps(content))
     for i, task in enumerate(results):
-        lines = [json.dumps({"doc_id": n, "token_counts": [{"prefill_flops": flops + i + n}]}) for n in range(count)]
+        lines = [
+            json.dumps({"doc_id": n, "token_counts": [{"prefill_flops": flops + i + n, "method": method or label}]})
+            for n in range(count)
+        ]
         (folder / f"20260101_000000_samples_{task}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -58,6 +68,14 @@ def test_labels_cannot_break_the_table(tmp_path: Path) -> None:
     write_run(tmp_path, "a|b")
     row = markdown_table(read_runs(tmp_path)).splitlines()[-1]
     assert row.count("|") - row.count("\\|") == 6
+
+
+def test_a_run_is_called_by_the_method_that_ran(tmp_path: Path) -> None:
+    write_run(tmp_path, "folder", method="vtw,k=2,position=keep")
+    folder = write_run(tmp_path, "per_task", method="vtw,k=3")
+    samples = folder / "20260101_000000_samples_pope.jsonl"
+    samples.write_text(samples.read_text().replace("k=3", "k=4"))
+    assert {run.label for run in read_runs(tmp_path)} == {"vtw,k=2,position=keep", "per_task"}
 
 
 def test_runs_over_different_documents_are_not_compared(tmp_path: Path) -> None:

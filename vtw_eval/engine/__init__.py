@@ -11,6 +11,6 @@ hidden states line up with ``input_ids`` as they do without a method.
 """
 
 from vtw_eval.engine.hooks import install
-from vtw_eval.engine.trace import LayerView, Reducer, Trace
+from vtw_eval.engine.trace import LayerView, Merge, Reducer, Trace
 
-__all__ = ["LayerView", "Reducer", "Trace", "install"]
+__all__ = ["LayerView", "Merge", "Reducer", "Trace", "install"]

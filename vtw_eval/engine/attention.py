@@ -64,18 +64,50 @@ def last_query_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
+    return _weights(_run_to_attention(layer, hidden, arguments, config), last, valid)
+
+
+def rotation_free_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> Tensor:
+    """Return the keys of a layer that has not run, before norm and rotary embedding, mean over heads.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config
+        As in :func:`last_query_attention`.
+
+    Returns
+    -------
+    Tensor
+        ``[rows, tokens, head width]``.
+
+    Raises
+    ------
+    ValueError
+        If the layer has no key projection of its own, or hides its attention.
+    """
+    projection = getattr(getattr(layer, "self_attn", None), "k_proj", None)
+    if projection is None:
+        raise ValueError("this model's layers have no key projection of their own (self_attn.k_proj).")
+    projected: list[Tensor] = []
+    handle = projection.register_forward_hook(lambda module, args, output: projected.append(output))
+    try:
+        found = _run_to_attention(layer, hidden, arguments, config)
+    finally:
+        handle.remove()
+    return projected[0].unflatten(-1, (found.key.shape[1], -1)).mean(dim=-2)
+
+
+def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> _AtAttentionError:
     arguments = {name: value for name, value in arguments.items() if name not in _CACHES}
     implementation = config._attn_implementation_internal
     config._attn_implementation_internal = _PROBE
     try:
         layer.forward(hidden, **arguments)
     except _AtAttentionError as stopped:
-        found = stopped
-    else:
-        raise ValueError("this model's attention cannot be looked into: it does not use transformers' interface.")
+        return stopped
     finally:
         config._attn_implementation_internal = implementation
-    return _weights(found, last, valid)
+    raise ValueError("this model's attention cannot be looked into: it does not use transformers' interface.")
 
 
 _CACHES = frozenset({"past_key_values", "past_key_value", "use_cache", "output_attentions"})

@@ -6,18 +6,18 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
-from vtw_eval.engine.attention import last_query_attention
+from vtw_eval.engine.attention import last_query_attention, rotation_free_keys
 from vtw_eval.engine.cache import ReducedCache, key_slots, reduce_cache
 from vtw_eval.engine.layout import Layout, Prompt, Reduction, advance, pick, rearranged, spread
 from vtw_eval.engine.masks import mask_kind, reduced_mask, validity
-from vtw_eval.engine.trace import LayerView, Reducer, Trace
+from vtw_eval.engine.trace import LayerView, Merge, Reducer, Trace
 
 
 @dataclass
@@ -61,10 +61,13 @@ class _Step:
 class _Engine:
     """The hooks of one installed method."""
 
-    def __init__(self, method: Reducer, anatomy: Anatomy, vision_mask: Tensor | None) -> None:
+    def __init__(
+        self, method: Reducer, anatomy: Anatomy, vision_mask: Tensor | None, prompt_ids: Tensor | None
+    ) -> None:
         self.method = method
         self.anatomy = anatomy
         self.vision_mask = vision_mask
+        self.prompt_ids = prompt_ids
         self.trace = Trace(method)
         self.asked = frozenset(method.layers(anatomy.num_layers))
         self.first = min(self.asked, default=anatomy.num_layers)
@@ -191,7 +194,9 @@ class _Engine:
     def _prefill(self, source: Tensor, kwargs: dict[str, Any]) -> _Step:
         rows, length = source.shape[:2]
         ids = self.seen.get("input_ids", kwargs.get("input_ids"))
-        if ids is not None and ids.shape != (rows, length):
+        if ids is None and self.prompt_ids is not None:
+            ids = _for_rows("prompt_ids", self.prompt_ids, rows, length)
+        elif ids is not None and ids.shape != (rows, length):
             raise ValueError(f"input_ids have shape {tuple(ids.shape)}, the decoder gets {(rows, length)}.")
         mask = self.seen.get("attention_mask")
         valid = validity(kwargs.get("attention_mask") if mask is None else mask, rows, length, source.device)
@@ -216,11 +221,7 @@ class _Engine:
     def _vision(self, ids: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
         if self.vision_mask is not None:
             vision = self.vision_mask.to(device=device, dtype=torch.bool)
-            if rows != vision.shape[0] and rows % vision.shape[0] == 0:  # beams, or several answers per prompt
-                vision = vision.repeat_interleave(rows // vision.shape[0], dim=0)
-            if vision.shape != (rows, length):
-                raise ValueError(f"vision_mask has shape {tuple(vision.shape)}, the prompt {(rows, length)}.")
-            return vision
+            return _for_rows("vision_mask", vision, rows, length)
         if ids is None or not self.anatomy.vision_token_ids:
             raise ValueError(
                 "cannot tell which tokens are vision tokens: pass input_ids or, for a prompt of inputs_embeds, "
@@ -274,7 +275,7 @@ class _Engine:
                 return None
             mask, window = kwargs.get("attention_mask"), self._window(i)
             beyond = window is not None and step.total > window
-            if mask is None and layout.shift is None and not layout.padded and not beyond:
+            if mask is None and layout.plain and not beyond:
                 return None  # nothing to hide: a plain decode step
             return args, self._arguments(i, step, layout, kwargs)
         if len(args) > 1:
@@ -308,25 +309,32 @@ class _Engine:
         if prompt.ids is not None:  # a generation without cache has appended tokens
             last = last - (length - prompt.ids.shape[1])
 
+        def entering() -> tuple[Tensor, Mapping[str, Any]]:
+            return hidden, kwargs if layout is None else self._arguments(i, step, layout, kwargs)
+
         def probe(at: int) -> Tensor:
-            if at == i:
-                seen = (hidden, kwargs if layout is None else self._arguments(i, step, layout, kwargs))
-            else:
-                seen = step.entered[at]
+            seen = entering() if at == i else step.entered[at]
             return last_query_attention(self.anatomy.layers[at], *seen, self.anatomy.text_config, last, valid)
 
-        view = LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt, last, probe)
-        keep = self.method.keep(view) & valid
+        def keys() -> Tensor:
+            return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
+
+        size = torch.ones_like(index, dtype=torch.float32) if layout is None or layout.size is None else layout.size
+        view = LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt, last, size, probe, keys)
+        answer = self.method.keep(view)
+        merge = answer if isinstance(answer, Merge) else Merge(answer, hidden, None if layout is None else layout.size)
+        keep = merge.keep & valid
         if torch.equal(keep, valid):
             return hidden
-        layout, chosen = advance(layout, keep)
+        new, chosen = advance(layout, keep)
+        layout = new if merge.size is None else replace(new, size=merge.size.gather(1, chosen))
         if self.method.positions == "rearrange":
             positions = step.rotary[0].positions if step.rotary else kwargs.get("position_ids")
             if positions is None:
                 raise ValueError("position='rearrange' needs position ids, which this model does not pass on.")
             layout = rearranged(layout, positions)
         step.layout = layout
-        return pick(hidden, chosen, -2)
+        return pick(merge.hidden, chosen, -2)
 
     def _arguments(self, i: int, step: _Step, layout: Layout, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a layer, cut to its layout."""
@@ -415,6 +423,15 @@ class _Engine:
         return hidden + (full if step.layout is None else pick(full, step.layout.index, -2))
 
 
+def _for_rows(name: str, given: Tensor, rows: int, length: int) -> Tensor:
+    """Repeat what a caller gave per prompt for beams or several answers per prompt; check its shape."""
+    if rows != given.shape[0] and rows % given.shape[0] == 0:
+        given = given.repeat_interleave(rows // given.shape[0], dim=0)
+    if given.shape != (rows, length):
+        raise ValueError(f"{name} has shape {tuple(given.shape)}, the prompt {(rows, length)}.")
+    return given
+
+
 def _pick_tokens(value: Tensor, layout: Layout) -> Tensor:
     """Cut ``[1 or rows, tokens, ...]`` to the slots of a layout."""
     return pick(value.movedim((0, 1), (-2, -1)), layout.index, -1).movedim((-2, -1), (0, 1))
@@ -432,7 +449,12 @@ _HANDLED = frozenset({"attention_mask", "position_embeddings", "position_ids"})
 
 @contextmanager
 def install(
-    method: Reducer, model: nn.Module, *, vision_mask: Tensor | None = None, allow_untested: bool = False
+    method: Reducer,
+    model: nn.Module,
+    *,
+    vision_mask: Tensor | None = None,
+    prompt_ids: Tensor | None = None,
+    allow_untested: bool = False,
 ) -> Iterator[Trace]:
     """Install a method on a model for the length of a ``with`` block.
 
@@ -445,6 +467,8 @@ def install(
     vision_mask
         Boolean ``[rows, tokens]`` of the prompts' vision tokens, for prompts that reach the model as
         ``inputs_embeds``.
+    prompt_ids
+        Long ``[rows, tokens]``, the ids behind such prompts; random methods draw from them.
     allow_untested
         Go on with a model family that the test-suite does not cover.
 
@@ -468,7 +492,7 @@ def install(
     installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
     if any(isinstance(owner, _Engine) for owner in installed):
         raise RuntimeError("a method is installed on this model already: leave its with block first.")
-    engine = _Engine(method, anatomy, vision_mask)
+    engine = _Engine(method, anatomy, vision_mask, prompt_ids)
     handles: list[Any] = []
     try:
         handles.extend(engine.register())

@@ -22,6 +22,8 @@ class Layout:
     """Boolean ``[rows, slots]``."""
     padded: bool
     """Whether any slot is padding."""
+    size: Tensor | None = None
+    """How many tokens of the prompt a slot stands for, ``[rows, slots]``; None when nothing was merged."""
     positions: Tensor | None = None
     """Rearranged positions, ``[..., rows, slots]``; None when positions are kept."""
     shift: Tensor | None = None
@@ -32,10 +34,16 @@ class Layout:
         """Number of slots, padding included."""
         return self.index.shape[1]
 
+    @property
+    def plain(self) -> bool:
+        """Whether a decode step that needs no mask for all tokens needs none here, nor other positions."""
+        return not self.padded and self.size is None and self.shift is None
+
     def rows(self, indices: Tensor) -> Layout:
         """Return the layout of some rows, in that order."""
         shift = None if self.shift is None else self.shift[..., indices]
-        return Layout(self.index[indices], self.valid[indices], self.padded, None, shift)
+        size = None if self.size is None else self.size[indices]
+        return Layout(self.index[indices], self.valid[indices], self.padded, size, None, shift)
 
 
 @dataclass(frozen=True)

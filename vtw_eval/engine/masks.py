@@ -108,15 +108,30 @@ def reduced_mask(
     prefill = total == length
     index, valid = _key_places(layout, length, total, keys)
     if (mask is not None and mask.ndim == 2) or (mask is None and kind == "validity"):
+        if layout.size is not None:
+            raise ValueError(
+                "FlashAttention cannot weigh merged tokens by their size: load the model with "
+                "attn_implementation='sdpa'."
+            )
         return _two_dimensional(mask, layout, index, valid, prefill=prefill, total=total, window=window)
-    if mask is None and not layout.padded:
+    if mask is None and not layout.padded and layout.size is None:
         return None
     pads = ~layout.valid if prefill and layout.padded else None
     if mask is not None:
         queries_at = layout.index if prefill else None
-        return gathered_mask(mask, queries_at, index, valid, total=total, pads=pads)
-    places = layout.index if prefill else torch.arange(total - queries, total, device=index.device)[None]
-    return built_mask(kind, places, index, valid, dtype=dtype, pads=pads)
+        new = gathered_mask(mask, queries_at, index, valid, total=total, pads=pads)
+    else:
+        places = layout.index if prefill else torch.arange(total - queries, total, device=index.device)[None]
+        new = built_mask(kind, places, index, valid, dtype=dtype, pads=pads)
+    if layout.size is None:
+        return new
+    if new.dtype == torch.bool:
+        new = torch.zeros_like(new, dtype=dtype).masked_fill(~new, torch.finfo(dtype).min)
+    weight = torch.nn.functional.pad(layout.size.to(new.dtype).log(), (0, total - length))[
+        :, -keys:
+    ]  # tokens since weigh one
+    weight = torch.nn.functional.pad(weight, (0, keys - weight.shape[1])).to(new.device)
+    return (new + weight[:, None, None, :]).clamp(min=torch.finfo(new.dtype).min)
 
 
 def gathered_mask(

@@ -14,6 +14,19 @@ from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.layout import Prompt, Reduction
 
 
+@dataclass(frozen=True)
+class Merge:
+    """What a method answers that merges tokens instead of only dropping them."""
+
+    keep: Tensor
+    """Boolean ``[rows, tokens]``: which of the current tokens go on."""
+    hidden: Tensor
+    """Hidden states with which they go on, ``[rows, tokens, width]``."""
+    size: Tensor | None = None
+    """How many tokens each stands for, ``[rows, tokens]``. Later layers add its logarithm to the attention logits of
+    the token, as if it stood there that many times. None for no such weight."""
+
+
 @dataclass
 class LayerView:
     """What a method may look at when it is asked which tokens enter a layer."""
@@ -32,8 +45,12 @@ class LayerView:
     prompt: Prompt = field(repr=False)
     last: Tensor
     """Which of the current tokens is the last one of the row's prompt, long ``[rows]``."""
+    size: Tensor
+    """How many tokens of the prompt each stands for, ``[rows, tokens]``; ones unless a method merges."""
     probe: Callable[[int], Tensor] = field(repr=False)
     """Attention row of a layer, see :meth:`attention`."""
+    key_probe: Callable[[], Tensor] = field(repr=False)
+    """Keys of the layer about to run, see :meth:`keys`."""
 
     @property
     def generated(self) -> Tensor:
@@ -64,6 +81,10 @@ class LayerView:
         """
         return self.probe(layer).mean(dim=1)
 
+    def keys(self) -> Tensor:
+        """Keys of the layer about to run, before the rotary embedding, mean over heads; ``[rows, tokens, head]``."""
+        return self.key_probe()
+
     @property
     def rows(self) -> int:
         """Number of rows of the batch."""
@@ -79,7 +100,10 @@ class LayerView:
         """
         ids = self.prompt.ids
         if ids is None:
-            raise ValueError("a random method draws from the prompt's token ids: pass input_ids, not inputs_embeds.")
+            raise ValueError(
+                "a random method draws from the prompt's token ids: pass input_ids, or prompt_ids=... to the method "
+                "for a prompt of inputs_embeds."
+            )
         own = ids[row][self.prompt.valid[row, : ids.shape[1]].to(ids.device)].tolist()
         digest = hashlib.blake2b(f"{seed}:{own}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -102,8 +126,8 @@ class Reducer(Protocol):
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layers before which :meth:`keep` is asked."""
 
-    def keep(self, view: LayerView) -> Tensor:
-        """Boolean ``[rows, tokens]``: which of the current tokens go on."""
+    def keep(self, view: LayerView) -> Tensor | Merge:
+        """Boolean ``[rows, tokens]``: which of the current tokens go on; or how they are merged."""
 
 
 @dataclass

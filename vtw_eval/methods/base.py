@@ -11,10 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView, Trace, install
+from vtw_eval.engine import LayerView, Merge, Trace, install
 
 Self = TypeVar("Self", bound="Method")
 Position = Literal["keep", "rearrange"]
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """What a search for the withdrawal layer is asked to do, see :func:`vtw_eval.search.search_layer`."""
+
+    eta: float
+    """Threshold on the mean divergence."""
+    samples: int
+    """Number of prompts."""
+    start: int
+    """First candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +69,24 @@ class Method:
         """
         return self
 
+    @property
+    def search(self) -> LayerSearch | None:
+        """The search that has to find a hyper-parameter on samples of a task first, if any."""
+        return None
+
+    def found(self: Self, k: int) -> Self:
+        """Return the method with the layer that its search has found."""
+        return self
+
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layer indices before which :meth:`keep` is asked; empty for the unchanged model."""
         raise NotImplementedError
 
-    def keep(self, view: LayerView) -> Tensor:
-        """Boolean tensor ``[rows, tokens]`` of the current tokens that enter this layer and all later ones."""
+    def keep(self, view: LayerView) -> Tensor | Merge:
+        """Boolean tensor ``[rows, tokens]`` of the current tokens that enter this layer and all later ones.
+
+        A method that merges tokens answers with a :class:`~vtw_eval.engine.Merge`.
+        """
         raise NotImplementedError
 
     def params(self) -> Mapping[str, Any]:
@@ -73,7 +97,12 @@ class Method:
         return ",".join([self.key, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
 
     def __call__(
-        self, model: nn.Module, *, vision_mask: Tensor | None = None, allow_untested: bool = False
+        self,
+        model: nn.Module,
+        *,
+        vision_mask: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        allow_untested: bool = False,
     ) -> AbstractContextManager[Trace]:
         """Install the method on a model for the length of a ``with`` block.
 
@@ -83,6 +112,8 @@ class Method:
             A transformers vision-language model.
         vision_mask
             Boolean ``[rows, tokens]``, needed only for prompts that reach the model as ``inputs_embeds``.
+        prompt_ids
+            Long ``[rows, tokens]``, the ids behind such prompts; random methods draw from them.
         allow_untested
             Go on with a model family that the test-suite does not cover.
 
@@ -91,7 +122,7 @@ class Method:
         AbstractContextManager[Trace]
             Yields the trace; all hooks are removed when the block ends, also by an exception.
         """
-        return install(self, model, vision_mask=vision_mask, allow_untested=allow_untested)
+        return install(self, model, vision_mask=vision_mask, prompt_ids=prompt_ids, allow_untested=allow_untested)
 
 
 def check_layer(name: str, value: int, num_layers: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView
-from vtw_eval.methods.base import Method, Position
+from vtw_eval.engine import LayerView, Merge
+from vtw_eval.methods.base import LayerSearch, Method, Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +48,32 @@ class Composite(Method):
         """Bind all parts."""
         return replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))
 
+    @property
+    def search(self) -> LayerSearch | None:
+        """The search of the part that has one."""
+        return next((part.search for part in self.parts if part.search is not None), None)
+
+    def found(self, k: int) -> Composite:
+        """Tell that part what was found."""
+        return replace(self, parts=tuple(part if part.search is None else part.found(k) for part in self.parts))
+
     def layers(self, num_layers: int) -> Sequence[int]:
         """Each layer that a part names."""
         return sorted({layer for part in self.parts for layer in part.layers(num_layers)})
 
-    def keep(self, view: LayerView) -> Tensor:
+    def keep(self, view: LayerView) -> Tensor | Merge:
         """Keep what every part that names this layer keeps."""
-        keep = view.valid
+        keep, merge = view.valid, None
         for part in self.parts:
-            if view.layer in part.layers(view.num_layers):
-                keep = keep & part.keep(view)
-        return keep
+            if view.layer not in part.layers(view.num_layers):
+                continue
+            answer = part.keep(view)
+            if isinstance(answer, Merge):
+                if merge is not None:
+                    raise ValueError(f"two parts of {self} merge tokens at layer {view.layer}.")
+                merge, answer = answer, answer.keep
+            keep = keep & answer
+        return keep if merge is None else replace(merge, keep=keep)
 
     def params(self) -> Mapping[str, Any]:
         """Parameters as ``method.parameter``."""

@@ -12,15 +12,18 @@ from pydantic import TypeAdapter, ValidationError
 from vtw_eval.methods.base import Method
 from vtw_eval.methods.baseline import Baseline
 from vtw_eval.methods.composite import Composite
+from vtw_eval.methods.downsample import Downsample
+from vtw_eval.methods.dyvte import DyVTE
 from vtw_eval.methods.fastv import FastV
 from vtw_eval.methods.pyramiddrop import PyramidDrop
 from vtw_eval.methods.rand import Rand
 from vtw_eval.methods.random_k import RandomK
 from vtw_eval.methods.random_vision import RandomVision
+from vtw_eval.methods.tome import ToMe
 from vtw_eval.methods.vtw import VTW
 
 METHODS: Mapping[str, type[Method]] = {
-    cls.key: cls for cls in (Baseline, VTW, Rand, RandomK, FastV, RandomVision, PyramidDrop)
+    cls.key: cls for cls in (Baseline, VTW, Rand, RandomK, FastV, RandomVision, Downsample, ToMe, PyramidDrop, DyVTE)
 }
 """Every method that a spec can name."""
 
@@ -62,7 +65,7 @@ def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
         try:
             values[key] = adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
         except ValidationError as error:
-            problem = error.errors()[-1]["msg"]
+            problem = ", or ".join(e["msg"] for e in error.errors() if e["type"] != "none_required")
             raise ValueError(f"bad value {key}={value!r} of method {name!r}: {problem}.") from None
     return cls(**values)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView
-from vtw_eval.methods.base import Method, Position, check_layer, text_only
+from vtw_eval.methods.base import LayerSearch, Method, Position, check_layer, text_only
 
 PAPER_K: tuple[tuple[str, int], ...] = (
     (r"llava-(v?1\.5)-13b", 20),
@@ -22,6 +22,25 @@ PAPER_K: tuple[tuple[str, int], ...] = (
     (r"internvl2-4b", 16),
 )
 """Checkpoint name pattern and the k of the paper's Tables 2, 3 and 8."""
+
+
+PAPER_ETA: tuple[tuple[str, float], ...] = (
+    (r"llava-v1\.6-vicuna-7b", 0.0001),
+    (r"llava-(v?1\.5)-13b", 0.0005),
+)
+"""Checkpoint name pattern and the search threshold of the paper's code; 0.003 for all others, as in the paper."""
+
+DEFAULT_ETA = 0.003
+"""Threshold of the paper, in nats."""
+
+DEFAULT_SAMPLES = 20
+DEFAULT_START = 5
+"""First candidate of the paper's Algorithm 1."""
+
+
+def default_eta(name: str) -> float:
+    """Return the threshold that the paper's code takes for a checkpoint, by its name."""
+    return next((eta for pattern, eta in PAPER_ETA if re.search(pattern, name, re.IGNORECASE)), DEFAULT_ETA)
 
 
 def default_k(anatomy: Anatomy) -> int:
@@ -41,20 +60,38 @@ class VTW(Method):
     k
         Number of decoder layers that still see the vision tokens: layers 0..k-1 run on everything, layers k..N-1 on
         the text. ``k=0`` withdraws before the first layer, ``k=N`` is the unchanged model. The paper's Eq. 5 counts
-        from 1, its code and its FLOPs column from 0; this is the latter. ``None``: :func:`default_k`.
+        from 1, its code and its FLOPs column from 0; this is the latter. ``None``: :func:`default_k`. "search": found
+        on the first documents of each task (Algorithm 1), by the adapters only.
     position
         "keep": text tokens keep their positions (the paper's choice, Table 6). "rearrange": from layer k on they are
         numbered without gaps, starting at the position of the first one.
+    eta
+        Threshold of the search. ``None``: :func:`default_eta`.
+    samples
+        Documents to search on. ``None``: 20, as in the paper.
+    start
+        First candidate of the search. ``None``: 5, as in the paper.
     """
 
     key: ClassVar[str] = "vtw"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"
 
-    k: int | None = None
+    k: int | Literal["search"] | None = None
     position: Position = "keep"
+    eta: float | None = None
+    samples: int | None = None
+    start: int | None = None
 
     def __post_init__(self) -> None:
-        if self.k is not None and self.k < 0:
+        if self.k != "search" and not (self.eta is None and self.samples is None and self.start is None):
+            raise ValueError("eta, samples and start belong to k=search.")
+        if self.eta is not None and not self.eta > 0:
+            raise ValueError(f"eta={self.eta} is out of range: the threshold on the divergence is positive.")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples={self.samples} is out of range: the search needs 1 or more.")
+        if isinstance(self.k, str) and self.k != "search":
+            raise ValueError(f"k={self.k!r} is unknown: k is a number of layers or 'search'.")
+        if isinstance(self.k, int) and self.k < 0:
             raise ValueError(f"k={self.k} is out of range: k is a number of layers, 0 or more.")
         if self.position not in ("keep", "rearrange"):
             raise ValueError(f"position={self.position!r} is unknown: choose 'keep' or 'rearrange'.")
@@ -66,13 +103,37 @@ class VTW(Method):
 
     def bind(self, anatomy: Anatomy) -> VTW:
         """Fill in the default k and check k against the number of layers."""
+        if self.k == "search":
+            eta = default_eta(anatomy.name) if self.eta is None else self.eta
+            start = min(DEFAULT_START, anatomy.num_layers) if self.start is None else self.start
+            check_layer("start", start, anatomy.num_layers)
+            return replace(self, eta=eta, samples=self.samples or DEFAULT_SAMPLES, start=start)
         k = default_k(anatomy) if self.k is None else self.k
         check_layer("k", k, anatomy.num_layers)
         return replace(self, k=k)
 
+    @property
+    def search(self) -> LayerSearch | None:
+        """What is to be searched when k is "search"; known after :meth:`bind`."""
+        if self.k != "search":
+            return None
+        start = DEFAULT_START if self.start is None else self.start
+        return LayerSearch(self.eta or DEFAULT_ETA, self.samples or DEFAULT_SAMPLES, start)
+
+    def found(self, k: int) -> VTW:
+        """Return VTW at the k that the search has found."""
+        return replace(self, k=k, eta=None, samples=None, start=None)
+
     def layers(self, num_layers: int) -> Sequence[int]:
-        """Layer k, or none when k is the number of layers."""
-        assert self.k is not None, "bind() fills in k"
+        """Layer k, or none when k is the number of layers.
+
+        Raises
+        ------
+        ValueError
+            If k is still to be searched.
+        """
+        if not isinstance(self.k, int):
+            raise ValueError("k=search works in the adapters; for a model, find k with search_layer(model, samples).")
         return () if self.k == num_layers else (self.k,)
 
     def keep(self, view: LayerView) -> Tensor:

@@ -47,7 +47,7 @@ def markdown_document(runs: Sequence[Run], *, title: str, command: str = "") -> 
         "FLOPs: prefill of the decoder by Eq. 1 of the VTW paper, from the tokens that really entered each layer, mean",
         f"over all documents. Scores in percent unless said otherwise. Documents: {documents}.",
         "",
-        *([f"Made by `{command}`. ", ""] if command else []),
+        *([f"Made by `{command}`.", ""] if command else []),
         f"Environment: {environment()}; device {runs[0].config.get('device')}, "
         f"batch size {runs[0].config.get('batch_size')}.",
         "",

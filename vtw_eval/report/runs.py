@@ -19,7 +19,7 @@ class Run:
     """One evaluation of one method."""
 
     label: str
-    """Name of the folder, the method spec."""
+    """The method with its parameters as recorded with the samples; the folder's name if it differs between tasks."""
     scores: Mapping[tuple[str, str], float]
     """Value by task and metric, as the task reports it."""
     documents: Mapping[str, int]
@@ -31,7 +31,7 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read all evaluations below a folder, in the order in which they were made.
+    """Read all evaluations below a folder, in the order of the folders' names.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder.")
-    runs = [(found.stat().st_mtime, _read(path, found)) for path, found in _results(folder)]
+    runs = [_read(path, found) for path, found in _results(folder)]
     if not runs:
         raise RunError(f"{folder} holds no evaluation: run lmms_eval with --output_path {folder}/METHOD --log_samples.")
-    return [run for _, run in sorted(runs, key=lambda item: item[0])]
+    return runs
 
 
 def _results(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -72,12 +72,14 @@ def _read(path: Path, found: Path) -> Run:
         config = content["config"]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{found} is not a results file of lmms-eval: {error!r}.") from error
-    flops = [value for task, n in documents.items() for value in _flops(found, task, n)]
-    return Run(path.name, scores, documents, math.fsum(flops) / len(flops), config)
+    costs = [cost for task, n in documents.items() for cost in _costs(found, task, n)]
+    methods = {method for method, _ in costs}
+    label = methods.pop() if len(methods) == 1 else path.name
+    return Run(label, scores, documents, math.fsum(flops for _, flops in costs) / len(costs), config)
 
 
-def _flops(found: Path, task: str, documents: int) -> list[float]:
-    """Prefill FLOPs of each document of a task."""
+def _costs(found: Path, task: str, documents: int) -> list[tuple[str, float]]:
+    """Return method and prefill FLOPs of each document of a task."""
     samples = found.with_name(found.name.replace("_results.json", f"_samples_{task}.jsonl"))
     if not samples.is_file():
         raise RunError(f"{samples} is missing: run lmms_eval with --log_samples.")
@@ -85,7 +87,8 @@ def _flops(found: Path, task: str, documents: int) -> list[float]:
     if len(lines) != documents:
         raise RunError(f"{samples} holds {len(lines)} samples, the results file counts {documents}.")
     try:
-        return [float(_json(line, samples)["token_counts"][0]["prefill_flops"]) for line in lines]
+        costs = [_json(line, samples)["token_counts"][0] for line in lines]
+        return [(str(cost["method"]), float(cost["prefill_flops"])) for cost in costs]
     except (KeyError, TypeError, IndexError) as error:
         raise RunError(f"{samples} holds no costs: was it made by one of our adapters, without --use_cache?") from error
 

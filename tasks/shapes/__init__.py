@@ -1,0 +1,1 @@
+"""The shapes tasks: questions about rendered scenes, scored by the benchmarks' own code."""

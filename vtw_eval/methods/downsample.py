@@ -1,0 +1,80 @@
+"""Downsample: the image at a lower resolution, the control that token reduction finds hard to beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtw_eval.engine import LayerView, Merge
+from vtw_eval.methods.base import Method, check_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downsample(Method):
+    """Average neighbouring vision tokens before the first layer.
+
+    A run of vision tokens whose number is a square is taken for an image's grid and averaged over the cells of a
+    smaller grid; any other run (tiles, videos, native resolution) over equal stretches of its raster order. Where the
+    processor can shrink the image itself (``max_pixels`` of Qwen2-VL), that is the better control. A cell's token
+    takes the position of the cell's middle token.
+
+    Parameters
+    ----------
+    r
+        Share of the vision tokens that is removed; grids come as close to it as they can.
+    """
+
+    key: ClassVar[str] = "downsample"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2510.07143"
+
+    r: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share("r", self.r)
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Before the first layer."""
+        return (0,) if self.r else ()
+
+    def keep(self, view: LayerView) -> Tensor | Merge:
+        """Average each run of vision tokens."""
+        keep, hidden = view.valid.clone(), view.hidden.clone()
+        for row in range(view.rows):
+            for run in runs(view.vision[row]):
+                cells = pooling_cells(len(run), self.r).to(run.device)
+                keep[row, run] = False
+                for cell in range(int(cells.max()) + 1):
+                    members = run[cells == cell]
+                    middle = members[len(members) // 2]
+                    hidden[row, middle] = view.hidden[row, members].mean(dim=0)
+                    keep[row, middle] = True
+        return Merge(keep, hidden)
+
+
+def runs(mask: Tensor) -> list[Tensor]:
+    """Return the places of each unbroken run of True in a boolean ``[tokens]``."""
+    places = mask.nonzero().flatten()
+    if not len(places):
+        return []
+    borders = (places.diff() > 1).nonzero().flatten() + 1
+    return list(places.tensor_split(borders.tolist()))
+
+
+def pooling_cells(count: int, removed: float) -> Tensor:
+    """Return the cell of each of ``count`` tokens, cells numbered in raster order; long ``[count]``.
+
+    A square number is a grid of ``side`` squared, which becomes one of ``side * sqrt(1 - removed)`` squared, rounded;
+    at least one cell is left.
+    """
+    side = math.isqrt(count)
+    if side * side == count:
+        new = max(int(side * math.sqrt(1 - removed) + 0.5), 1)
+        line = torch.arange(side) * new // side
+        return (line[:, None] * new + line).flatten()
+    new = max(int(count * (1 - removed) + 0.5), 1)
+    return torch.arange(count) * new // count

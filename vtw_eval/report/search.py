@@ -1,0 +1,51 @@
+"""Table and plot of a search for k."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from vtw_eval.search import SearchResult
+
+
+def divergence_table(result: SearchResult) -> str:
+    """Return a Markdown table of mean, median and largest KL by k, and how often the bootstrap picks each k."""
+    shares = result.bootstrap()
+    values = result.per_sample.numpy()
+    layers = values.shape[1]
+    rows = [
+        [
+            k,
+            f"{values[:, k].mean():.2e}",
+            f"{np.median(values[:, k]):.2e}",
+            f"{values[:, k].max():.2e}",
+            f"{shares.get(k, 0.0):.0%}",
+            "<- k" if k == result.k else "",
+        ]
+        for k in range(result.start, layers)
+    ]
+    rows.append([layers, "0", "0", "0", f"{shares.get(layers, 0.0):.0%}", "<- k" if result.k == layers else ""])
+    headers = ["k", "mean KL", "median", "max", "bootstrap picks", ""]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+
+
+def divergence_plot(result: SearchResult, path: Path) -> None:
+    """Draw mean KL versus k with its 95 % bootstrap interval, the threshold and the k found."""
+    from matplotlib.figure import Figure
+
+    values = result.per_sample.numpy()[:, result.start :]
+    ks = np.arange(result.start, result.start + values.shape[1])
+    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5], axis=0)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(ks, low, high, alpha=0.25, label="95 % bootstrap interval")
+    axes.plot(ks, values.mean(axis=0), marker="o", label=f"mean of {len(values)} prompts")
+    axes.axhline(result.eta, linestyle="--", color="grey", label=f"eta = {result.eta}")
+    axes.axvline(result.k, linestyle=":", color="black", label=f"k = {result.k}")
+    axes.set(xlabel="k, layers that see vision tokens", ylabel="KL (nats)", yscale="log")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

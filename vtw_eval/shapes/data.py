@@ -1,0 +1,263 @@
+"""The held-out test sets: made from test scenes, the same everywhere, built on first use and kept on disk.
+
+A test set is a Hugging Face ``DatasetDict`` in Arrow files with a single split ``test``. Its columns are those
+that the scoring code of the benchmark it imitates reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vtw_eval.shapes import questions, scenes
+from vtw_eval.shapes.questions import OPEN, Question, ask, ask_color, ask_count, ask_exist, exist_text
+from vtw_eval.shapes.scenes import KINDS, Scene, render, sample_scene
+
+SEED = 20240605
+"""Seed of the test sets."""
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test scene, its image (uint8, [64, 64, 3]) and a question about it."""
+
+    scene: Scene
+    image: np.ndarray
+    question: Question
+
+
+def held_out(type: str, count: int, seed: int = SEED) -> list[Sample]:
+    """Return held-out questions of one type, one per scene; number ``i`` does not depend on ``count``.
+
+    Parameters
+    ----------
+    type
+        One of :data:`vtw_eval.shapes.questions.TYPES`.
+    count
+        How many.
+    seed
+        Seed of the scenes.
+
+    Returns
+    -------
+    list of Sample
+        Scenes that do not allow such a question are skipped.
+    """
+    samples = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, zlib.crc32(type.encode()), number])
+        while True:
+            scene = sample_scene(rng, test=True)
+            question = ask(type, scene, rng)
+            if question is not None:
+                break
+        samples.append(Sample(scene, render(scene, rng), question))
+    return samples
+
+
+def _png(image: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _scenes(name: str, count: int) -> Iterator[tuple[int, np.random.Generator, Scene]]:
+    """Yield number, generator and scene of each image of a test set."""
+    for number in range(count):
+        rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), number])
+        yield number, rng, sample_scene(rng, test=True)
+
+
+def _mme_question(category: str, scene: Scene, rng: np.random.Generator, answer: bool) -> Question:
+    if category == "existence":
+        return ask_exist(scene, rng, answer)
+    if category == "count":
+        return ask_count(scene, rng, answer)
+    question = ask_color(scene, rng, answer)
+    assert question is not None, "scenes without an object that its shape singles out are not drawn"
+    return question
+
+
+def mme_rows() -> Rows:
+    """Make 1,200 questions in MME's form: for each of 200 images a Yes/No pair on existence, count and color."""
+    rows: Rows = []
+    for number, rng, scene in _scenes("mme", 200):
+        while ask_color(scene, rng, True) is None:  # MME needs its pairs: every image must allow every category
+            scene = sample_scene(rng, test=True)
+        image = _png(render(scene, rng))
+        for category in ("existence", "count", "color"):
+            for answer in (True, False):
+                question = _mme_question(category, scene, rng, answer)
+                rows.append(
+                    {
+                        "question_id": f"{category}/{number:04d}.png",
+                        "category": category,
+                        "question": question.text,
+                        "answer": question.answer,
+                        "image": image,
+                    }
+                )
+    return rows
+
+
+def pope_rows() -> Rows:
+    """Make 1,200 questions in POPE's form: for each of 200 images a yes/no pair in each of POPE's three settings.
+
+    ``random`` asks about any absent kind, ``popular`` about an absent one of the twelve kinds that are most frequent in
+    this test set, ``adversarial`` about an absent kind whose colour and shape are there.
+    """
+    images = list(_scenes("pope", 200))
+    frequency = Counter(item.kind for _, _, scene in images for item in scene.items)
+    popular = sorted(KINDS, key=lambda kind: (-frequency[kind], KINDS.index(kind)))[: len(KINDS) // 2]
+    rows: Rows = []
+    for number, rng, scene in images:
+        image = _png(render(scene, rng))
+        present = {item.kind for item in scene.items}
+        unseen = [kind for kind in popular if kind not in present]
+        for category in ("random", "popular", "adversarial"):
+            if category == "popular":
+                no = exist_text(unseen[int(rng.integers(len(unseen)))])
+            else:
+                no = ask_exist(scene, rng, False, category).text
+            for question, answer in ((ask_exist(scene, rng, True).text, "yes"), (no, "no")):
+                rows.append(
+                    {
+                        "question_id": str(len(rows)),
+                        "category": category,
+                        "image_source": f"{number:04d}",
+                        "question": question,
+                        "answer": answer,
+                        "image": image,
+                    }
+                )
+    return rows
+
+
+def ai2d_rows() -> Rows:
+    """Make 1,000 questions in AI2D's form: four options, the answer is the number of the right one."""
+    return [
+        {
+            "question_id": str(number),
+            "question": sample.question.text,
+            "options": list(sample.question.options),
+            "answer": str("ABCD".index(sample.question.answer)),
+            "image": _png(sample.image),
+        }
+        for number, sample in enumerate(held_out("choice", 1000))
+    ]
+
+
+def vqa_rows() -> Rows:
+    """Make 1,200 questions with a one-word answer: 400 each on a colour, a shape and the number of objects."""
+    columns = [held_out(type, 400) for type in OPEN]
+    return [
+        {
+            "question_id": str(number),
+            "category": sample.question.type.removeprefix("open_"),
+            "question": sample.question.text,
+            "answer": sample.question.answer,
+            "image": _png(sample.image),
+        }
+        for number, sample in enumerate(sample for group in zip(*columns, strict=True) for sample in group)
+    ]
+
+
+def caption_rows() -> Rows:
+    """Make 1,000 requests for a caption."""
+    return [
+        {
+            "question_id": str(number),
+            "question": sample.question.text,
+            "answer": sample.question.answer,
+            "image": _png(sample.image),
+        }
+        for number, sample in enumerate(held_out("caption", 1000))
+    ]
+
+
+TEST_SETS: dict[str, Callable[[], Rows]] = {
+    "mme": mme_rows,
+    "pope": pope_rows,
+    "ai2d": ai2d_rows,
+    "vqa": vqa_rows,
+    "caption": caption_rows,
+}
+"""The makers of the test sets by name."""
+
+
+def fingerprint() -> str:
+    """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in (scenes.__file__, questions.__file__, __file__):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def cache_home() -> Path:
+    """Return the user's cache directory for this package (follows the XDG base directory convention)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtw-eval" / "shapes"
+
+
+def dataset_path(name: str, cache: Path | None = None) -> Path:
+    """Return the directory of a test set, making it first if it is not there.
+
+    Safe with several processes at a time: each builds in a directory of its own, the first to finish gives it its name.
+
+    Parameters
+    ----------
+    name
+        One of :data:`TEST_SETS`.
+    cache
+        Where test sets are kept; None means :func:`cache_home`.
+
+    Returns
+    -------
+    pathlib.Path
+        For ``datasets.load_from_disk``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such test set.
+    """
+    if name not in TEST_SETS:
+        raise ValueError(f"unknown test set {name!r}; known: {', '.join(TEST_SETS)}")
+    cache = cache or cache_home()
+    final = cache / f"{name}-{fingerprint()}"
+    if final.is_dir():
+        return final
+
+    import datasets  # an optional dependency, and slow to import
+
+    rows = TEST_SETS[name]()
+    features = {key: datasets.Value("string") for key in rows[0]} | {"image": datasets.Image()}
+    if "options" in rows[0]:
+        features["options"] = datasets.Sequence(datasets.Value("string"))
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=cache))
+    try:
+        table.save_to_disk(part)
+        try:
+            part.rename(final)
+        except OSError:
+            if not final.is_dir():  # anything but "another process was faster"
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return final
