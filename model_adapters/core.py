@@ -266,6 +266,7 @@ class Runner:
                 latency_s=seconds / rows,
                 batch_rows=rows,
                 method=method,
+                asked=str(self.method),
             )
             for i, flops in enumerate(eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist())
         ]

@@ -29,6 +29,8 @@ class SampleCosts:
     """Rows of that batch; latencies compare between runs of the same batch size only."""
     method: str
     """The method with all its parameters, also those that were searched or depend on the model."""
+    asked: str
+    """The method before a search; the same if there was none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the costs as JSON types."""
@@ -42,6 +44,7 @@ class SampleCosts:
             "latency_s": self.latency_s,
             "batch_rows": self.batch_rows,
             "method": self.method,
+            "asked": self.asked,
         }
 
 

@@ -147,7 +147,9 @@ def masked(
                 causal = causal | (tokens[None, :] < flash_prompt)
             window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
             near = tokens[None, :] > tokens[:, None] - window if window else causal
+            additive = mask is not None and mask.dtype != torch.bool
             mask = (causal & near & valid[:, None, :])[:, None]
+            mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, SHORT_MIN) if additive else mask
         removed = valid & ~kept_in(i, vision, valid)
         if not removed.any():
             return {**kwargs, "attention_mask": mask}

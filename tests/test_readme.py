@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from tests.families import make_inputs, make_model
 from vtw_eval.anatomy import REFUSED, TESTED
-from vtw_eval.engine import LayerView
-from vtw_eval.methods import METHODS, Method
+from vtw_eval.methods import METHODS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_method_runs() -> None:
     [source] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class EveryOther" in code]
-    scope = {
-        "ClassVar": ClassVar,
-        "LayerView": LayerView,
-        "Method": Method,
-        "Sequence": Sequence,
-        "Tensor": Tensor,
-        "__name__": __name__,
-        "dataclass": dataclass,
-    }
+    scope = {"__name__": __name__}
     exec(source, scope)
     model = make_model("llava", attn="sdpa")
     with scope["EveryOther"](k=1)(model) as trace, torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.families import FAMILIES, VIDEO, make_inputs
+from tests.methods.test_methods import check_cache
 from tests.oracle import FLASH, GLM_VIDEO, KINDS, models, vision_positions
 from vtw_eval import Downsample, ToMe
 from vtw_eval.anatomy import find_anatomy
@@ -96,10 +97,14 @@ def test_counts_sizes_and_text(name: str, method: ToMe | Downsample) -> None:
         inputs = make_inputs(name, model, GLM_VIDEO if (name, kind) == ("glm4v", "video") else rows)
         valid = inputs["attention_mask"].bool()
         vision = vision_positions(model, inputs["input_ids"]) & valid
+        untouched = model(**inputs).logits
         with method(model) as trace:
-            logits = model(**inputs).logits
+            output = model(**inputs, use_cache=True)
+            logits = output.logits
+            check_cache(trace, output.past_key_values)
             model.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert torch.isfinite(logits[trace.kept(-1)]).all()
+        assert torch.equal(model(**inputs).logits, untouched), "the method left something behind"
         for row, total in enumerate(vision.sum(1).tolist()):
             now = total
             for layer in range(layers):

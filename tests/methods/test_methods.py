@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from tests.oracle import (
     KINDS,
     NEW_TOKENS,
     extend,
+    masked,
     models,
     oracle_logits,
     traced,
@@ -60,6 +61,9 @@ EXAMPLES: dict[str, Method] = {
 }
 
 
+NEVER = 10**6
+"""A withdrawal layer that no model has: nothing is masked."""
+
 MERGING = ("tome", "downsample", "downsample+vtw")
 """These change hidden states: see test_merging.py."""
 
@@ -94,16 +98,18 @@ class Peek(Method):
 def test_attention_rows_equal_eager_attention(name: str, attention: str) -> None:
     model, _ = models(name, attention)
     eager, _ = models(name, "eager")
-    if attention == FLASH and name in ("gemma3", "gemma3_full_first", "paligemma"):
-        pytest.xfail("upstream computes other attention under FlashAttention: causal image blocks")
     for kind, rows in KINDS.items():
         if kind == "video":
             continue
         inputs = make_inputs(name, model, rows)
+        length = inputs["input_ids"].shape[1]
         peek = Peek()
         with peek(model):
             model(**inputs)
-        weights = eager(**inputs, output_attentions=True).attentions
+        # FlashAttention has no masks for the bidirectional image blocks of Gemma 3.
+        with masked(eager, NEVER, flash_prompt=length if attention == FLASH else None):
+            weights = eager(**inputs, output_attentions=True, use_cache=False).attentions
+        assert set(peek.seen) == {(1, 0), (1, 1), (3, 2), (3, 3)}
         for (_, layer), row in peek.seen.items():
             torch.testing.assert_close(row, weights[layer][:, :, -1].mean(dim=1).to(row), atol=2e-6, rtol=1e-5)
 
@@ -124,8 +130,9 @@ def test_the_model_computes_what_masking_computes(name: str, label: str) -> None
             continue
         inputs = make_inputs(name, model, GLM_VIDEO if (name, kind) == ("glm4v", "video") else rows)
         length = inputs["input_ids"].shape[1]
+        untouched = model(**inputs).logits
         with method(model) as trace:
-            prefill = model(**inputs).logits
+            output = model(**inputs, use_cache=True)
             generated = model.generate(
                 **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
@@ -134,9 +141,24 @@ def test_the_model_computes_what_masking_computes(name: str, label: str) -> None
         last = trace.kept(-1)
         decoded = torch.stack(generated.logits, dim=1).to(expected)
         tolerance = 2e-5 if rearrange else 1e-12
-        torch.testing.assert_close(prefill[last], expected[:, :length][last], atol=tolerance, rtol=0)
+        torch.testing.assert_close(output.logits[last], expected[:, :length][last], atol=tolerance, rtol=0)
         torch.testing.assert_close(decoded[:, 1:], expected[:, length:-1], atol=2e-5, rtol=0)
         check_kept(method, trace, model, inputs)
+        check_cache(trace, output.past_key_values)
+        assert torch.equal(model(**inputs).logits, untouched), "the method left something behind"
+
+
+def check_cache(trace: Trace, cache: Any) -> None:
+    """Check that the KV cache of each layer holds the bytes of the kept tokens of the longest row, and no more."""
+    assert trace.reduction is not None
+    kept, length = trace.tokens_per_layer.max(dim=0).values.tolist(), trace.reduction.prompt.length
+    for slots, layout, count in zip(cache.layers, trace.reduction.layouts, kept, strict=True):
+        expected = length if layout is None else count  # nothing was removed yet: padding is stored too
+        if getattr(slots, "sliding_window", None) is not None:
+            expected = min(expected, slots.sliding_window - 1)
+        for states in (slots.keys, slots.values):
+            rows, heads, _, width = states.shape
+            assert states.nbytes == rows * heads * expected * width * states.element_size()
 
 
 def check_kept(method: Method, trace: Trace, model: torch.nn.Module, inputs: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from vtw_eval.cli import app
 from vtw_eval.report import markdown_table, read_runs
+from vtw_eval.report.document import markdown_document
 from vtw_eval.report.runs import RunError
 
 runner = CliRunner()
@@ -41,7 +42,12 @@ def write_run(
     (folder / "20260101_000000_results.json").write_text(json.dumps(content))
     for i, task in enumerate(results):
         lines = [
-            json.dumps({"doc_id": n, "token_counts": [{"prefill_flops": flops + i + n, "method": method or label}]})
+            json.dumps(
+                {
+                    "doc_id": n,
+                    "token_counts": [{"prefill_flops": flops + i + n, "method": method or label, "asked": label}],
+                }
+            )
             for n in range(count)
         ]
         (folder / f"20260101_000000_samples_{task}.jsonl").write_text("\n".join(lines) + "\n")
@@ -70,12 +76,17 @@ def test_labels_cannot_break_the_table(tmp_path: Path) -> None:
     assert row.count("|") - row.count("\\|") == 6
 
 
-def test_a_run_is_called_by_the_method_that_ran(tmp_path: Path) -> None:
-    write_run(tmp_path, "folder", method="vtw,k=2,position=keep")
-    folder = write_run(tmp_path, "per_task", method="vtw,k=3")
+def test_a_searched_parameter_is_told_by_task(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "vtw,k=search", method="vtw,k=3")
     samples = folder / "20260101_000000_samples_pope.jsonl"
     samples.write_text(samples.read_text().replace("k=3", "k=4"))
-    assert {run.label for run in read_runs(tmp_path)} == {"vtw,k=2,position=keep", "per_task"}
+    write_run(tmp_path, "baseline")
+    text = markdown_document(read_runs(tmp_path), title="T")
+    assert "vtw,k=search found: pope vtw,k=4; mme vtw,k=3; other vtw,k=3.\n" in text
+    assert text.count("found:") == 1
+    samples.write_text(samples.read_text().replace("k=search", "k=5", 1))
+    with pytest.raises(RunError, match=r"mixes methods: vtw,k=5, vtw,k=search"):
+        read_runs(tmp_path)
 
 
 def test_runs_over_different_documents_are_not_compared(tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ class Method:
     paper: ClassVar[str] = ""
     """URL of the source."""
 
+    needs: ClassVar[str] = "token ids"
+    """What it uses of the model, for the listing."""
+
     @property
     def positions(self) -> Position:
         """Whether surviving tokens keep their rotary positions or are numbered anew without gaps."""

@@ -31,6 +31,7 @@ class Downsample(Method):
 
     key: ClassVar[str] = "downsample"
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.07143"
+    needs: ClassVar[str] = "vision features at the first layer"
 
     r: float = 0.5
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class DyVTE(Method):
 
     key: ClassVar[str] = "dyvte"
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.19628"
+    needs: ClassVar[str] = "hidden states, and gates trained for the checkpoint"
 
     gates: str | None = None
     check_name: bool = True
@@ -74,6 +75,10 @@ class DyVTE(Method):
                 "gates for it, or add check_name=false if it is the same model under another name."
             )
         return self
+
+    def params(self) -> Mapping[str, Any]:
+        """Name the gates by their file, not by where it lies."""
+        return {"gates": None if self.gates is None else Path(self.gates).name}
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Every layer but the first: the gate after layer l decides what enters layer l + 1."""

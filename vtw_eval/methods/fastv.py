@@ -34,6 +34,7 @@ class FastV(Method):
 
     key: ClassVar[str] = "fastv"
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
+    needs: ClassVar[str] = "queries and keys of layer k-1 (any attention implementation)"
 
     k: int = 2
     r: float = 0.5

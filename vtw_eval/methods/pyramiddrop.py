@@ -33,6 +33,7 @@ class PyramidDrop(Method):
 
     key: ClassVar[str] = "pyramiddrop"
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.17247"
+    needs: ClassVar[str] = "queries and keys of three layers (any attention implementation)"
 
     r: float = 0.5
     position: Position = "rearrange"

@@ -38,6 +38,7 @@ class ToMe(Method):
 
     key: ClassVar[str] = "tome"
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
+    needs: ClassVar[str] = "key projections (self_attn.k_proj); SDPA or eager attention"
 
     k: int = 0
     r: float = 0.9

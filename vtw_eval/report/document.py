@@ -47,12 +47,21 @@ def markdown_document(runs: Sequence[Run], *, title: str, command: str = "") -> 
         "FLOPs: prefill of the decoder by Eq. 1 of the VTW paper, from the tokens that really entered each layer, mean",
         f"over all documents. Scores in percent unless said otherwise. Documents: {documents}.",
         "",
+        *(line for run in runs for line in _searched(run)),
         *([f"Made by `{command}`.", ""] if command else []),
         f"Environment: {environment()}; device {runs[0].config.get('device')}, "
         f"batch size {runs[0].config.get('batch_size')}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _searched(run: Run) -> list[str]:
+    """Tell what a search has found for each task."""
+    found = {task: method for task, method in run.methods.items() if method != run.label}
+    if not found:
+        return []
+    return [f"{run.label} found: {'; '.join(f'{task} {method}' for task, method in found.items())}.", ""]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -19,7 +19,9 @@ class Run:
     """One evaluation of one method."""
 
     label: str
-    """The method with its parameters as recorded with the samples; the folder's name if it differs between tasks."""
+    """The method as it was asked for, with the parameters that the model decides."""
+    methods: Mapping[str, str]
+    """The method that ran, by task; it differs from the label where a parameter was searched."""
     scores: Mapping[tuple[str, str], float]
     """Value by task and metric, as the task reports it."""
     documents: Mapping[str, int]
@@ -72,14 +74,18 @@ def _read(path: Path, found: Path) -> Run:
         config = content["config"]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{found} is not a results file of lmms-eval: {error!r}.") from error
-    costs = [cost for task, n in documents.items() for cost in _costs(found, task, n)]
-    methods = {method for method, _ in costs}
-    label = methods.pop() if len(methods) == 1 else path.name
-    return Run(label, scores, documents, math.fsum(flops for _, flops in costs) / len(costs), config)
+    by_task = {task: _costs(found, task, n) for task, n in documents.items()}
+    methods = {task: str(costs[0]["method"]) for task, costs in by_task.items()}
+    costs = [cost for own in by_task.values() for cost in own]
+    asked = {str(cost["asked"]) for cost in costs}
+    if len(asked) != 1:
+        raise RunError(f"{path} mixes methods: {', '.join(sorted(asked))}.")
+    flops = math.fsum(cost["prefill_flops"] for cost in costs) / len(costs)
+    return Run(asked.pop(), methods, scores, documents, flops, config)
 
 
-def _costs(found: Path, task: str, documents: int) -> list[tuple[str, float]]:
-    """Return method and prefill FLOPs of each document of a task."""
+def _costs(found: Path, task: str, documents: int) -> list[dict[str, Any]]:
+    """Return what each document of a task has cost."""
     samples = found.with_name(found.name.replace("_results.json", f"_samples_{task}.jsonl"))
     if not samples.is_file():
         raise RunError(f"{samples} is missing: run lmms_eval with --log_samples.")
@@ -88,7 +94,7 @@ def _costs(found: Path, task: str, documents: int) -> list[tuple[str, float]]:
         raise RunError(f"{samples} holds {len(lines)} samples, the results file counts {documents}.")
     try:
         costs = [_json(line, samples)["token_counts"][0] for line in lines]
-        return [(str(cost["method"]), float(cost["prefill_flops"])) for cost in costs]
+        return [{name: cost[name] for name in ("method", "asked", "prefill_flops")} for cost in costs]
     except (KeyError, TypeError, IndexError) as error:
         raise RunError(f"{samples} holds no costs: was it made by one of our adapters, without --use_cache?") from error
 
