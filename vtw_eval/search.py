@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.engine.attention import keys_and_values
 from vtw_eval.engine.layout import choose, pick
 from vtw_eval.engine.masks import MaskKind, built_mask, gathered_mask, mask_kind, validity
 from vtw_eval.methods.vtw import DEFAULT_ETA, DEFAULT_START
@@ -236,8 +237,10 @@ class _Candidates:
             anatomy.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             anatomy.decoder.register_forward_hook(self._after_decoder),
         ]
-        for i in range(self.start, anatomy.num_layers):
+        for i in range(self.start, anatomy.num_layers - 1):
             handles.append(anatomy.layers[i].register_forward_hook(self._after_layer(i), with_kwargs=True))
+        if self.start < anatomy.num_layers:
+            handles.append(anatomy.layers[-1].register_forward_pre_hook(self._before_last, with_kwargs=True))
         try:
             yield
         finally:
@@ -279,15 +282,39 @@ class _Candidates:
     def _after_layer(self, i: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            if self.tokens is None:
-                self.tokens = self._begin(hidden, kwargs.get("attention_mask"), module)
-            entering = pick(hidden, self.tokens.own, -2)
-            states = entering if self.states is None else torch.cat([self.states, entering])
+            states, arguments = self._enter(i, module, hidden, kwargs)
             # Called below the hooks: a candidate's pass is not one of the model's.
-            result = module.forward(states, **self._arguments(i, self.tokens, kwargs, states.shape[0] // len(hidden)))
-            self.states = result[0] if isinstance(result, tuple) else result
+            self.states = _hidden(module.forward(states, **arguments))
 
         return hook
+
+    def _before_last(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the candidates through the last layer, and leave the model itself, too, only what the answer needs."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        assert self.cache is not None
+        self.cache.current = keys_and_values(module, hidden, kwargs, self.anatomy.text_config)
+        states, arguments = self._enter(self.anatomy.num_layers - 1, module, hidden, kwargs)
+        own = keys_and_values(module, states, arguments, self.anatomy.text_config)
+        states, arguments = _last_token_only(states, arguments, own)
+        self.states = _hidden(module.forward(states, **arguments))
+        assert self.tokens is not None
+        if bool((self.tokens.last < self.tokens.length - 1).any()):
+            return None  # padded on the right
+        plain = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "past_key_value")}
+        nothing = tuple(part[:, :, :0] for part in self.cache.current)
+        plain["past_key_values"] = _PrefixCache(*nothing)
+        hidden, plain = _last_token_only(hidden, plain, self.cache.current)
+        return (hidden,), plain
+
+    def _enter(
+        self, i: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return all candidates so far, the one of this layer among them, as input of the layer."""
+        if self.tokens is None:
+            self.tokens = self._begin(hidden, kwargs.get("attention_mask"), layer)
+        entering = pick(hidden, self.tokens.own, -2)
+        states = entering if self.states is None else torch.cat([self.states, entering])
+        return states, self._arguments(i, self.tokens, kwargs, states.shape[0] // len(hidden))
 
     def _arguments(self, i: int, tokens: _Tokens, kwargs: Mapping[str, Any], copies: int) -> dict[str, Any]:
         """Return a layer's keyword arguments for the candidates."""
@@ -343,7 +370,7 @@ class _Candidates:
             valid = validity(self.seen.get("attention_mask"), rows, length, hidden.device)
             last = length - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
         else:
-            last = self.tokens.last
+            last = self.tokens.last.clamp(max=hidden.shape[1] - 1)
         prompts = torch.arange(hidden.shape[0], device=hidden.device)
         ends = [hidden[prompts, last.to(hidden.device)][:, None]]
         if self.states is not None:
@@ -351,6 +378,38 @@ class _Candidates:
             ends.append(norm(self.states[:, -1:]).to(hidden.device))
         output.last_hidden_state = torch.cat(ends)
         return output
+
+
+def _hidden(output: Any) -> Tensor:
+    """Return the hidden states among what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _last_token_only(
+    states: Tensor, arguments: dict[str, Any], own: tuple[Tensor, Tensor]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Leave a layer one query per row: all keys and values stay, but only the last token goes through it.
+
+    Parameters
+    ----------
+    states
+        What would enter the layer, ``[rows, tokens, width]``, padded on the left.
+    arguments
+        Its keyword arguments, a :class:`_PrefixCache` among them.
+    own
+        Keys and values of ``states`` in that layer.
+    """
+    prefix: _PrefixCache = arguments["past_key_values"]
+    keys, values = (part[:, :, :-1] for part in own)
+    new = {**arguments, "past_key_values": _PrefixCache(*prefix.update(keys, values, 0))}
+    mask = arguments.get("attention_mask")
+    if mask is not None and mask.ndim == 4:
+        new["attention_mask"] = mask[:, :, -1:]
+    if arguments.get("position_embeddings") is not None:
+        new["position_embeddings"] = tuple(part[..., -1:, :] for part in arguments["position_embeddings"])
+    if arguments.get("position_ids") is not None:
+        new["position_ids"] = arguments["position_ids"][..., -1:]
+    return states[:, -1:], new
 
 
 _KNOWN = frozenset({"attention_mask", "position_embeddings", "position_ids", "past_key_values"})

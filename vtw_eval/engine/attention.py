@@ -20,15 +20,17 @@ _PROBE = "vtw_eval_probe"
 class _AtAttentionError(Exception):
     """Carries what a layer was about to hand to its attention function."""
 
-    def __init__(self, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+    ) -> None:
         super().__init__("stopped at the attention function")
-        self.query, self.key, self.mask, self.options = query, key, mask, options
+        self.query, self.key, self.value, self.mask, self.options = query, key, value, mask, options
 
 
 def _stop(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> NoReturn:
-    raise _AtAttentionError(query, key, attention_mask, options)
+    raise _AtAttentionError(query, key, value, attention_mask, options)
 
 
 AttentionInterface.register(_PROBE, _stop)
@@ -65,6 +67,20 @@ def last_query_attention(
         If the layer's attention does not go through transformers' attention interface.
     """
     return _weights(_run_to_attention(layer, hidden, arguments, config), last, valid)
+
+
+def keys_and_values(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any
+) -> tuple[Tensor, Tensor]:
+    """Return the keys (rotated) and values of a layer that has not run, ``[rows, key heads, tokens, width]`` each.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config
+        As in :func:`last_query_attention`.
+    """
+    found = _run_to_attention(layer, hidden, arguments, config)
+    return found.key, found.value
 
 
 def rotation_free_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> Tensor:
