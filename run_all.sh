@@ -28,7 +28,7 @@ shapes)
         "shapes|shapes|baseline vtw,k=2 vtw,k=4 vtw,k=5 vtw,k=6 vtw,k=8 vtw,k=search,samples=200,start=1 random_k rand,k=6 fastv random_vision downsample \
         tome pyramiddrop dyvte fastv+dyvte fastv+vtw,vtw.k=6"
     )
-    tasks=shapes device=cpu batch_size=32 dtype=float32 workers=$(nproc) limit=${limit:-600}
+    tasks=shapes device=cpu batch_size=32 dtype=float32 workers=$(nproc) limit=${limit:-480}
     export OMP_NUM_THREADS=1 # the model is tiny: one process per core beats several threads
     ;;
 paper)
