@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -91,10 +92,12 @@ def main() -> None:
     over_search = [n / s for n, s in zip(seconds["naive"], seconds["search"], strict=True)]
     difference = float((results["search"] - results["naive"]).abs().max())
     shape = f"{options.layers} layers, hidden {options.hidden}, {SYSTEM}+{VISION}+{QUESTION} tokens"
-    print(f"{shape}, float32, k from {START}")
-    print(f"search / full forward: {statistics.median(over_full):.3f} (median of {options.repeats} interleaved runs)")
-    print(f"naive loop / search:   {statistics.median(over_search):.2f}")
-    print(f"max |difference| of KL: {difference:.1e} (largest KL {float(results['naive'].max()):.1e})")
+    print("# One-pass search for k against one run per k\n")
+    print(f"{shape}, float32, candidates from {START}, {torch.get_num_threads()} threads of {platform.machine()}.\n")
+    print(f"- search / full forward: {statistics.median(over_full):.3f} (median of {options.repeats} interleaved runs)")
+    print(f"- naive loop / search: {statistics.median(over_search):.2f}")
+    print(f"- max |difference| of KL: {difference:.1e} (largest KL {float(results['naive'].max()):.1e})\n")
+    print(f"Made by `python -m tests.benchmarks.search` with torch {torch.__version__}.")
 
 
 if __name__ == "__main__":

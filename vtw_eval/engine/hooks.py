@@ -45,6 +45,8 @@ class _Step:
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     """What entered a layer whose attention a method wants to see at the next one."""
     deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
+    dtype: torch.dtype = torch.float32
+    """Of the hidden states, for masks to build (a quantized layer's weights would tell another)."""
     rotary: list[_RotaryCall] = field(default_factory=list)
     restored: list[Tensor] = field(default_factory=list)
     """Outputs that have the prompt's length already."""
@@ -269,6 +271,7 @@ class _Engine:
         step = self.step
         if step is None:
             return None
+        step.dtype = (args[0] if args else kwargs["hidden_states"]).dtype
         if step.decoding:
             layout = step.reduction.layouts[i]
             if layout is None:
@@ -381,7 +384,7 @@ class _Engine:
                 total=step.total,
                 keys=keys,
                 window=window,
-                dtype=next(self.anatomy.layers[i].parameters()).dtype,
+                dtype=step.dtype,
             ),
             keys,
             window,

@@ -165,11 +165,15 @@ def keep_best(view: LayerView, score: Tensor, count: Tensor) -> Tensor:
     Tensor
         Boolean ``[rows, tokens]``.
     """
-    order = score.masked_fill(~view.vision, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
+    rank = ranks(score.masked_fill(~view.vision, -torch.inf))
     return ~view.vision | (rank < count.to(rank.device)[:, None])
+
+
+def ranks(score: Tensor) -> Tensor:
+    """Return the rank of each entry in its row, the largest first; ties go to the earlier one; long ``[rows, n]``."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
 
 
 def random_scores(view: LayerView, seed: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView
-from vtw_eval.methods.base import Method, check_layer, random_scores
+from vtw_eval.methods.base import Method, check_layer, random_scores, ranks
 from vtw_eval.methods.vtw import default_k
 
 
@@ -50,8 +50,5 @@ class Rand(Method):
     def keep(self, view: LayerView) -> Tensor:
         """As many tokens of the prompt as it has text tokens, at random, and all generated ones."""
         prompt = view.valid & ~view.generated
-        order = random_scores(view, self.seed).masked_fill(~prompt, torch.inf).argsort(dim=1)
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
+        rank = ranks(-random_scores(view, self.seed).masked_fill(~prompt, torch.inf))
         return (rank < (prompt & ~view.vision).sum(dim=1, keepdim=True)) & prompt | view.generated
