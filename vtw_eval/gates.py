@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 FORMAT = "vtw-eval dyvte gates"
 VERSION = 1
+_NORM = "norm"
 INNER = 2048
 """Inner width of the paper's gates."""
 
@@ -63,10 +64,16 @@ class Gates(nn.Module):
         Inner width.
     checkpoint
         Name of the model, see :func:`checkpoint_name`.
+    norm
+        Weight of the model's final norm, ``[h]``, by which gates notice other weights under the same name; None for
+        gates that were not trained.
     """
 
-    def __init__(self, hidden_size: int, num_layers: int, inner: int = INNER, checkpoint: str = "") -> None:
+    def __init__(
+        self, hidden_size: int, num_layers: int, inner: int = INNER, checkpoint: str = "", norm: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.norm = norm
         self.hidden_size, self.num_layers, self.inner, self.checkpoint = hidden_size, num_layers, inner, checkpoint
         self.after = nn.ModuleList(Gate(hidden_size, inner) for _ in range(num_layers - 1))
 
@@ -101,6 +108,19 @@ class Gates(nn.Module):
 def checkpoint_name(name: str) -> str:
     """Return the last part of a checkpoint's Hub name or folder, so that a local copy has the same name."""
     return Path(name).name
+
+
+def final_norm(decoder: nn.Module) -> Tensor | None:
+    """Return the weight of a decoder's final norm in float16 on the CPU; None if it has none or it is not loaded."""
+    weight = getattr(getattr(decoder, "norm", None), "weight", None)
+    return None if weight is None or weight.is_meta else weight.detach().half().cpu()
+
+
+def same_weights(mine: Tensor | None, theirs: Tensor | None) -> bool:
+    """Whether two final norms can belong to the same checkpoint, loaded in whatever precision; True if one is None."""
+    if mine is None or theirs is None:
+        return True
+    return mine.shape == theirs.shape and torch.allclose(mine.float(), theirs.float(), rtol=1e-2, atol=1e-3)
 
 
 def after_vision(vision: Tensor) -> Tensor:
@@ -166,6 +186,8 @@ def save_gates(gates: Gates, path: Path) -> None:
         "checkpoint": gates.checkpoint,
     }
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in gates.state_dict().items()}
+    if gates.norm is not None:
+        tensors[_NORM] = gates.norm.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -201,7 +223,8 @@ def load_gates(path: Path) -> Gates:
         raise ValueError(f"{str(path)!r} holds no gates: expected a file made by `vtw-eval train-dyvte`.")
     if about.get("version") != VERSION:
         raise ValueError(f"{str(path)!r} has format version {about.get('version')}, this program reads {VERSION}.")
-    gates = Gates(about["hidden_size"], about["num_layers"], about["inner"], about["checkpoint"])
+    norm = tensors.pop(_NORM, None)
+    gates = Gates(about["hidden_size"], about["num_layers"], about["inner"], about["checkpoint"], norm)
     expected = {name: tensor.shape for name, tensor in gates.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in tensors.items()}:
         raise ValueError(f"the tensors in {str(path)!r} are not those that its own metadata announce.")

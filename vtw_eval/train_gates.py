@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vtw_eval.anatomy import Anatomy, find_anatomy
-from vtw_eval.gates import INNER, Gates, after_vision, checkpoint_name, gate_features, save_gates
+from vtw_eval.gates import INNER, Gates, after_vision, checkpoint_name, final_norm, gate_features, save_gates
 from vtw_eval.methods import VTW
 from vtw_eval.shapes.state import load_state, read_about, save_state
 
@@ -345,6 +345,7 @@ class GateTrainer:
             self.anatomy.num_layers,
             settings.inner,
             checkpoint_name(self.anatomy.name),
+            final_norm(self.anatomy.decoder),
         )
         self.gates.initialise(settings.seed).to(model.device)
         # A gate that a step does not train has no gradient there, so that AdamW leaves its weights and moments alone.

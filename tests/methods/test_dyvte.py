@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from tests.families import make_inputs
+from tests.families import make_inputs, make_model
 from tests.gates import decided, fitted, random_gates
 from tests.oracle import KINDS, models, vision_positions
 from vtw_eval import VTW, Baseline, Composite, DyVTE, FastV, parse_method
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.gates import Gates, load_gates, save_gates
+from vtw_eval.gates import Gates, final_norm, load_gates, same_weights, save_gates
 from vtw_eval.methods.dyvte import exit_layers
 from vtw_eval.shapes import CHECKPOINT
 from vtw_eval.shapes.data import held_out
@@ -197,6 +197,10 @@ def incomplete(path: Path) -> None:
             lambda path: save_gates(Gates(32, 4, checkpoint="llava-1.5-7b-hf").initialise(0), path),
             ["'llava-1.5-7b-hf'", "'tiny'", "check_name=false"],
         ),
+        (
+            lambda path: save_gates(Gates(32, 4, checkpoint="tiny", norm=torch.full([32], 3.0)).initialise(0), path),
+            ["other weights", "'tiny'"],
+        ),
     ],
 )
 def test_gates_that_do_not_fit_are_refused_in_one_line(
@@ -216,6 +220,15 @@ def test_gates_that_do_not_fit_are_refused_in_one_line(
         assert word in message
     if "check_name=false" in words:
         parse_method(f"dyvte,gates={path},check_name=false").bind(find_anatomy(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_gates_know_their_model_in_any_precision(dtype: torch.dtype) -> None:
+    trained = final_norm(find_anatomy(make_model("llava", dtype=torch.float32)).decoder)
+    assert trained is not None
+    assert trained.unique().numel() > 1
+    assert same_weights(trained, final_norm(find_anatomy(make_model("llava", dtype=dtype)).decoder))
+    assert not same_weights(trained, final_norm(find_anatomy(make_model("llava", dtype=dtype, seed=1)).decoder))
 
 
 def test_without_a_file_the_gates_beside_the_weights_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Trace
-from vtw_eval.gates import Gates, after_vision, checkpoint_name, gate_features, load_gates
+from vtw_eval.gates import (
+    Gates,
+    after_vision,
+    checkpoint_name,
+    final_norm,
+    gate_features,
+    load_gates,
+    same_weights,
+)
 from vtw_eval.methods.base import Method
 
 GATES_FILE = "dyvte.safetensors"
@@ -73,6 +81,10 @@ class DyVTE(Method):
             raise ValueError(
                 f"the gates {self.gates!r} were trained for {network.checkpoint!r}, this model is {name!r}: train "
                 "gates for it, or add check_name=false if it is the same model under another name."
+            )
+        if not same_weights(network.norm, final_norm(anatomy.decoder)):
+            raise ValueError(
+                f"the gates {self.gates!r} were trained for other weights than those of {name!r}: train gates for it."
             )
         return self
 
