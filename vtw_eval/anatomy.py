@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 TESTED: frozenset[str] = frozenset(
     {
@@ -76,6 +77,16 @@ class Anatomy:
     def hidden_size(self) -> int:
         """Width of the decoder, h."""
         return int(self.text_config.hidden_size)
+
+    def is_vision(self, ids: Tensor) -> Tensor:
+        """Return which token ids stand for vision features; boolean, of the shape of ``ids``."""
+        return torch.isin(ids, ids.new_tensor(self.vision_token_ids))
+
+    def sliding_window(self, layer: int) -> int | None:
+        """Return the sliding window of a layer's attention, None for full attention."""
+        attention = getattr(self.layers[layer], "self_attn", self.layers[layer])
+        config = getattr(attention, "config", self.text_config)  # Mistral's attention reads it there
+        return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
 
 def find_anatomy(model: nn.Module) -> Anatomy:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,8 +25,8 @@ from transformers import DynamicCache
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
 from vtw_eval.engine.attention import keys_and_values
-from vtw_eval.engine.layout import choose, pick
-from vtw_eval.engine.masks import MaskKind, built_mask, gathered_mask, mask_kind, validity
+from vtw_eval.engine.layout import choose, last_valid, pick, right_aligned
+from vtw_eval.engine.masks import MaskKind, built_mask, check_window, gathered_mask, mask_kind, validity
 from vtw_eval.methods.vtw import DEFAULT_ETA, DEFAULT_START
 
 Direction = Literal["vtw_full", "full_vtw"]
@@ -158,12 +158,10 @@ def _divergences(
     """KL of each prompt of a sample and each k; float64 ``[prompts, layers]`` on the CPU."""
     layers = anatomy.num_layers
     candidates = _Candidates(anatomy, start, vision_mask)
-    cache = _PassingCache()
     with candidates.installed():
-        arguments = {**sample, "past_key_values": cache, "use_cache": True}
+        arguments = {**sample, "past_key_values": candidates.cache, "use_cache": True}
         if "logits_to_keep" in inspect.signature(anatomy.model.forward).parameters:
             arguments["logits_to_keep"] = 1
-        candidates.cache = cache
         logits = anatomy.model(**arguments).logits[:, -1].double()
     log_p = logits.log_softmax(dim=-1).unflatten(0, (layers - start + 1, -1))  # [full and candidates, prompts, words]
     full, withdrawn = log_p[:1], log_p[1:]
@@ -212,7 +210,13 @@ class _Tokens:
     prefix_valid: Tensor
     own: Tensor
     own_valid: Tensor
-    memo: dict[tuple[int, int], Any] = field(default_factory=dict)
+    memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def once(self, source: Any, make: Callable[[], Any]) -> Any:
+        """Return ``make()``, computed once for all layers that get the same object from the model."""
+        if id(source) not in self.memo:
+            self.memo[id(source)] = (make(), source)  # holding it keeps its id from being used again
+        return self.memo[id(source)][0]
 
 
 class _Candidates:
@@ -223,7 +227,7 @@ class _Candidates:
         self.start = start
         self.vision_mask = vision_mask
         self.kind: MaskKind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None))
-        self.cache: _PassingCache | None = None
+        self.cache = _PassingCache()
         self.seen: Mapping[str, Any] = {}
         self.tokens: _Tokens | None = None
         self.states: Tensor | None = None
@@ -258,9 +262,8 @@ class _Candidates:
         if self.vision_mask is not None:
             vision = self.vision_mask.to(device) & valid
         else:
-            ids = self.seen["input_ids"].to(device)
-            vision = torch.isin(ids, ids.new_tensor(self.anatomy.vision_token_ids)) & valid
-        last = length - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
+            vision = self.anatomy.is_vision(self.seen["input_ids"].to(device)) & valid
+        last = last_valid(valid)
         if bool(vision.gather(1, last[:, None]).any()):
             raise ValueError("a prompt ends in a vision token: there is no text token to answer from.")
         places = torch.arange(length, device=device)
@@ -268,9 +271,8 @@ class _Candidates:
         if self._looks_ahead(prefix, vision, mask, layer):
             prefix = torch.zeros_like(prefix)
         own_index, own_valid, _ = choose(valid & ~vision & ~prefix)
-        longest = int(prefix.sum(dim=1).max())
-        order = prefix.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
-        return _Tokens(length, last, order, prefix.gather(1, order), own_index, own_valid)
+        prefix_index, prefix_valid = right_aligned(prefix, int(prefix.sum(dim=1).max()))
+        return _Tokens(length, last, prefix_index, prefix_valid, own_index, own_valid)
 
     def _looks_ahead(self, prefix: Tensor, vision: Tensor, mask: Tensor | None, layer: nn.Module) -> bool:
         """Whether attention is bidirectional, so that tokens in front of an image see it."""
@@ -291,7 +293,6 @@ class _Candidates:
     def _before_last(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the candidates through the last layer, and leave the model itself, too, only what the answer needs."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        assert self.cache is not None
         self.cache.current = keys_and_values(module, hidden, kwargs, self.anatomy.text_config)
         states, arguments = self._enter(self.anatomy.num_layers - 1, module, hidden, kwargs)
         own = keys_and_values(module, states, arguments, self.anatomy.text_config)
@@ -318,57 +319,53 @@ class _Candidates:
 
     def _arguments(self, i: int, tokens: _Tokens, kwargs: Mapping[str, Any], copies: int) -> dict[str, Any]:
         """Return a layer's keyword arguments for the candidates."""
-        assert self.cache is not None and self.cache.current is not None
+        assert self.cache.current is not None
         new = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "past_key_value")}
         keys, values = (pick(states.movedim(1, -2), tokens.prefix, -3).movedim(-2, 1) for states in self.cache.current)
         new["past_key_values"] = _PrefixCache(keys, values)
         if "attention_mask" in new:
-            new["attention_mask"] = _repeat(self._mask(i, tokens, new["attention_mask"], keys.dtype), copies, 0)
+            mask = new["attention_mask"]
+            cut = tokens.once(mask, lambda: self._mask(tokens, mask, keys.dtype))
+            self._check_window(i, tokens, mask)
+            new["attention_mask"] = _repeat(cut, copies, 0)
         if new.get("position_embeddings") is not None:
             parts = new["position_embeddings"]
-            new["position_embeddings"] = tuple(_repeat(pick(part, tokens.own, -2), copies, -3) for part in parts)
+            cut = tokens.once(parts, lambda: [pick(part, tokens.own, -2) for part in parts])
+            new["position_embeddings"] = tuple(_repeat(part, copies, -3) for part in cut)
         if new.get("position_ids") is not None:
-            ids = None if self.kind == "validity" else pick(new["position_ids"], tokens.own, -1)
-            new["position_ids"] = _repeat(ids, copies, -2)
+            places = new["position_ids"]
+            cut = None if self.kind == "validity" else tokens.once(places, lambda: pick(places, tokens.own, -1))
+            new["position_ids"] = _repeat(cut, copies, -2)
         for name, value in new.items():
             if name not in _KNOWN and isinstance(value, Tensor) and tokens.length in value.shape:
                 raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
         return new
 
-    def _mask(self, i: int, tokens: _Tokens, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def _two_dimensional(self, mask: Tensor | None) -> bool:
+        return self.kind == "validity" or (mask is not None and mask.ndim == 2)
+
+    def _check_window(self, i: int, tokens: _Tokens, mask: Tensor | None) -> None:
+        if self._two_dimensional(mask):  # other masks carry the window
+            check_window(self.anatomy.sliding_window(i), tokens.length)
+
+    def _mask(self, tokens: _Tokens, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         keys = torch.cat([tokens.prefix, tokens.own], dim=1)
         valid = torch.cat([tokens.prefix_valid, tokens.own_valid], dim=1)
         padded = not bool(valid.all())
-        if self.kind == "validity" or (mask is not None and mask.ndim == 2):
-            attention = getattr(self.anatomy.layers[i], "self_attn", self.anatomy.layers[i])
-            config = getattr(attention, "config", self.anatomy.text_config)
-            window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-            if window is not None and tokens.length > window:
-                raise ValueError(
-                    f"FlashAttention cannot apply a sliding window of {window} once tokens are removed: load the model "
-                    "with attn_implementation='sdpa'."
-                )
+        if self._two_dimensional(mask):
             return valid if padded else None
-        own_pads = ~tokens.own_valid if padded else None
+        pads = ~tokens.own_valid if padded else None
+        first = tokens.prefix.shape[1]
         if mask is None:
-            built = built_mask(self.kind, tokens.own, keys, valid, dtype=dtype)
-        else:
-            built = gathered_mask(mask, tokens.own, keys, valid, total=tokens.length)
-        if own_pads is None:
-            return built
-        # Padding among a row's own tokens sees itself: its key stands behind those of the prefix.
-        shift = tokens.prefix.shape[1]
-        itself = own_pads[:, None, :, None] & torch.eye(own_pads.shape[1], dtype=torch.bool, device=built.device)
-        itself = nn.functional.pad(itself, (shift, 0))
-        return built.masked_fill(itself, True if built.dtype == torch.bool else 0.0)
+            return built_mask(self.kind, tokens.own, keys, valid, dtype=dtype, pads=pads, first=first)
+        return gathered_mask(mask, tokens.own, keys, valid, total=tokens.length, pads=pads, first=first)
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Let the model's own head see the last token of the unchanged model and of each candidate."""
         hidden = output.last_hidden_state
         if self.tokens is None:  # start is the number of layers: no candidates
             rows, length = hidden.shape[:2]
-            valid = validity(self.seen.get("attention_mask"), rows, length, hidden.device)
-            last = length - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
+            last = last_valid(validity(self.seen.get("attention_mask"), rows, length, hidden.device))
         else:
             last = self.tokens.last.clamp(max=hidden.shape[1] - 1)
         prompts = torch.arange(hidden.shape[0], device=hidden.device)

@@ -256,7 +256,7 @@ def features_and_labels(anatomy: Anatomy, batch: Batch, layer: int, alpha: float
         exited = model(**batch.inputs, **arguments).logits[:, :-1]
     labels = exit_labels(output.logits[:, :-1], exited, batch.answers, batch.counted, alpha)
     prompt = slice(0, batch.prompt_length)
-    vision = torch.isin(ids[:, prompt], ids.new_tensor(anatomy.vision_token_ids))
+    vision = anatomy.is_vision(ids[:, prompt])
     text = batch.inputs["attention_mask"][:, prompt].bool() & after_vision(vision)
     last = torch.full_like(ids[:, 0], batch.prompt_length - 1)
     return gate_features(output.hidden_states[layer + 1][:, prompt], text, last), labels

@@ -229,7 +229,7 @@ class _Engine:
                 "cannot tell which tokens are vision tokens: pass input_ids or, for a prompt of inputs_embeds, "
                 "vision_mask=... to the method."
             )
-        return torch.isin(ids, ids.new_tensor(self.anatomy.vision_token_ids)).to(device)
+        return self.anatomy.is_vision(ids).to(device)
 
     def _prompt_ids(self, ids: Tensor | None, cached: bool) -> tuple[Tensor | None, bool]:
         """Return the ids of the prompt, without what a generation without cache has appended, and whether it has."""
@@ -248,8 +248,7 @@ class _Engine:
         ids = self.seen.get("input_ids")
         if ids is None or queries == 1:
             return
-        late = ids[:, -queries:]
-        if bool(torch.isin(late, late.new_tensor(self.anatomy.vision_token_ids)).any()):
+        if bool(self.anatomy.is_vision(ids[:, -queries:]).any()):
             raise ValueError("vision tokens after the prefill (chunked prefill, a later turn) are not supported.")
 
     def after_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -410,11 +409,7 @@ class _Engine:
 
     def _window(self, i: int) -> int | None:
         """Sliding window of a layer whose mask does not carry it (FlashAttention), else None."""
-        if self.kind != "validity":
-            return None
-        attention = getattr(self.anatomy.layers[i], "self_attn", self.anatomy.layers[i])
-        config = getattr(attention, "config", self.anatomy.text_config)  # Mistral's attention reads it there
-        return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+        return self.anatomy.sliding_window(i) if self.kind == "validity" else None
 
     def _add_deepstack(self, i: int, step: _Step, hidden: Tensor) -> Tensor:
         """Add the vision features that belong after layer ``i - 1`` to the vision tokens that are left."""

@@ -64,7 +64,7 @@ class Prompt:
 
     def last(self) -> Tensor:
         """Place of each row's last token, long ``[rows]``."""
-        return self.length - 1 - self.valid.flip(1).to(torch.uint8).argmax(dim=1)
+        return last_valid(self.valid)
 
     def rows(self, indices: Tensor) -> Prompt:
         """Return some rows, in that order."""
@@ -122,8 +122,18 @@ def choose(keep: Tensor) -> tuple[Tensor, Tensor, bool]:
     fewest, slots = (int(n) for n in torch.aminmax(keep.sum(dim=1)))
     if fewest == 0:
         raise ValueError("a method left a row without any token.")
+    return *right_aligned(keep, slots), fewest != slots
+
+
+def right_aligned(keep: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Return which tokens stand in the last ``slots`` slots when the kept ones go to the right, and which are kept."""
     order = keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - slots :]
-    return order, keep.gather(1, order), fewest != slots
+    return order, keep.gather(1, order)
+
+
+def last_valid(valid: Tensor) -> Tensor:
+    """Return the place of the last True of each row, long ``[rows]``."""
+    return valid.shape[1] - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
 
 
 def advance(layout: Layout | None, keep: Tensor) -> tuple[Layout, Tensor]:

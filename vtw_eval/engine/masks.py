@@ -135,7 +135,14 @@ def reduced_mask(
 
 
 def gathered_mask(
-    mask: Tensor, queries: Tensor | None, keys: Tensor, valid: Tensor, *, total: int, pads: Tensor | None = None
+    mask: Tensor,
+    queries: Tensor | None,
+    keys: Tensor,
+    valid: Tensor,
+    *,
+    total: int,
+    pads: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Select queries and keys of a 4-D mask.
 
@@ -151,6 +158,8 @@ def gathered_mask(
         Length of the sequence.
     pads
         Boolean ``[rows, q]``: queries that are padding and see themselves only.
+    first
+        Where among the keys the first query's own key stands.
 
     Returns
     -------
@@ -167,11 +176,18 @@ def gathered_mask(
         chosen = chosen & valid[:, None, None, :]
     else:
         chosen = chosen.masked_fill(~valid[:, None, None, :], torch.finfo(mask.dtype).min)
-    return chosen if pads is None else _see_themselves(chosen, pads, True if mask.dtype == torch.bool else 0.0)
+    return chosen if pads is None else _see_themselves(chosen, pads, first)
 
 
 def built_mask(
-    kind: MaskKind, queries: Tensor, keys: Tensor, valid: Tensor, *, dtype: torch.dtype, pads: Tensor | None = None
+    kind: MaskKind,
+    queries: Tensor,
+    keys: Tensor,
+    valid: Tensor,
+    *,
+    dtype: torch.dtype,
+    pads: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Build the causal mask that a model left out because it needed none.
 
@@ -181,7 +197,7 @@ def built_mask(
         "boolean" or "additive".
     queries
         Places of the queries, long ``[1 or rows, q]``.
-    keys, valid, pads
+    keys, valid, pads, first
         As in :func:`gathered_mask`.
     dtype
         Type of an additive mask.
@@ -195,7 +211,7 @@ def built_mask(
         raise ValueError("this attention implementation is unknown: its mask cannot be built.")
     allowed = ((keys[:, None, :] <= queries[:, :, None]) & valid[:, None, :])[:, None]
     if pads is not None:
-        allowed = _see_themselves(allowed, pads, True)
+        allowed = _see_themselves(allowed, pads, first)
     if kind == "boolean":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
@@ -213,22 +229,29 @@ def _key_places(layout: Layout, length: int, total: int, keys: int) -> tuple[Ten
     return index, valid
 
 
-def _see_themselves(mask: Tensor, pads: Tensor, value: bool | float) -> Tensor:
+def _see_themselves(mask: Tensor, pads: Tensor, first: int) -> Tensor:
     """Let padding attend to itself: a query that may see nothing turns into NaN, which spreads."""
-    slots = torch.arange(mask.shape[-1], device=mask.device)
-    itself = pads.to(mask.device)[:, None, :, None] & (slots[: pads.shape[1], None] == slots)
-    return mask.masked_fill(itself, value)
+    keys = torch.arange(mask.shape[-1], device=mask.device)
+    own = torch.arange(pads.shape[1], device=mask.device) + first
+    itself = pads.to(mask.device)[:, None, :, None] & (own[:, None] == keys)
+    return mask.masked_fill(itself, True if mask.dtype == torch.bool else 0.0)
+
+
+def check_window(window: int | None, tokens: int) -> None:
+    """Raise ``ValueError`` if FlashAttention would have to apply a sliding window to a prompt with gaps."""
+    if window is not None and tokens > window:
+        raise ValueError(
+            f"FlashAttention cannot apply a sliding window of {window} to a prompt of {tokens} tokens once tokens are "
+            "removed: load the model with attn_implementation='sdpa'."
+        )
 
 
 def _two_dimensional(
     mask: Tensor | None, layout: Layout, index: Tensor, valid: Tensor, *, prefill: bool, total: int, window: int | None
 ) -> Tensor | None:
+    if prefill:
+        check_window(window, total)
     beyond = window is not None and total > window
-    if beyond and prefill:
-        raise ValueError(
-            f"FlashAttention cannot apply a sliding window of {window} to a prompt of {total} tokens once tokens are "
-            "removed: load the model with attn_implementation='sdpa'."
-        )
     if mask is None and not layout.padded and not beyond:
         return None
     if beyond:

@@ -185,8 +185,3 @@ def random_scores(view: LayerView, seed: int) -> Tensor:
     for row, valid in enumerate(view.prompt.valid.cpu()):
         scores[row, valid] = torch.rand(int(valid.sum()), generator=view.generator(row, seed), dtype=torch.float64)
     return scores.to(view.index.device).gather(1, view.index)
-
-
-def text_only(view: LayerView) -> Tensor:
-    """Mask of all tokens that are not vision tokens, the current ones of a view; ``[rows, tokens]``."""
-    return torch.logical_not(view.vision)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView
-from vtw_eval.methods.base import LayerSearch, Method, Position, check_layer, text_only
+from vtw_eval.methods.base import LayerSearch, Method, Position, check_layer
 
 PAPER_K: tuple[tuple[str, int], ...] = (
     (r"llava-(v?1\.5)-13b", 20),
@@ -138,4 +138,4 @@ class VTW(Method):
 
     def keep(self, view: LayerView) -> Tensor:
         """Everything but vision tokens."""
-        return text_only(view)
+        return ~view.vision
