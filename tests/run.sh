@@ -2,7 +2,7 @@
 # Run all checks: ruff, mypy, pytest. Needs python3 and pip; makes .venv itself. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. .ci/venv.sh lmms,dev
+. .ci/venv.sh lmms,vlmeval,ray,dev
 ruff check .
 ruff format --check .
 mypy

@@ -1,0 +1,1 @@
+"""Groups of lmms-eval tasks: one name per table of the papers."""

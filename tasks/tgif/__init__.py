@@ -1,0 +1,1 @@
+"""TGIF-QA, frame question answering."""

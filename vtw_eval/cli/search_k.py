@@ -1,0 +1,49 @@
+"""``vtw-eval search-k``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vtw_eval.cli.app import app, user_errors
+
+
+@app.command(
+    epilog="Example: vtw-eval search-k --model llava-hf/llava-1.5-7b-hf --task scienceqa_img --samples 200 "
+    "--plot results/search.png"
+)
+def search_k(
+    model: Annotated[str, typer.Option(help="Checkpoint: Hub name or folder.")],
+    task: Annotated[str, typer.Option(help="Task of lmms-eval whose first documents are used.")],
+    adapter: Annotated[
+        str, typer.Option(help="llava_vtw, qwen2vl_vtw, internvl_vtw or video_llava_vtw.")
+    ] = "llava_vtw",
+    samples: Annotated[int, typer.Option(min=1, help="Documents. 20 as in the paper often do not settle k.")] = 20,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            help="Threshold in nats. Default: the paper's for the checkpoint (0.003; 13B 0.0005; NeXT 0.0001)."
+        ),
+    ] = None,
+    start: Annotated[int, typer.Option(min=0, help="First candidate.")] = 5,
+    direction: Annotated[
+        str, typer.Option(help="vtw_full: KL(withdrawn || full) as the paper's code; full_vtw: the other way.")
+    ] = "vtw_full",
+    model_args: Annotated[str, typer.Option(help="More options of the adapter, as in lmms_eval --model_args.")] = "",
+    device: Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot of KL versus k to this file (.png, .svg).")] = None,
+) -> None:
+    """Search the withdrawal layer k of VTW (Algorithm 1) in one pass per document."""
+    from vtw_eval.model_adapters.search_task import search_task
+    from vtw_eval.report.search import divergence_plot, divergence_table
+
+    with user_errors("search-k", (ValueError, OSError, RuntimeError)):
+        result = search_task(
+            adapter, model, task, samples, eta, start=start, direction=direction, model_args=model_args, device=device
+        )
+    typer.echo(divergence_table(result))
+    typer.echo(f"\nk={result.k} (first mean KL below eta={result.eta}). {result.advice()}")
+    if plot is not None:
+        divergence_plot(result, plot)

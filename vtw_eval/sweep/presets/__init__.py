@@ -1,0 +1,1 @@
+"""Plans of the papers' tables, as YAML."""
