@@ -1,0 +1,140 @@
+"""What a method would do to a prompt, by the real engine on a tiny model with as many layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, LlavaConfig
+
+from vtw_eval.anatomy import find_anatomy
+from vtw_eval.methods import Composite, DyVTE, Method, RandomK
+
+SYSTEM = 35
+"""Tokens before the image in LLaVA-1.5's template: BOS, system prompt, "USER: "."""
+
+_IMAGE, _TEXT, _VOCAB, _WIDTH = 1, 2, 64, 8
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a method did."""
+
+    method: Method
+    """The method with its defaults filled in."""
+    tokens: Tensor
+    """Tokens that entered each layer, float64 ``[draws, layers]``: equally likely outcomes, one for most methods."""
+    vision: Tensor
+    """Vision tokens among them."""
+
+
+def dry_run(
+    method: Method, num_layers: int, *, text: float, vision: float, vision_first_at: int = SYSTEM, name: str = ""
+) -> DryRun:
+    """Install a method on a tiny random LLaVA with ``num_layers`` decoder layers, and trace a prefill.
+
+    So every method of the registry is costed by what it really does, without the weights of the model in question.
+    *How many* tokens go does not depend on weights for any method here but DyVTE, which is refused. Numbers of tokens
+    that are no integers (means over a benchmark) are interpolated linearly between the integers around them.
+    ``random_k`` gives a row for each k that it can draw; how many vision tokens ``rand`` leaves is that of one draw
+    (how many tokens it leaves in all is no matter of chance).
+
+    Parameters
+    ----------
+    method
+        The method; parameters that depend on the model may be open.
+    num_layers
+        Decoder layers.
+    text, vision
+        Text and vision tokens of the prompt.
+    vision_first_at
+        Text tokens before the image; fewer if the prompt has no more.
+    name
+        Name of the checkpoint, for defaults that depend on it (VTW's k).
+
+    Raises
+    ------
+    ValueError
+        For impossible token counts or hyper-parameters, for ``k=search`` and for DyVTE.
+    """
+    for what, number, least in (("text", text, 1), ("vision", vision, 0)):
+        if not (math.isfinite(number) and number >= least):
+            raise ValueError(f"{what}={number} is out of range: a prompt has {least} or more {what} tokens.")
+    for part in _parts(method):
+        if isinstance(part, DyVTE):
+            raise ValueError(
+                "where dyvte's gates let vision tokens leave depends on model and prompt: give the exit layer, as "
+                "vtw,k=EXIT+1 (EXIT counts from 0, as in the paper's Table 3)."
+            )
+        if part.search is not None:
+            raise ValueError(f"{part}: k=search needs a model and samples; give the k that vtw-eval search-k found.")
+    model = _tiny_model(num_layers, name)
+    bound = method.bind(find_anatomy(model))
+    draws = list(_draws(bound))
+    tokens = torch.zeros(len(draws), num_layers, dtype=torch.float64)
+    seen = torch.zeros_like(tokens)
+    for (t, text_share), (v, vision_share) in itertools.product(_around(text), _around(vision)):
+        ids = _prompt(t, v, vision_first_at)
+        for i, draw in enumerate(draws):
+            with torch.no_grad(), draw(model) as trace:
+                model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            tokens[i] += text_share * vision_share * trace.tokens_per_layer[0]
+            seen[i] += text_share * vision_share * trace.vision_per_layer[0]
+    return DryRun(bound, tokens, seen)
+
+
+def tokens_per_layer(
+    method: Method, num_layers: int, *, text: float, vision: float, vision_first_at: int = SYSTEM, name: str = ""
+) -> Tensor:
+    """Tokens that enter each layer under a method, mean over draws, float64 ``[layers]``; see :func:`dry_run`."""
+    run = dry_run(method, num_layers, text=text, vision=vision, vision_first_at=vision_first_at, name=name)
+    return run.tokens.mean(dim=0)
+
+
+def _parts(method: Method) -> tuple[Method, ...]:
+    return method.parts if isinstance(method, Composite) else (method,)
+
+
+def _draws(method: Method) -> Iterator[Method]:
+    """Yield the equally likely methods that a method with a random layer can turn out to be."""
+    if isinstance(method, Composite):
+        for parts in itertools.product(*(tuple(_draws(part)) for part in method.parts)):
+            yield replace(method, parts=parts)
+    elif isinstance(method, RandomK):
+        assert method.low is not None and method.high is not None, "bind() fills in the bounds"
+        for k in range(method.low, method.high + 1):
+            yield replace(method, low=k, high=k)
+    else:
+        yield method
+
+
+def _around(number: float) -> list[tuple[int, float]]:
+    """Return the integers around a number with the weights of linear interpolation."""
+    below = math.floor(number)
+    above = number - below
+    return [(below, 1.0)] if above == 0 else [(below, 1 - above), (below + 1, above)]
+
+
+def _tiny_model(num_layers: int, name: str) -> nn.Module:
+    size = {"hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_attention_heads": 1}
+    config = LlavaConfig(
+        text_config={"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": _VOCAB, **size},
+        vision_config={"model_type": "clip_vision_model", "num_hidden_layers": 1, **size},
+        image_token_index=_IMAGE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    model.config._name_or_path = name
+    return model.eval()
+
+
+def _prompt(text: int, vision: int, first_at: int) -> Tensor:
+    ids = torch.randint(_TEXT, _VOCAB, (1, text + vision), generator=torch.Generator().manual_seed(0))
+    first = min(first_at, text - 1)
+    ids[:, first : first + vision] = _IMAGE
+    return ids
