@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from vtw_eval.tasks.loading import dataset_failures_told
+
 _WITHOUT_TASKS = frozenset({"--help", "-h", "mcp", "models", "version"})
 """First arguments after which lmms-eval reads no task, so that its slow modules need not be loaded."""
 
@@ -135,7 +137,7 @@ def main() -> None:
         return
     failures: list[str] = []
     debug = "DEBUG" in " ".join(sys.argv)
-    with our_tasks(), failures_noted(failures):
+    with our_tasks(), dataset_failures_told(), failures_noted(failures):
         try:
             dispatch.main()
         except Exception as error:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import random
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,12 @@ def write_table(
     """Write rows as parquet with a dataset card that names split, config and image columns."""
     from datasets import Dataset
     from datasets import Image as ImageFeature
+    from datasets import List as ListFeature
 
     table = Dataset.from_list([dict(row) for row in rows])
     for column in images:
-        table = table.cast_column(column, ImageFeature())
+        several = isinstance(rows[0][column], list)
+        table = table.cast_column(column, ListFeature(ImageFeature()) if several else ImageFeature())
     name = f"{config}-{split}.parquet" if config != "default" else f"{split}.parquet"
     (folder / "data").mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "data" / name)
@@ -200,6 +204,176 @@ def make_videomme(root: Path, count: int) -> None:
             }
         )
     write_table(root / "lmms-eval" / "Video-MME", "test", rows, [])
+    with zipfile.ZipFile(root / "lmms-eval" / "Video-MME" / "videos_chunked_01.zip", "w") as archive:
+        for i in range(count):
+            archive.write(root / "hf_home" / "videomme" / "data" / f"video{i}.mp4", f"data/video{i}.mp4")
+
+
+def make_mmbench(root: Path, count: int) -> None:
+    """MMBench: each question with its options in two orders, as circular evaluation has them."""
+    rows = [
+        {
+            "index": i + 1_000_000 * turn,
+            "question": question(600 + i),
+            "hint": "nan" if i % 2 else "A disc is round.",
+            "answer": "AB"[(i + turn) % 2],
+            "A": ("yes", "no")[turn],
+            "B": ("no", "yes")[turn],
+            "C": "nan",
+            "D": "nan",
+            "category": "object_localization",
+            "L2-category": "finegrained_perception (instance-level)",
+            "image": picture_bytes(600 + i),
+            "source": "made",
+            "split": "dev",
+        }
+        for i in range(count)
+        for turn in range(2)
+    ]
+    write_table(root / "lmms-lab-encoder" / "MMBench", "dev", rows, ["image"], "en")
+
+
+def make_seedbench(root: Path, count: int) -> None:
+    """SEED-Bench: questions on an image, and on the frames of a video."""
+    rows = [
+        {
+            "question": question(700 + i),
+            "question_id": str(i),
+            "answer": "ABCD"[i % 4],
+            **{f"choice_{letter}": word for letter, word in zip("abcd", ("one", "two", "three", "four"), strict=True)},
+            "data_type": ("image", "video")[i % 2],
+            "image": [picture_bytes(700 + 10 * i + j) for j in range(1 + i % 2)],
+        }
+        for i in range(count)
+    ]
+    write_table(root / "lmms-lab-encoder" / "SEED-Bench", "test", rows, ["image"])
+
+
+def make_mmvet(root: Path, count: int) -> None:
+    """MM-Vet: open questions for a judge."""
+    rows = [
+        {
+            "question_id": f"v1_{i}",
+            "image": picture_bytes(800 + i),
+            "question": question(800 + i),
+            "answer": "yes<OR>a disc",
+            "image_source": "made",
+            "capability": ("rec", "rec,ocr")[i % 2],
+        }
+        for i in range(count)
+    ]
+    write_table(root / "lmms-lab-encoder" / "MMVet", "test", rows, ["image"])
+
+
+def make_gqa(root: Path, count: int) -> None:
+    """GQA: questions, and apart from them images that several share."""
+    folder = root / "lmms-lab-encoder" / "GQA"
+    questions = [
+        {
+            "id": str(i),
+            "imageId": f"n{i // 2}",
+            "question": question(900 + i),
+            "answer": ("yes", "no")[i % 2],
+            "fullAnswer": "Yes, there is.",
+        }
+        for i in range(count)
+    ]
+    images = [{"id": f"n{i}", "image": picture_bytes(900 + i)} for i in range((count + 1) // 2)]
+    tables = {"testdev_balanced_instructions": (questions, []), "testdev_balanced_images": (images, ["image"])}
+    for config, (rows, columns) in tables.items():
+        write_table(folder, "testdev", rows, columns, config)
+    cards = [
+        f"- config_name: {config}\n  data_files:\n  - split: testdev\n    path: data/{config}-testdev.parquet\n"
+        for config in tables
+    ]
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(cards)}---\n")
+
+
+def make_vqav2(root: Path, count: int) -> None:
+    """VQAv2: ten people's answers."""
+    rows = [
+        {
+            "question_id": i,
+            "image": picture_bytes(1000 + i),
+            "question": question(1000 + i),
+            "question_type": "is there a",
+            "multiple_choice_answer": "yes",
+            "answers": [
+                {"answer": ("yes", "no")[j % 3 == 0], "answer_confidence": "yes", "answer_id": j} for j in range(10)
+            ],
+            "answer_type": "yes/no",
+            "image_id": i,
+        }
+        for i in range(count)
+    ]
+    write_table(root / "lmms-lab-encoder" / "VQAv2", "validation", rows, ["image"])
+
+
+def make_textvqa(root: Path, count: int) -> None:
+    """TextVQA: ten people's answers and the words that a reader found."""
+    rows = [
+        {
+            "question_id": i,
+            "image": picture_bytes(1100 + i),
+            "question": question(1100 + i),
+            "answers": ["red"] * 6 + ["blue"] * 4,
+            "ocr_tokens": ["red", "disc"],
+        }
+        for i in range(count)
+    ]
+    write_table(root / "lmms-lab-encoder" / "textvqa", "validation", rows, ["image"])
+
+
+def write_gif(path: Path, seed: int, frames: int = 9) -> None:
+    """Write an animated GIF in which a disc moves over noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ground = picture(seed)
+    shown = []
+    for i in range(frames):
+        frame = ground.copy()
+        ImageDraw.Draw(frame).ellipse((4 * i, 4, 4 * i + 12, 16), fill=COLOURS[seed % len(COLOURS)])
+        shown.append(frame)
+    shown[0].save(path, save_all=True, append_images=shown[1:], duration=[80 + 20 * (i % 3) for i in range(frames)])
+
+
+TGIF_ANSWERS = ("cat", "two", "red", "room")
+"""A thing, a number, a colour, a place."""
+
+
+def make_tgif(root: Path, count: int, layout: str = "videollava") -> None:
+    """TGIF-QA's frame questions, two to a video: as Video-LLaVA spreads them, or in the official form with GIFs."""
+    folder = root / "acme" / "TGIF-QA"
+    rows = [
+        {
+            "question_id": f"FRAMEQA{i}",
+            "video_name": f"tumblr_{i // 2}",
+            "question": f"what is number {i} in the picture ?",
+            "answer": TGIF_ANSWERS[i % 4],
+            "type": str(i % 4),
+        }
+        for i in range(count)
+    ]
+    names = sorted({row["video_name"] for row in rows})
+    folder.mkdir(parents=True, exist_ok=True)
+    if layout == "videollava":
+        asked = [{key: value for key, value in row.items() if key not in ("answer", "type")} for row in rows]
+        told = [{key: row[key] for key in ("answer", "question_id", "type")} for row in rows]
+        (folder / "test_q.json").write_text(json.dumps(asked))
+        (folder / "test_a.json").write_text(json.dumps(told))
+        for seed, name in enumerate(names):
+            if seed % 2:
+                write_gif(folder / "gif" / f"{name}.gif", seed)
+            else:
+                write_video(folder / "mp4" / f"{name}.mp4", seed)
+        return
+    lines = ["gif_name\tquestion\tanswer\ttype\tvid_id\tkey\tdescription"]
+    lines += [
+        "\t".join((row["video_name"], row["question"], row["answer"], row["type"], row["question_id"], "27138", "-"))
+        for row in rows
+    ]
+    (folder / "Test_frameqa_question.csv").write_text("\n".join(lines) + "\n")
+    for seed, name in enumerate(names):
+        write_gif(folder / "gifs" / f"{name}.gif", seed)
 
 
 MAKERS: Mapping[str, Callable[[Path, int], None]] = {
@@ -209,6 +383,13 @@ MAKERS: Mapping[str, Callable[[Path, int], None]] = {
     "scienceqa": make_scienceqa,
     "mmmu": make_mmmu,
     "videomme": make_videomme,
+    "mmbench": make_mmbench,
+    "seedbench": make_seedbench,
+    "mmvet": make_mmvet,
+    "gqa": make_gqa,
+    "vqav2": make_vqav2,
+    "textvqa": make_textvqa,
+    "tgif": make_tgif,
 }
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from typing import Any
 
 from lmms_eval.api.metrics import exact_match_hf_evaluate
 from PIL import Image
 
-from vtw_eval.shapes.scenes import COLORS, SHAPES
-
-_OBJECT = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
+from vtw_eval.tasks.shapes.captions import object_f1
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
@@ -47,18 +43,6 @@ def vqa_process_results(doc: dict[str, Any], results: list[str]) -> dict[str, fl
     """
     score = _exact_match(results[0].strip(), doc["answer"])
     return {"exact_match": score, f"{doc['category']}_exact_match": score}
-
-
-def objects(caption: str) -> Counter[tuple[str, str]]:
-    """Count the objects that a caption names, as (colour, shape) pairs."""
-    return Counter(_OBJECT.findall(caption.lower()))
-
-
-def object_f1(prediction: str, answer: str) -> float:
-    """Return the F1 score between the objects of two captions, repetitions counted; 0 to 1."""
-    told, there = objects(prediction), objects(answer)
-    total = told.total() + there.total()
-    return 2 * (told & there).total() / total if total else 1.0
 
 
 def caption_process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

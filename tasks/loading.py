@@ -1,0 +1,58 @@
+"""A dataset that cannot be loaded, told so that a user can act."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+_LONGEST = 400
+"""Characters of a loader's own message that are shown; ``datasets`` lists every file type it knows."""
+
+
+class DatasetError(OSError):
+    """A dataset is missing or damaged."""
+
+
+def place_of(dataset: str) -> str:
+    """Return where a dataset's files are, or would be: a local folder of its name, else the Hub's cache."""
+    if Path(dataset).exists():
+        return str(Path(dataset).absolute())
+    from huggingface_hub import constants
+
+    return str(Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}")
+
+
+@contextmanager
+def dataset_failures_told() -> Iterator[None]:
+    """Let lmms-eval tell which dataset could not be loaded, and why; it shows "RetryError" alone.
+
+    Raises
+    ------
+    DatasetError
+        From the loading of a task, after lmms-eval's own five attempts.
+    """
+    from lmms_eval.api.task import ConfigurableTask
+    from tenacity import RetryError
+
+    original = ConfigurableTask.download
+
+    @functools.wraps(original)
+    def download(self: Any, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        try:
+            original(self, dataset_kwargs)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            reason = " ".join(f"{type(cause).__name__}: {cause}".split())
+            shown = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+            name = self.DATASET_PATH + (f" ({self.DATASET_NAME})" if self.DATASET_NAME else "")
+            raise DatasetError(
+                f"task {self.config.task}: the dataset {name} cannot be loaded. Its files belong in "
+                f"{place_of(self.DATASET_PATH)}, where they are fetched from the Hub if the folder is deleted. {shown}"
+            ) from cause
+
+    with mock.patch.object(ConfigurableTask, "download", download):
+        yield
