@@ -17,7 +17,7 @@ from vtw_eval.cost import eq1_prefill_flops
 from vtw_eval.engine import Trace
 from vtw_eval.methods import Method
 from vtw_eval.methods.vtw import DEFAULT_START
-from vtw_eval.model_adapters.adapters import ADAPTERS
+from vtw_eval.model_adapters.adapters import ADAPTERS, Adapter
 from vtw_eval.model_adapters.batching import groups, is_out_of_memory, run_in_batches
 from vtw_eval.model_adapters.costs import SampleCosts
 from vtw_eval.model_adapters.family import Encoded, Family, Prompt
@@ -60,7 +60,7 @@ class Runner:
     Parameters
     ----------
     adapter
-        A key of :data:`vtw_eval.model_adapters.adapters.ADAPTERS`.
+        A key of ``adapters``.
     arguments
         Options of the adapter and parameters of the method by name, as a harness parsed them.
     simple
@@ -71,6 +71,8 @@ class Runner:
         Told what is run, what a search has found and when batches get smaller.
     progress
         Whether searches show a progress bar.
+    adapters
+        The adapters by name: those of lmms-eval, or those of another harness.
 
     Raises
     ------
@@ -87,20 +89,34 @@ class Runner:
         device: torch.device,
         log: Callable[[str], None],
         progress: bool = False,
+        adapters: Mapping[str, Adapter] = ADAPTERS,
     ) -> None:
         self.progress = progress
-        self.options, method = parse_options(adapter, ADAPTERS[adapter].options, arguments)
+        self.options, method = parse_options(adapter, adapters[adapter].options, arguments)
         self.log = log
-        self.family = load(adapter, self.options, simple=simple, device=device)
+        self.family = load(adapter, self.options, simple=simple, device=device, adapters=adapters)
         self.anatomy = find_anatomy(self.family.model)
         self.method = method.bind(self.anatomy)
         self.batch_size = self.options.batch_size
         self.found: dict[str, Method] = {}
         """The method of each task for which a search has found its parameter."""
+        self.on_answer: Callable[[int, int], None] = lambda answered, of: None
+        """Told how many documents of a call of :meth:`answer` are answered; a sweep shows it."""
         log(
             f"{adapter}: method {self.method} on {self.options.pretrained} ({self.family.model_type}, "
             f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size})"
         )
+
+    def exchange(self, method: Method) -> None:
+        """Go on with another method on the same model; what a search has found for the last one is forgotten.
+
+        Raises
+        ------
+        ValueError
+            If the method is impossible for this model; the last one then stays.
+        """
+        self.method = method.bind(self.anatomy)
+        self.found = {}
 
     def answer(self, requests: Sequence[Request], *, progress: bool) -> list[Answer]:
         """Answer requests, in their order.
@@ -133,6 +149,7 @@ class Runner:
                 for (place, _), answer in zip(order, batches, strict=True):
                     answers[place] = answer
                     bar.update()
+                    self.on_answer(len(answers), len(requests))
         return [answers[place] for place in range(len(requests))]
 
     def log_likelihood(self, request: Request, continuation: str) -> tuple[float, bool]:

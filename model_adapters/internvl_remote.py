@@ -124,10 +124,10 @@ class InternVLRemote(Family[InternVLOptions]):
         """Encode a batch of tiles and texts whose image marks are as many vision tokens as features follow."""
         config = self.model.config
         tile = config.force_image_size or config.vision_config.image_size
-        high = 6 if self.options.max_patches is None else self.options.max_patches
         pixels: list[Tensor] = []
         texts: list[str] = []
         for prompt in prompts:
+            high = self.most_tiles(prompt)
             cut = [tiles(image, self.options.min_patches, high, tile, config.use_thumbnail) for image in prompt.images]
             cut += [[frame] for video in prompt.videos for frame in self._frames(video, tile)]
             pieces = prompt.text.split("<image>")
@@ -143,6 +143,10 @@ class InternVLRemote(Family[InternVLOptions]):
             {"pixel_values": values, "input_ids": ids, "attention_mask": inputs["attention_mask"].to(self.device)},
             vision_mask=ids == self.model.img_context_token_id,
         )
+
+    def most_tiles(self, prompt: Prompt) -> int:
+        """Return the largest number of tiles that an image of a prompt is cut into."""
+        return 6 if self.options.max_patches is None else self.options.max_patches
 
     def _frames(self, video: str, tile: int) -> list[Image.Image]:
         count = self.options.num_frames

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
 
-from vtw_eval.model_adapters.adapters import ADAPTERS
+from vtw_eval.model_adapters.adapters import ADAPTERS, Adapter
 from vtw_eval.model_adapters.family import Family
 from vtw_eval.model_adapters.options import Options
 
 
-def load(adapter: str, options: Options, *, simple: bool, device: torch.device) -> Family[Any]:
+def load(
+    adapter: str,
+    options: Options,
+    *,
+    simple: bool,
+    device: torch.device,
+    adapters: Mapping[str, Adapter] = ADAPTERS,
+) -> Family[Any]:
     """Open the checkpoint that the options name, in evaluation mode.
 
     Parameters
     ----------
     adapter
-        A key of :data:`vtw_eval.model_adapters.adapters.ADAPTERS`.
+        A key of ``adapters``.
     options
         The adapter's options.
     simple
         Whether prompts will follow the simple protocol.
     device
         Where the model goes, unless the options name a device map.
+    adapters
+        The adapters by name.
 
     Raises
     ------
@@ -33,9 +43,9 @@ def load(adapter: str, options: Options, *, simple: bool, device: torch.device) 
     """
     config = _read_config(options)
     model_type = str(config.get("model_type"))
-    family = ADAPTERS[adapter].family_of(model_type)
+    family = adapters[adapter].family_of(model_type)
     if family is None:
-        raise ValueError(_wrong_family(adapter, options.pretrained, model_type))
+        raise ValueError(_wrong_family(adapter, options.pretrained, model_type, adapters))
     if family.auto_class == "AutoModel" and not options.trust_remote_code:
         raise ValueError(
             f"{options.pretrained} brings its own code (model type {model_type}): add trust_remote_code=True to run "
@@ -67,8 +77,8 @@ def _read_config(options: Options) -> dict[str, Any]:
     return config
 
 
-def _wrong_family(adapter: str, pretrained: str, model_type: str) -> str:
-    known = ", ".join(sorted(t for family in ADAPTERS[adapter].families for t in family.model_types))
-    better = next((name for name, other in ADAPTERS.items() if other.family_of(model_type)), None)
+def _wrong_family(adapter: str, pretrained: str, model_type: str, adapters: Mapping[str, Adapter]) -> str:
+    known = ", ".join(sorted(t for family in adapters[adapter].families for t in family.model_types))
+    better = next((name for name, other in adapters.items() if other.family_of(model_type)), None)
     advice = f" Use --model {better} for it." if better else ""
     return f"{pretrained} is a checkpoint of type {model_type!r}, but {adapter} opens {known}.{advice}"

@@ -45,6 +45,7 @@ class InternVLChatModel(PreTrainedModel):
         history: None = None,
         return_history: bool = False,
         num_patches_list: list[int] | None = None,
+        verbose: bool = False,
     ) -> Any:
         if history is None and pixel_values is not None and "<image>" not in question:
             question = "<image>\n" + question

@@ -1,0 +1,379 @@
+"""Evaluations with VLMEvalKit's own functions, made honest where the kit would give a wrong number without a word.
+
+What is changed while :func:`session` lasts, without a change to the kit's files:
+
+- without ``--reuse`` a dataset starts afresh: the kit would take answers and scores that an earlier run, perhaps of
+  another method, left in the folder;
+- with it, answers of other arguments are refused;
+- costs survive for video datasets, and where answers are reused;
+- ``--limit`` holds for video datasets too, and the frames of one do not depend on the one before it;
+- multiple-choice and yes-or-no answers are scored by exact matching unless a judge is named;
+- a dataset that does not exist is an error that names the closest one.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+
+from vtw_eval.methods.registry import suggest
+
+WITHOUT_JUDGE = frozenset({"MCQ", "Y/N", "MCQ_MMMU_Pro", "Video-MCQ"})
+"""Types of datasets whose answers are scored by exact matching unless a judge is named."""
+
+COSTS = "extra_records"
+"""Column of the costs in the kit's tables."""
+
+
+@dataclass(frozen=True)
+class KitResult:
+    """What an evaluation of one dataset gave."""
+
+    metrics: dict[str, float]
+    """Numbers by name, nested names joined by "|", in the kit's own scales."""
+    predictions: pd.DataFrame
+    """The dataset's table without images, with ``index``, ``prediction`` (text) and ``extra_records`` (costs)."""
+    files: tuple[Path, ...]
+    """Files that the kit wrote for the dataset."""
+
+
+@contextmanager
+def session(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Change the kit's functions as the module says, until the end of the block.
+
+    Parameters
+    ----------
+    arguments
+        What makes each model of ours, by its name; ``--reuse`` compares it.
+
+    Raises
+    ------
+    ValueError
+        If the environment asks the kit to go on after errors, or names a data folder that does not exist.
+    """
+    _check_environment()
+    from vlmeval import inference, inference_video, run
+
+    with ExitStack() as stack:
+
+        def replace(module: Any, name: str, make: Callable[..., Callable[..., Any]], *given: Any) -> None:
+            original = getattr(module, name)
+            stack.enter_context(mock.patch.object(module, name, functools.wraps(original)(make(original, *given))))
+
+        if find_spec("modelscope") is None:  # the kit's default, whether or not it is installed
+            os.environ.setdefault("VLMEVALKIT_USE_MODELSCOPE", "0")
+        replace(run, "prepare_reuse_files", _fresh_or_same, arguments)
+        replace(run, "build_dataset", _existing)
+        replace(run, "build_dataset_from_config", _configured)
+        replace(run, "get_judge_kwargs", _without_judge)
+        replace(inference, "infer_data", _keeping_records)
+        replace(inference_video, "infer_data", _keeping_costs)
+        replace(run, "infer_data_job_video", _limited)
+        yield
+
+
+def evaluate(
+    model: Any,
+    model_name: str,
+    dataset: str | Mapping[str, Any],
+    *,
+    work_dir: Path,
+    limit: int | None = None,
+    judge: str | None = None,
+) -> KitResult:
+    """Evaluate one model on one dataset in this process.
+
+    Parameters
+    ----------
+    model
+        A :class:`~vtw_eval.model_adapters.vlmeval_models.VTWKitModel`.
+    model_name
+        How files call it; what ``work_dir/model_name`` holds of this dataset from an earlier call is replaced.
+    dataset
+        A dataset's name, or its entry in a ``--config`` file: ``{"class": "VideoMME", "dataset": "Video-MME",
+        "nframe": 8}``.
+    work_dir
+        Folder for the kit's files.
+    limit
+        First questions to ask; all if None.
+    judge
+        The kit's name of a judge. None: exact matching where that is possible, else the kit's choice.
+
+    Raises
+    ------
+    Exception
+        Whatever fails: a missing dataset, a question that cannot be answered, a score that cannot be computed.
+    """
+    from vlmeval import run
+    from vlmeval.smp.status_report import flatten_summary_metrics
+
+    with session({}):
+        args = kit_arguments(run, [] if judge is None else ["--judge", judge])
+        if isinstance(dataset, str):
+            built = run.build_dataset(dataset)
+        else:
+            label = str(dataset.get("dataset", "dataset"))
+            built = run.build_dataset_from_config({label: dict(dataset)}, label)
+        name = built.dataset_name
+        check_limit(limit, [name])
+        folder = Path(work_dir).resolve() / model_name
+        folder.mkdir(parents=True, exist_ok=True)
+        file = run.get_pred_file_path(str(folder), model_name, name, use_env_format=True)
+        remove_earlier(Path(file), name)
+        given = {"work_dir": str(folder), "model_name": model_name, "dataset": built, "limit": limit}
+        if built.MODALITY == "VIDEO":
+            run.infer_data_job_video(model, result_file=file, **given)
+        elif built.TYPE == "MT":
+            raise ValueError(f"{name} is a conversation of several turns, which these models do not hold.")
+        else:
+            run.infer_data_job(model, **given)
+        scores = built.evaluate(file, **run.get_judge_kwargs(name, built.TYPE, args))
+        metrics = {
+            key: float(value)
+            for key, value in flatten_summary_metrics(scores).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        if not metrics:
+            raise RuntimeError(f"{name}: the kit computed no score.")
+        return KitResult(metrics, read_predictions(Path(file)), files_of(Path(file)))
+
+
+def kit_arguments(run: Any, words: Sequence[str], program: str = "vtw-vlmeval") -> Namespace:
+    """Return the kit's command-line arguments for some words, by its own parser."""
+    with mock.patch("sys.argv", [program, *words]):
+        return run.parse_args()
+
+
+def files_of(prediction_file: Path) -> tuple[Path, ...]:
+    """Return the files of a model and a dataset beside their table of predictions, which is among them."""
+    from vlmeval.smp.file import fetch_aux_files
+
+    return tuple(sorted(Path(file) for file in fetch_aux_files(str(prediction_file))))
+
+
+def remove_earlier(prediction_file: Path, dataset_name: str) -> None:
+    """Remove what an earlier run left of a dataset: predictions, scores, and the parts of an unfinished run."""
+    for file in {*files_of(prediction_file), *_unfinished(prediction_file, dataset_name)}:
+        file.unlink()
+
+
+def check_limit(limit: int | None, datasets: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a number of questions that cannot be asked of one of the datasets."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit} is out of range: it must be 1 or more.")
+    if limit is not None and limit % 2 and "MME" in datasets:
+        raise ValueError(f"limit {limit} would cut a pair of questions of MME: choose an even number.")
+
+
+def read_predictions(prediction_file: Path) -> pd.DataFrame:
+    """Return a table of predictions with texts as texts and costs as dictionaries.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the kit wrote none.
+    """
+    read = pd.read_excel if prediction_file.suffix == ".xlsx" else functools.partial(pd.read_csv, sep="\t")
+    table = read(prediction_file, dtype={"prediction": str}, keep_default_na=False)
+    if COSTS in table:
+        table[COSTS] = [ast.literal_eval(costs) for costs in table[COSTS]]
+    sidecar = costs_file(prediction_file)
+    if COSTS not in table and sidecar.exists():
+        costs = read_costs(sidecar)
+        table[COSTS] = [costs.get(str(index)) for index in table["index"]]
+    return table
+
+
+def costs_file(prediction_file: Path) -> Path:
+    """Return where the costs of a video dataset's answers stand."""
+    return prediction_file.with_name(f"{prediction_file.stem}_costs.jsonl")
+
+
+def read_costs(file: Path) -> dict[str, dict[str, Any]]:
+    """Return the costs of answers by the index of the question, as text."""
+    if not file.exists():
+        return {}
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {str(row.pop("index")): row for row in rows}
+
+
+def write_costs(file: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the costs of answers, a line each."""
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps({"index": index, **values}) + "\n" for index, values in costs.items()))
+    part.replace(file)
+
+
+def _unfinished(prediction_file: Path, dataset_name: str) -> set[Path]:
+    """Return the parts that the processes of an interrupted run left."""
+    stems = (prediction_file.stem, dataset_name)
+    parts = {file for stem in stems for file in prediction_file.parent.glob(f"*_{stem}.pkl")}
+    return {file for file in parts if file.name.split("_")[0].isdigit()}
+
+
+def _check_environment() -> None:
+    if os.environ.get("SKIP_ERR") == "1":
+        raise ValueError("SKIP_ERR=1 turns failures into answers, which would be scored: unset it.")
+    if (root := os.environ.get("LMUData")) is not None and not Path(root).is_dir():  # noqa: SIM112
+        raise ValueError(f"LMUData={root} is not a folder; the kit would silently take ~/LMUData instead.")
+
+
+def _fresh_or_same(original: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    def prepare_reuse_files(**given: Any) -> Any:
+        table, model_name = Path(given["result_file"]), given["model_name"]
+        note = table.with_name(f"{table.stem}_arguments.json")
+        ours = json.loads(json.dumps(arguments.get(model_name)))
+        if given["reuse"]:
+            made_by = json.loads(note.read_text()) if note.exists() else None
+            left = [table] if table.exists() else sorted(_unfinished(table, given["dataset"].dataset_name))
+            if left and made_by != ours:
+                raise ValueError(
+                    f"{left[0]} holds answers of {made_by or 'another model'}, not of {ours}: leave out --reuse, "
+                    f"or choose another --work-dir."
+                )
+        else:
+            remove_earlier(table, given["dataset"].dataset_name)
+        if ours is not None:
+            note.write_text(json.dumps(ours))
+        return original(**given)
+
+    return prepare_reuse_files
+
+
+def _existing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def build_dataset(dataset_name: str, **given: Any) -> Any:
+        from vlmeval.dataset import SUPPORTED_DATASETS
+        from vlmeval.dataset.video_dataset_config import supported_video_datasets
+        from vlmeval.smp import LMUDataRoot
+
+        # The kit itself hands all its command-line arguments to video datasets, which take none of them.
+        is_video = dataset_name in supported_video_datasets
+        built = original(dataset_name) if is_video else original(dataset_name, **given)
+        if built is None:
+            names = [*SUPPORTED_DATASETS, *supported_video_datasets]
+            raise ValueError(
+                f"unknown dataset {dataset_name!r}{suggest(dataset_name, names) or '.'} A dataset of your own needs a "
+                f"table {dataset_name}.tsv with a column 'question' in {LMUDataRoot()}."
+            )
+        return built
+
+    return build_dataset
+
+
+def _configured(original: Callable[..., Any]) -> Callable[..., Any]:
+    def build_dataset_from_config(config: Mapping[str, Any], dataset_name: str) -> Any:
+        from vlmeval.dataset.video_dataset_config import supported_video_datasets
+
+        if "class" not in config[dataset_name] and dataset_name not in supported_video_datasets:
+            raise ValueError(
+                f"{dataset_name} needs a 'class' in the config, for instance {{'class': 'ImageYORNDataset', 'dataset': "
+                f"'MME'}}; only the kit's names of video settings go without."
+            )
+        return original(config, dataset_name)
+
+    return build_dataset_from_config
+
+
+def _without_judge(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_judge_kwargs(dataset_name: str, dataset_type: str, args: Namespace) -> dict[str, Any]:
+        given = original(dataset_name, dataset_type, args)
+        named = args.judge is not None or "model" in json.loads(args.judge_args or "{}")
+        return given if named or dataset_type not in WITHOUT_JUDGE else {**given, "model": "exact_matching"}
+
+    return get_judge_kwargs
+
+
+def _structured(value: Any) -> bool:
+    return isinstance(value, dict) and "prediction" in value and COSTS in value
+
+
+def _keeping_records(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Give reused answers, which the kit keeps as text only, their costs back.
+
+    The kit writes the costs of no answer unless all of a dataset's have some, and then writes those that have as the
+    text of the dictionary.
+    """
+
+    def infer_data(*, model_name: str, work_dir: str, dataset: Any, out_file: str, **given: Any) -> Any:
+        from vlmeval.smp import dump, get_pred_file_path, load
+
+        table = Path(get_pred_file_path(work_dir, model_name, dataset.dataset_name, use_env_format=True))
+        earlier: dict[str, Any] = {}
+        if table.exists() and COSTS in (rows := read_predictions(table)):
+            earlier = {str(index): costs for index, costs in zip(rows["index"], rows[COSTS], strict=True)}
+        model = original(model_name=model_name, work_dir=work_dir, dataset=dataset, out_file=out_file, **given)
+        answers = load(out_file)
+        structured = [_structured(value) for value in answers.values()]
+        if earlier or (any(structured) and not all(structured)):
+            dump(
+                {
+                    index: value
+                    if _structured(value)
+                    else {"prediction": str(value), COSTS: earlier.get(str(index), {})}
+                    for index, value in answers.items()
+                },
+                out_file,
+            )
+        return model
+
+    return infer_data
+
+
+def _keeping_costs(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Write the costs of a process's answers beside its part of the answers, which become text."""
+
+    def infer_data(*, out_file: str, **given: Any) -> Any:
+        from vlmeval.smp import dump, load
+
+        from vtw_eval.model_adapters.vlmeval_models import CostedAnswer
+
+        model = original(out_file=out_file, **given)
+        if not Path(out_file).exists():  # all answers were there before
+            return model
+        answers = load(out_file)
+        costs = {str(i): value[COSTS] for i, value in answers.items() if _structured(value)}
+        costs |= {str(i): value.costs for i, value in answers.items() if isinstance(value, CostedAnswer)}
+        if costs:
+            write_costs(costs_file(Path(out_file)), costs)
+            texts = {i: str(v["prediction"] if _structured(v) else v) for i, v in answers.items()}
+            dump(texts, out_file)
+        return model
+
+    return infer_data
+
+
+def _limited(original: Callable[..., Any]) -> Callable[..., Any]:
+    def infer_data_job_video(model: Any, **given: Any) -> Any:
+        from vlmeval.smp import get_rank_and_world_size
+
+        from vtw_eval.model_adapters.vlmeval_models import VTWKitModel
+
+        dataset, table = given["dataset"], Path(given["result_file"])
+        if limit := given.get("limit"):
+            dataset.data = dataset.data.iloc[:limit].copy()
+        if isinstance(model, VTWKitModel):
+            model.reset_frames()
+        model = original(model, **given)
+        rank, processes = get_rank_and_world_size()
+        if rank == 0:
+            parts = [table.with_name(f"{i}{processes}_{table.stem}_costs.jsonl") for i in range(processes)]
+            found = {index: row for part in parts for index, row in read_costs(part).items()}
+            if found:
+                write_costs(costs_file(table), {**read_costs(costs_file(table)), **found})
+            for part in parts:
+                part.unlink(missing_ok=True)
+        return model
+
+    return infer_data_job_video

@@ -1,0 +1,76 @@
+"""Video-LLaVA-7B-hf, prompted as VLMEvalKit's ``VideoLLaVA_HF`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vtw_eval.model_adapters.family import Encoded, Prompt, all_images
+from vtw_eval.model_adapters.video import read_clip
+from vtw_eval.model_adapters.video_llava import FRAMES, VideoLlava, VideoLlavaOptions
+from vtw_eval.model_adapters.vlmeval_family import (
+    KitFamily,
+    KitOptions,
+    KitPrompt,
+    Question,
+    all_clips,
+    rgb,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLlavaKitOptions(KitOptions, VideoLlavaOptions):
+    """Options of ``video_llava_vtw`` under VLMEvalKit."""
+
+
+def steps(total: int, fps: float) -> list[int]:
+    """Choose eight frames from the first on at even distances; a shorter video gives each of its frames once."""
+    return sorted({int(i) for i in np.arange(0, total, total / FRAMES).astype(int)})
+
+
+class VideoLlavaKit(KitFamily, VideoLlava):
+    """The Video-LLaVA checkpoint in transformers format under VLMEvalKit."""
+
+    longest_answer = 1024
+    options: VideoLlavaKitOptions
+
+    @property
+    def takes_video(self) -> bool:
+        """Videos come as files."""
+        return True
+
+    @property
+    def default_frames(self) -> tuple[int | None, float | None]:
+        """Eight, whatever their rate."""
+        return FRAMES, None
+
+    def kit_prompt(self, question: Question) -> KitPrompt:
+        """Show one video or images, which the kit's class does not take, before all texts."""
+        words = "\n".join(question.values("text"))
+        images = tuple(rgb(path) for path in question.values("image"))
+        videos = question.values("video")
+        if not videos:
+            marks = "<image>" * len(images) + ("\n" if images else "")
+            return KitPrompt(f"USER: {marks}{words} ASSISTANT:", images)
+        if images or len(videos) > 1:
+            raise ValueError("Video-LLaVA takes one video per question, and no images beside it.")
+        if question.nframe != FRAMES:
+            raise ValueError(f"Video-LLaVA takes {FRAMES} frames: choose a dataset with nframe={FRAMES}.")
+        return KitPrompt(f"USER: <video>\n{words} ASSISTANT:", clips=(read_clip(videos[0], steps),))
+
+    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+        """Encode images, or the frames of a video."""
+        media: dict[str, Any] = {}
+        if images := all_images(prompts):
+            media["images"] = images
+        if clips := all_clips(prompts):
+            media["videos"] = [clip.frames for clip in clips]
+        return self.process(prompts, **media)
+
+    def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
+        """Decode without cleaning up spaces."""
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
