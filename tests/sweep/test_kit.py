@@ -1,0 +1,103 @@
+"""Cells in VLMEvalKit against the same documents in lmms-eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+
+from tests.sweep.conftest import PLAN, Finished
+from vtw_eval.sweep.cell import Cell
+from vtw_eval.sweep.harness import Settings
+from vtw_eval.sweep.kit import convert, expand_datasets, shown
+from vtw_eval.sweep.plan import PlanError, parse_plan
+from vtw_eval.sweep.runner import CellRunner
+from vtw_eval.sweep.samples import aggregate
+from vtw_eval.sweep.store import Store
+from vtw_eval.sweep.tasks import resolve
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Four cells, in this process, with one loaded checkpoint."""
+    base = tmp_path_factory.mktemp("kit")
+    (base / "data").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMUData", str(base / "data"))
+        tasks = ["Shapes_MME", "Shapes_POPE", "Shapes_AI2D", "Shapes_VQA"]
+        plan = {**PLAN, "methods": ["baseline", "vtw,k=2"], "harness": "vlmevalkit", "tasks": tasks}
+        store = Store(base / "out")
+        store.create(resolve(parse_plan(plan)))
+        runner = CellRunner(store, Settings("cpu"))
+        for spec in store.plan.cells():
+            runner.run(spec)
+        yield store
+
+
+def test_metrics_follow_from_the_samples(store: Store) -> None:
+    assert store.problems() == []
+    kinds = {}
+    for cell in store.cells():
+        samples = store.samples(cell)
+        assert len(samples) == 8
+        for name, metric in cell.metrics.items():
+            if metric.aggregate != "other":
+                assert math.isclose(aggregate(metric.aggregate, name, samples), metric.value, abs_tol=1e-6)
+                kinds[cell.spec.task, name] = metric.aggregate
+        assert cell.costs is not None
+        assert cell.methods == [cell.spec.method]
+    assert kinds == {
+        ("Shapes_MME", "perception"): "mme",
+        ("Shapes_POPE", "Overall"): "f1",
+        ("Shapes_POPE", "acc"): "mean",
+        ("Shapes_AI2D", "Overall"): "mean",
+        ("Shapes_VQA", "Overall"): "mean",
+    }
+
+
+def test_the_same_documents_give_the_same_score_in_both_harnesses(store: Store, finished: Finished) -> None:
+    def of(cells: list[Cell], task: str) -> list[Cell]:
+        return [cell for cell in cells if cell.spec.task == task]
+
+    theirs = Store(finished.folder)
+    for kit, lmms in zip(of(store.cells(), "Shapes_MME"), of(theirs.cells(), "shapes_mme"), strict=True):
+        assert kit.metrics["perception"].value == pytest.approx(lmms.metrics["mme_perception_score"].value)
+        assert kit.costs is not None
+        assert lmms.costs is not None
+        assert kit.costs.prefill_flops == pytest.approx(lmms.costs.prefill_flops)
+        pairs = list(zip(store.samples(kit), theirs.samples(lmms), strict=True))
+        assert all(a.answer == b.answer and a.category == b.category for a, b in pairs)
+        assert len({a.group for a, _ in pairs}) == len({b.group for _, b in pairs}) == 4
+
+
+def test_images_are_told_apart_through_references() -> None:
+    image = "x" * 80
+    groups = shown(pd.DataFrame({"index": [3, 5, 7], "image": [image, "3", "y" * 80]}))
+    assert groups["3"] == groups["5"] != groups["7"]
+
+
+def test_a_metric_that_the_answers_do_not_give_is_told_so() -> None:
+    rows = pd.DataFrame({"index": [0, 1], "answer": ["a", "b"], "prediction": ["a", "x"]})
+    judged = pd.DataFrame({"score": [1.0, 0.0]}, index=["0", "1"])
+    metrics, samples, _ = convert({"Overall": 0.7, "acc": 50.0}, rows, judged, {"0": "g", "1": "h"})
+    assert (metrics["Overall"].aggregate, metrics["Overall"].value) == ("other", 0.7)
+    assert (metrics["acc"].aggregate, metrics["acc"].value) == ("mean", 0.5)
+    assert [sample.scores for sample in samples] == [{"acc": 1.0}, {"acc": 0.0}]
+
+
+def test_names() -> None:
+    assert expand_datasets(["vtw_table8", "TextVQA", "POPE"]) == [
+        "AI2D_TEST",
+        "ScienceQA_TEST",
+        "MMMU_DEV_VAL",
+        "MMBench_DEV_EN",
+        "POPE",
+        "MME",
+        "TextVQA_VAL",
+    ]
+    with pytest.raises(PlanError, match="unknown dataset 'MMEE' of VLMEvalKit; did you mean 'MME'"):
+        expand_datasets(["MMEE"])
+    with pytest.raises(PlanError, match="VLMEvalKit has no VQAv2"):
+        expand_datasets(["VQAv2"])

@@ -1,0 +1,91 @@
+"""``vtw-eval sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vtw_eval.cli.app import app, user_errors
+
+if TYPE_CHECKING:
+    from vtw_eval.sweep.plan import Plan
+
+
+@app.command(
+    epilog="Example: vtw-eval sweep shapes --limit 40 -o runs/shapes; then vtw-eval sweep --status runs/shapes"
+)
+def sweep(
+    plan: Annotated[str | None, typer.Argument(help="A plan (YAML), or a preset: shapes, vtw-table2, ...")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the results; an unfinished sweep in it goes on.")
+    ] = None,
+    status: Annotated[Path | None, typer.Option(help="Show what the sweep in this folder has done, and end.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells with estimated FLOPs, and end.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="First documents of each task only.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Cells whose model, method, task or MODEL/METHOD/TASK matches this glob; repeatable."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes at a time. Default: the plan's.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ... Default: the plan's, or a GPU if there is one.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Documents per forward. Default: the plan's.")] = None,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="Processes on this machine, or a Ray cluster.")
+    ] = "local",
+    address: Annotated[str | None, typer.Option(help="With ray: the cluster, as for ray.init.")] = None,
+    num_gpus: Annotated[float | None, typer.Option(min=0, help="With ray: GPUs per worker.")] = None,
+) -> None:
+    """Evaluate models with methods on tasks; what is finished is never run again.
+
+    Each cell (one model, method and task) is kept as soon as it is done. A cell that fails is kept with its traceback
+    and tried again at the next start; the exit status is then 1.
+    """
+    from vtw_eval.sweep.display import dry_run_table, status_table
+    from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, select
+    from vtw_eval.sweep.store import Store, StoreError
+    from vtw_eval.sweep.tasks import resolve
+
+    with user_errors("sweep", (PlanError, StoreError)):
+        if status is not None:
+            typer.echo(status_table(Store(status)))
+            return
+        if plan is None:
+            raise PlanError("name a plan or a preset, or --status FOLDER; vtw-eval sweep --help shows an example.")
+        changes = {"limit": limit, "workers": workers, "device": device, "batch_size": batch_size}
+        chosen = read_plan(find_plan(plan)).changed(**{k: v for k, v in changes.items() if v is not None})
+        if dry_run:
+            typer.echo(dry_run_table(select(resolve(chosen).cells(), only or [])))
+            return
+        if output is None:
+            raise PlanError("where to? Give a folder with -o.")
+        if executor == "local" and (address is not None or num_gpus is not None):
+            raise PlanError("--address and --num-gpus belong to --executor ray.")
+        _run(chosen, output, only or [], executor, address, num_gpus)
+
+
+def _run(plan: Plan, output: Path, only: list[str], executor: str, address: str | None, num_gpus: float | None) -> None:
+    from rich.console import Console
+
+    from vtw_eval.sweep.display import Display
+    from vtw_eval.sweep.sweep import Cluster, run_sweep
+
+    display = Display(Console(stderr=True))
+    cluster = Cluster(address, num_gpus) if executor == "ray" else None
+    try:
+        with display:
+            entries = run_sweep(plan, output, display, only=only, cluster=cluster)
+    except KeyboardInterrupt:
+        typer.echo(f"vtw-eval sweep: interrupted; what is done stays in {output}, the same command goes on.", err=True)
+        raise typer.Exit(130) from None
+    bad = [entry for entry in entries if entry.state != "done"]
+    typer.echo(f"{len(entries) - len(bad)} of {len(entries)} cells done, in {output}")
+    for entry in bad:
+        typer.echo(
+            f"{entry.state}: {entry.spec.model} / {entry.spec.method} / {entry.spec.task}: {entry.problem}", err=True
+        )
+    if bad:
+        raise typer.Exit(1)

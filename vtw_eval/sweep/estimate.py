@@ -1,0 +1,83 @@
+"""What cells will cost, before any checkpoint is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from vtw_eval.cost import Geometry, get_geometry
+from vtw_eval.cost.dry_run import tokens_per_layer
+from vtw_eval.cost.profiler import profiler_prefill_flops
+from vtw_eval.methods import parse_method
+from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.sweep.harness import checkpoint
+
+TEXT_TOKENS = 66
+"""Of a prompt: the mean of LLaVA-1.5 on MME (VTW, Table 2)."""
+_SHAPES_TEXT = 25
+"""The embedded model has no system prompt."""
+
+_KNOWN = (
+    (r"llava-1\.5-7b|llava-v1\.5-7b", "llava-1.5-7b"),
+    (r"llava-1\.5-13b|llava-v1\.5-13b", "llava-1.5-13b"),
+    (r"llava-v1\.6-vicuna-7b", "llava-next-7b"),
+    (r"video-llava-7b", "video-llava-7b"),
+    (r"qwen2-vl-2b", "qwen2-vl-2b"),
+    (r"qwen2-vl-7b", "qwen2-vl-7b"),
+    (r"internvl2-4b", "internvl2-4b"),
+)
+"""Pattern of a Hub id and the geometry that is known for it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Prefill FLOPs of one document, by the profiler's convention."""
+
+    flops: float
+    share: float
+    """Of the unchanged model's."""
+
+
+def estimate(spec: CellSpec) -> Estimate | None:
+    """Return what a document of a cell will cost, None where that is not known without the checkpoint.
+
+    Unknown are models whose sizes are neither a preset of :mod:`vtw_eval.cost` nor in a folder, models whose number of
+    vision tokens depends on the image, and methods that decide by the model (``dyvte``, ``k=search``).
+
+    Parameters
+    ----------
+    spec
+        The cell.
+    """
+    return _estimate(spec.pretrained, spec.method)
+
+
+@cache
+def _estimate(pretrained: str, method: str) -> Estimate | None:
+    geometry = _geometry(pretrained)
+    if geometry is None or geometry.vision_tokens is None:
+        return None
+    text = _SHAPES_TEXT if pretrained == "shapes" else TEXT_TOKENS
+
+    def flops(spec: str) -> float:
+        assert geometry is not None and geometry.vision_tokens is not None
+        tokens = tokens_per_layer(
+            parse_method(spec), geometry.layers, text=text, vision=geometry.vision_tokens, name=pretrained
+        )
+        return float(profiler_prefill_flops(tokens, geometry))
+
+    try:
+        own, full = flops(method), flops("baseline")
+    except ValueError:
+        return None
+    return Estimate(own, own / full)
+
+
+@cache
+def _geometry(pretrained: str) -> Geometry | None:
+    known = next((name for pattern, name in _KNOWN if re.search(pattern, pretrained, re.IGNORECASE)), None)
+    try:
+        return get_geometry(known or checkpoint(pretrained))
+    except ValueError:
+        return None

@@ -1,0 +1,87 @@
+"""What a sweep wants of a harness: open a checkpoint once, evaluate any number of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vtw_eval.sweep.cell import CellCosts, CellSpec, Metric, Sample
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are run; nothing here belongs to what a cell is."""
+
+    device: str | None = None
+    """``None``: a GPU if there is one."""
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Cells of equal key share a loaded checkpoint."""
+
+    harness: str
+    adapter: str
+    pretrained: str
+    args: tuple[tuple[str, object], ...]
+
+    @classmethod
+    def of(cls, spec: CellSpec) -> ModelKey:
+        """Return the key of a cell."""
+        return cls(spec.harness, spec.adapter, spec.pretrained, tuple(sorted(spec.model_args.items())))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a harness found out about a cell."""
+
+    metrics: dict[str, Metric]
+    samples: Sequence[Sample]
+    costs: CellCosts | None
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of the harness: its version, the device, the batch size that memory allowed."""
+
+
+Progress = Callable[[int, int], None]
+"""Told how many documents of how many are answered."""
+
+
+class OpenModel(Protocol):
+    """A checkpoint that a harness has loaded."""
+
+    def evaluate(self, spec: CellSpec, progress: Progress) -> Evaluation:
+        """Evaluate a cell of this checkpoint.
+
+        Raises
+        ------
+        Exception
+            Whatever goes wrong; nothing is turned into an empty answer.
+        """
+
+
+def open_model(spec: CellSpec, settings: Settings) -> OpenModel:
+    """Load the checkpoint of a cell in its harness.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint, or the harness, cannot be used.
+    """
+    if spec.harness == "lmms-eval":
+        from vtw_eval.sweep.lmms import LmmsModel
+
+        return LmmsModel(spec, settings)
+    from vtw_eval.sweep.kit import KitModel
+
+    return KitModel(spec, settings)
+
+
+def checkpoint(pretrained: str) -> str:
+    """Return the folder or Hub id of a checkpoint; ``shapes`` is the embedded one."""
+    if pretrained != "shapes":
+        return pretrained
+    from vtw_eval.shapes import CHECKPOINT
+
+    return str(CHECKPOINT)

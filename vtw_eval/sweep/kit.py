@@ -1,0 +1,252 @@
+"""Cells in VLMEvalKit, in process through its own functions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vtw_eval.methods import parse_method
+from vtw_eval.methods.registry import suggest
+from vtw_eval.model_adapters.vlmeval_registry import CLASSES
+from vtw_eval.model_adapters.vlmeval_run import evaluate
+from vtw_eval.sweep.cell import Aggregate, CellSpec, Metric, Sample
+from vtw_eval.sweep.costs import CostModel
+from vtw_eval.sweep.harness import Evaluation, Progress, Settings, checkpoint
+from vtw_eval.sweep.plan import PlanError
+from vtw_eval.sweep.samples import TIMES, aggregate
+from vtw_eval.tasks.benchmarks import BENCHMARKS, TABLES, columns
+from vtw_eval.tasks.kit_datasets import register_kit_datasets
+
+_REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
+"""MME's categories of cognition, which the kit calls reasoning."""
+
+
+def expand_datasets(names: Sequence[str]) -> list[str]:
+    """Return datasets of VLMEvalKit for names of datasets, benchmarks and tables of the papers, each once.
+
+    Raises
+    ------
+    PlanError
+        For a name that VLMEvalKit does not know, and for a benchmark that it lacks.
+    """
+    import vlmeval.dataset as kit
+    from vlmeval.dataset.video_dataset_config import supported_video_datasets
+
+    register_kit_datasets()
+    known = [*kit.SUPPORTED_DATASETS, *supported_video_datasets]
+    titles = {benchmark.title.casefold(): benchmark for benchmark in BENCHMARKS}
+    found: list[str] = []
+    for name in names:
+        if name in TABLES:
+            found += [benchmark.kit.name for benchmark in columns(name) if benchmark.kit]
+        elif name in known:
+            found.append(name)
+        elif (benchmark := titles.get(name.casefold())) is not None:
+            if benchmark.kit is None:
+                raise PlanError(f"tasks: VLMEvalKit has no {benchmark.title}. {benchmark.note}")
+            found.append(benchmark.kit.name)
+        else:
+            raise PlanError(
+                f"tasks: unknown dataset {name!r} of VLMEvalKit{suggest(name, known) or '.'} Benchmarks of the papers: "
+                f"{', '.join(b.title for b in BENCHMARKS if b.kit)}; `vtw-eval tasks` shows the names in each harness."
+            )
+    return list(dict.fromkeys(found))
+
+
+class KitModel:
+    """A checkpoint behind one of our adapters, under VLMEvalKit, which asks one question at a time.
+
+    Parameters
+    ----------
+    spec
+        A cell of the checkpoint.
+    settings
+        Device; the batch size does not matter here.
+    """
+
+    def __init__(self, spec: CellSpec, settings: Settings) -> None:
+        register_kit_datasets()
+        self.model = CLASSES[spec.adapter](
+            **spec.model_args,
+            pretrained=checkpoint(spec.pretrained),
+            method="baseline",
+            **({"device": settings.device} if settings.device else {}),
+        )
+        self.runner = self.model.runner
+        self.costs = CostModel(self.runner.family.model.config, self.runner.family.model.dtype)
+        self._shown: dict[str, dict[str, str]] = {}
+
+    def evaluate(self, spec: CellSpec, progress: Progress) -> Evaluation:
+        """Evaluate a cell, see :class:`vtw_eval.sweep.harness.OpenModel`."""
+        method = parse_method(spec.method)
+        self.runner.exchange(method)
+        self.runner.refuse_search("VLMEvalKit, which asks one question at a time")
+        groups = self._groups(spec.task)
+        total = min(len(groups), spec.limit or len(groups))
+        answered = 0
+
+        def count(_: int, __: int) -> None:
+            nonlocal answered
+            answered += 1
+            progress(answered, total)
+
+        self.runner.on_answer = count
+        with tempfile.TemporaryDirectory() as folder:
+            result = evaluate(self.model, "model", spec.task, work_dir=Path(folder), limit=spec.limit)
+            judged = judged_rows(result.files)
+        judged = matched(result.predictions) if judged is None else judged
+        metrics, samples, seconds = convert(result.metrics, result.predictions, judged, groups)
+        environment = {
+            "ms-vlmeval": version("ms-vlmeval"),
+            "device": str(self.runner.family.device),
+            "batch_size": "1",
+            "dtype": str(self.runner.family.model.dtype).removeprefix("torch."),
+        }
+        return Evaluation(metrics, samples, self.costs.of([s.costs for s in samples], seconds), environment)
+
+    def _groups(self, dataset: str) -> dict[str, str]:
+        """Return what each question shows, by its index."""
+        if dataset not in self._shown:
+            from vlmeval.dataset import build_dataset
+
+            built = build_dataset(dataset)
+            if built is None:
+                raise ValueError(f"VLMEvalKit cannot build the dataset {dataset!r}.")
+            self._shown[dataset] = shown(built.data)
+        return self._shown[dataset]
+
+
+def shown(data: pd.DataFrame) -> dict[str, str]:
+    """Return a name for what each question shows, by its index; questions on one image share it.
+
+    Parameters
+    ----------
+    data
+        A dataset's table. An image is base64 text, or the index of another row that has it.
+    """
+    indices = [str(index) for index in data["index"]]
+    for column in ("image", "image_path", "video"):
+        if column in data:
+            values = dict(zip(indices, (str(value) for value in data[column]), strict=True))
+            whole = {index: values.get(value, value) for index, value in values.items()}
+            return {index: hashlib.sha256(value.encode()).hexdigest()[:16] for index, value in whole.items()}
+    return {index: f"document {index}" for index in indices}
+
+
+def judged_rows(files: Sequence[Path]) -> pd.DataFrame | None:
+    """Return the kit's table of answers with right and wrong in a column ``score`` or ``hit``, None if it has none."""
+    for file in files:
+        if file.suffix in (".xlsx", ".tsv"):
+            table = pd.read_excel(file) if file.suffix == ".xlsx" else pd.read_csv(file, sep="\t")
+            column = next((name for name in ("score", "hit") if name in table), None)
+            if "index" in table and column is not None and pd.to_numeric(table[column], errors="coerce").notna().all():
+                table["index"] = table["index"].astype(str)
+                return table.rename(columns={column: "score"}).set_index("index")
+    return None
+
+
+def matched(predictions: pd.DataFrame) -> pd.DataFrame | None:
+    """Return scores by exact match, for datasets of whose scored answers the kit keeps no table.
+
+    They count only for metrics whose value they give, see :func:`convert`.
+    """
+    if "answer" not in predictions:
+        return None
+    same = [
+        str(row["prediction"]).strip().rstrip(".").casefold() == str(row["answer"]).strip().casefold()
+        for row in predictions.to_dict("records")
+    ]
+    index = pd.Index([str(index) for index in predictions["index"]], name="index")
+    return pd.DataFrame({"score": [float(value) for value in same]}, index=index)
+
+
+def convert(
+    values: Mapping[str, float], predictions: pd.DataFrame, judged: pd.DataFrame | None, groups: Mapping[str, str]
+) -> tuple[dict[str, Metric], list[Sample], list[float]]:
+    """Return metrics, samples and seconds of one dataset.
+
+    Parameters
+    ----------
+    values
+        The kit's numbers by name.
+    predictions
+        Its table of answers.
+    judged
+        See :func:`judged_rows`.
+    groups
+        What each question shows, by index.
+    """
+    rows = predictions.to_dict("records")
+    scores: list[dict[str, float]] = [{} for _ in rows]
+    is_mme = "perception" in values and "reasoning" in values
+    read = judged is not None and "extracted" in judged
+
+    def samples() -> list[Sample]:
+        return [_sample(row, judged, groups, own, is_mme, read) for row, own in zip(rows, scores, strict=True)]
+
+    metrics: dict[str, Metric] = {}
+    for name, value in values.items():
+        label = re.sub(r"^split=((none|Overall)\|)?", "", name)
+        chosen = _documents(label, rows)
+        metrics[label] = Metric(value=value, aggregate="other", percent=False)
+        if judged is None or not chosen or {str(rows[i]["index"]) for i in chosen} - set(judged.index):
+            continue
+        for i in chosen:
+            scores[i][label] = float(judged.loc[str(rows[i]["index"]), "score"])
+        kind: Aggregate = "mme" if label in ("perception", "reasoning") else "f1" if _is_f1(label, values) else "mean"
+        mine = aggregate(kind, label, samples())
+        for scale in (1,) if kind == "mme" else (1, 100):
+            if math.isclose(mine * scale, value, rel_tol=1e-5, abs_tol=1e-6 * scale):
+                metrics[label] = Metric(value=value / scale, aggregate=kind, percent=kind != "mme")
+                break
+        if metrics[label].aggregate == "other":
+            for i in chosen:
+                del scores[i][label]
+    seconds = [row["extra_records"]["latency_s"] for row in rows if row.get("extra_records")]
+    return metrics, samples(), seconds
+
+
+def _is_f1(label: str, values: Mapping[str, float]) -> bool:
+    """Return whether a metric is the kit's F1 of yes-or-no questions, which stands beside their accuracy."""
+    return label == "Overall" and "split=Overall|acc" in values
+
+
+def _documents(label: str, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the places of the rows that a metric is about; none where its name does not tell."""
+    if label in ("Overall", "acc"):
+        return list(range(len(rows)))
+    if label in ("perception", "reasoning"):
+        wanted = label == "reasoning"
+        return [i for i, row in enumerate(rows) if (row["category"] in _REASONING) == wanted]
+    return []
+
+
+def _sample(
+    row: Mapping[str, Any],
+    judged: pd.DataFrame | None,
+    groups: Mapping[str, str],
+    scores: Mapping[str, float],
+    is_mme: bool,
+    read: bool,
+) -> Sample:
+    index, category = str(row["index"]), str(row.get("category", ""))
+    target = str(row.get("answer", ""))
+    prediction = str(judged.loc[index, "extracted"]).lower() if read and judged is not None else ""
+    return Sample(
+        doc_id=index,
+        group=f"{category}/{row['image_path']}" if is_mme else groups[index],
+        category=category,
+        target=target.lower() if read else target,
+        answer=str(row["prediction"]),
+        prediction=prediction,
+        scores=dict(scores),
+        costs={name: value for name, value in (row.get("extra_records") or {}).items() if name not in TIMES},
+    )

@@ -1,0 +1,405 @@
+"""The plan of a sweep: a typed YAML file that says which models, methods and tasks become cells."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vtw_eval.methods import Method, make_method, parse_method
+from vtw_eval.methods.composite import Composite
+from vtw_eval.methods.registry import suggest
+from vtw_eval.sweep.cell import CellSpec
+
+PRESETS = Path(__file__).parent / "presets"
+"""Folder of the plans that come with the package."""
+
+Value = str | int | float | bool | None
+Harness = Literal["lmms-eval", "vlmevalkit"]
+
+
+class PlanError(ValueError):
+    """A plan that cannot be carried out; the message names the place and what would be right."""
+
+
+def canonical(method: Method) -> str:
+    """Return the spec of a method in one spelling, so that equal methods are one cell.
+
+    It is ``str(method)`` wherever that can be read back; a path to a gates file, which ``str`` shortens, is kept.
+    """
+    text = str(method)
+    if parse_method(text) == method:
+        return text
+    parts = method.parts if isinstance(method, Composite) else (method,)
+    prefix = "{}." if len(parts) > 1 else ""
+    values = [
+        f"{prefix.format(part.key)}{name}={value}"
+        for part in parts
+        for name, value in {
+            **part.params(),
+            **{f.name: getattr(part, f.name) for f in fields(part) if getattr(part, f.name) != f.default},
+        }.items()
+        if value is not None
+    ]
+    return ",".join(["+".join(part.key for part in parts), *values])
+
+
+def expand_method(entry: Any) -> list[str]:
+    """Return the specs that an entry of ``methods`` stands for.
+
+    Parameters
+    ----------
+    entry
+        A spec such as ``"vtw,k=16"``, or a mapping ``{method: vtw, k: [8, 12, 16]}`` whose lists are multiplied out.
+
+    Raises
+    ------
+    ValueError
+        For a method, a parameter or a value that does not exist; the message lists the valid ones.
+    """
+    if isinstance(entry, str):
+        return [canonical(parse_method(entry))]
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{entry!r} is neither a spec such as 'vtw,k=16' nor a mapping such as {{method: vtw, k: 16}}")
+    if not isinstance(entry.get("method"), str):
+        raise ValueError("a mapping needs 'method', as in {method: vtw, k: [8, 12, 16]}")
+    names = [str(name) for name in entry if name != "method"]
+    lists = [value if isinstance(value, list) else [value] for name, value in entry.items() if name != "method"]
+    empty = [name for name, values in zip(names, lists, strict=True) if not values]
+    if empty:
+        raise ValueError(f"{empty[0]} is an empty list: name at least one value")
+    return [
+        canonical(make_method(entry["method"], dict(zip(names, values, strict=True))))
+        for values in itertools.product(*lists)
+    ]
+
+
+def with_seed(spec: str, seed: int) -> str | None:
+    """Return a method spec with another seed in place of 0; None if the method draws nothing at random."""
+
+    def reseed(method: Method) -> Method:
+        if isinstance(method, Composite):
+            return replace(method, parts=tuple(reseed(part) for part in method.parts))
+        return replace(method, seed=seed) if getattr(method, "seed", None) == 0 else method  # type: ignore[call-arg]
+
+    method = parse_method(spec)
+    parts = method.parts if isinstance(method, Composite) else (method,)
+    return canonical(reseed(method)) if any(hasattr(part, "seed") for part in parts) else None
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _expand(entries: Any) -> Any:
+    """Expand a list of methods; an error tells which entry it is about."""
+    if not isinstance(entries, list):
+        return entries
+    specs: list[str] = []
+    for number, entry in enumerate(entries):
+        try:
+            specs += expand_method(entry)
+        except ValueError as error:
+            raise ValueError(f"entry {number} ({entry!r}): {error}") from None
+    return _unique(specs)
+
+
+Methods = Annotated[list[str], BeforeValidator(_expand), Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelEntry(_Strict):
+    """One checkpoint."""
+
+    name: str
+    """In tables."""
+    adapter: str
+    """Such as ``llava_vtw``."""
+    pretrained: str
+    """Hub id or folder; ``shapes`` for the embedded one."""
+    args: dict[str, Value] = Field(default_factory=dict)
+    """Further options of the adapter."""
+    methods: Methods | None = None
+    """In place of the methods of the plan."""
+
+    @model_validator(mode="after")
+    def _known(self) -> ModelEntry:
+        from vtw_eval.model_adapters.adapters import ADAPTERS
+
+        if self.adapter not in ADAPTERS:
+            raise ValueError(
+                f"unknown adapter {self.adapter!r}{suggest(self.adapter, list(ADAPTERS))} Valid: {', '.join(ADAPTERS)}."
+            )
+        for name, better in {
+            "method": "methods",
+            "pretrained": "pretrained of the model",
+            "batch_size": "batch_size of the plan",
+            "device": "device of the plan",
+        }.items():
+            if name in self.args:
+                raise ValueError(f"{name} does not belong into args: use {better}.")
+        return self
+
+
+class Plan(_Strict):
+    """What a sweep evaluates: every model with every method on every task."""
+
+    title: str = ""
+    """Heading of the report."""
+    models: list[ModelEntry] = Field(min_length=1)
+    methods: Methods = Field(default_factory=lambda: ["baseline"])
+    """Specs, or mappings whose lists are multiplied out."""
+    tasks: list[str] = Field(min_length=1)
+    """Tasks of the harness, groups of them, or names of benchmarks."""
+    harness: Harness = "lmms-eval"
+    limit: int | None = Field(default=None, ge=1)
+    """First documents of each task only."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Methods that draw at random run once per seed; the others with the first."""
+    batch_size: int = Field(default=1, ge=1)
+    device: str | None = None
+    """``None``: a GPU if there is one."""
+    dtype: str | None = None
+    """For every model that does not name its own."""
+    workers: int | Literal["cores"] = 1
+    """Processes at a time; ``cores``: one per CPU core."""
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, models: list[ModelEntry]) -> list[ModelEntry]:
+        names = [model.name for model in models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} stands twice: tables could not tell the models apart.")
+        return models
+
+    @field_validator("tasks")
+    @classmethod
+    def _once(cls, tasks: list[str]) -> list[str]:
+        return _unique(tasks)
+
+    @field_validator("workers")
+    @classmethod
+    def _positive(cls, workers: int | str) -> int | str:
+        if isinstance(workers, int) and workers < 1:
+            raise ValueError("workers is a number of processes, 1 or more, or 'cores'.")
+        return workers
+
+    @model_validator(mode="after")
+    def _options(self) -> Plan:
+        from vtw_eval.model_adapters.options import parse_options
+
+        adapters = _adapters(self.harness)
+        for number, model in enumerate(self.models):
+            given = {"dtype": self.dtype or "auto", **model.args, "pretrained": model.pretrained, "method": "baseline"}
+            try:
+                parse_options(model.adapter, adapters[model.adapter].options, given)
+            except ValueError as error:
+                raise ValueError(f"models[{number}].args: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Plan:
+        mme = [task for task in self.tasks if task.casefold() in ("mme", "shapes_mme")]
+        if self.limit is not None and self.limit % 2 and mme:
+            raise ValueError(f"limit {self.limit} is odd, but {mme[0]} scores pairs of documents: take an even limit.")
+        return self
+
+    def changed(self, **values: Any) -> Plan:
+        """Return the plan with other values for some of its keys, checked like a plan file.
+
+        Raises
+        ------
+        PlanError
+            If the values do not fit.
+        """
+        return parse_plan({**self.model_dump(), **values})
+
+    def cells(self) -> list[CellSpec]:
+        """Return the cells in the order of the plan: by model, by method, by task; no cell twice."""
+        found: dict[str, CellSpec] = {}
+        for model in self.models:
+            args = {**({"dtype": self.dtype} if self.dtype else {}), **model.args}
+            for spec in self.methods if model.methods is None else model.methods:
+                for method, seed in self._seeded(spec):
+                    for task in self.tasks:
+                        cell = CellSpec(
+                            model=model.name,
+                            adapter=model.adapter,
+                            pretrained=model.pretrained,
+                            model_args=args,
+                            method=method,
+                            task=task,
+                            harness=self.harness,
+                            limit=self.limit,
+                            seed=seed,
+                        )
+                        found.setdefault(cell.key, cell)
+        return list(found.values())
+
+    def _seeded(self, spec: str) -> list[tuple[str, int]]:
+        variants = [(with_seed(spec, seed), seed) for seed in self.seeds]
+        return [(text, seed) for text, seed in variants if text is not None] or [(spec, self.seeds[0])]
+
+
+def _adapters(harness: Harness) -> Mapping[str, Any]:
+    """Return the adapters of a harness; their options differ a little."""
+    if harness == "lmms-eval":
+        from vtw_eval.model_adapters.adapters import ADAPTERS
+
+        return ADAPTERS
+    from vtw_eval.model_adapters.vlmeval_adapters import KIT_ADAPTERS
+
+    return KIT_ADAPTERS
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, which YAML readers otherwise take in silence."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise PlanError(f"line {node.start_mark.line + 1}: the key {key!r} stands twice.")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def presets() -> list[str]:
+    """Return the names of the plans that come with the package."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def find_plan(name: str) -> Path:
+    """Return the file of a plan, given as a path or as the name of a preset.
+
+    Raises
+    ------
+    PlanError
+        If it is neither.
+    """
+    file = Path(name)
+    if file.is_file():
+        return file
+    if name in presets():
+        return PRESETS / f"{name}.yaml"
+    raise PlanError(
+        f"{name!r} is neither a file nor a preset{suggest(name, presets()) or '.'} Presets: {', '.join(presets())}."
+    )
+
+
+def read_plan(file: Path) -> Plan:
+    """Read a plan.
+
+    Raises
+    ------
+    PlanError
+        If the file is no valid plan; the message tells where and what is valid there.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise PlanError(f"{file}: not valid YAML: {error}") from error
+    except PlanError as error:
+        raise PlanError(f"{file}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{file}: cannot be read: {error}") from error
+    return parse_plan(content, str(file))
+
+
+def parse_plan(content: Any, source: str = "plan") -> Plan:
+    """Make a plan from the content of its file.
+
+    Parameters
+    ----------
+    content
+        Mapping as read from YAML.
+    source
+        Name of the file, for messages.
+
+    Raises
+    ------
+    PlanError
+        See :func:`read_plan`.
+    """
+    if not isinstance(content, dict):
+        raise PlanError(f"{source}: a plan is a mapping with the keys {', '.join(Plan.model_fields)}.")
+    try:
+        return Plan.model_validate(content)
+    except ValidationError as error:
+        problems = [_problem(dict(item), content) for item in error.errors()]
+        raise PlanError(f"{source}: " + f"\n{source}: ".join(problems)) from None
+
+
+def _problem(error: dict[str, Any], content: Any) -> str:
+    loc = [part for part in error["loc"] if part not in ("int", "literal['cores']")]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    known = list((ModelEntry if loc[:1] == ["models"] and len(loc) > 2 else Plan).model_fields)
+    if error["type"] == "extra_forbidden":
+        return f"{place}: unknown key{suggest(str(loc[-1]), known) or '.'} Valid: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"{place}: is missing."
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and "ctx" in error else ""
+    return f"{place + ': ' if place else ''}{message}{'' if message.endswith('.') else shown + '.'}"
+
+
+def write_plan(plan: Plan, file: Path) -> None:
+    """Write a plan so that :func:`read_plan` gives it back; the file appears whole or not at all."""
+    text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    handle, part = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        Path(part).chmod(0o644)
+        Path(part).replace(file)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+
+
+def select(cells: Sequence[CellSpec], patterns: Sequence[str]) -> list[CellSpec]:
+    """Return the cells that match any of the patterns, or all if there are none.
+
+    Parameters
+    ----------
+    cells
+        Cells of a plan.
+    patterns
+        Globs for a model, a method, a task, or ``MODEL/METHOD/TASK``.
+
+    Raises
+    ------
+    PlanError
+        If a pattern matches no cell.
+    """
+    if not patterns:
+        return list(cells)
+
+    def matches(cell: CellSpec, pattern: str) -> bool:
+        names = (cell.model, cell.method, cell.task, f"{cell.model}/{cell.method}/{cell.task}")
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+    for pattern in patterns:
+        if not any(matches(cell, pattern) for cell in cells):
+            names = _unique(name for cell in cells for name in (cell.model, cell.method, cell.task))
+            raise PlanError(
+                f"--only {pattern}: no cell matches{suggest(pattern, names) or '.'} Patterns are compared with models, "
+                f"methods, tasks and MODEL/METHOD/TASK; tasks are {', '.join(_unique(c.task for c in cells))}."
+            )
+    return [cell for cell in cells if any(matches(cell, pattern) for pattern in patterns)]

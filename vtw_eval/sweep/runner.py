@@ -1,0 +1,104 @@
+"""Evaluating one cell: the checkpoint is loaded when it is another one, the outcome goes to the store."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+import traceback
+from datetime import datetime, timezone
+from importlib.metadata import version
+
+from vtw_eval import __version__
+from vtw_eval.sweep.cell import Cell, CellSpec
+from vtw_eval.sweep.harness import ModelKey, OpenModel, Progress, Settings, open_model
+from vtw_eval.sweep.store import Store
+
+
+class CellRunner:
+    """Evaluates cells one after another and keeps the last checkpoint.
+
+    Parameters
+    ----------
+    store
+        Where cells go.
+    settings
+        Device and batch size.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self._key: ModelKey | None = None
+        self._model: OpenModel | None = None
+        self._refused = ""
+        """Why the checkpoint of the key cannot be opened, so that its other cells need not try."""
+
+    def run(self, spec: CellSpec, progress: Progress = lambda answered, of: None) -> Cell:
+        """Evaluate a cell and keep it; a failure is a cell, too, with its traceback.
+
+        Parameters
+        ----------
+        spec
+            The cell.
+        progress
+            Told how many documents are answered.
+        """
+        start = time.perf_counter()
+        try:
+            found = self._open(spec).evaluate(spec, progress)
+        # Task code of a harness leaves the process when a file is missing; that fails the cell only.
+        except (Exception, SystemExit):
+            return self.store.save(failed_cell(spec, traceback.format_exc(), time.perf_counter() - start), [])
+        methods = sorted({str(sample.costs["method"]) for sample in found.samples if "method" in sample.costs})
+        cell = Cell(
+            spec=spec,
+            status="done",
+            methods=methods,
+            metrics=found.metrics,
+            documents=len(found.samples),
+            costs=found.costs,
+            seconds=time.perf_counter() - start,
+            finished=_now(),
+            environment={**environment(), **found.environment},
+        )
+        return self.store.save(cell, found.samples)
+
+    def _open(self, spec: CellSpec) -> OpenModel:
+        key = ModelKey.of(spec)
+        if key != self._key:
+            self._key, self._model, self._refused = key, None, ""
+            gc.collect()
+            try:
+                self._model = open_model(spec, self.settings)
+            except (Exception, SystemExit) as error:
+                self._refused = f"{type(error).__name__}: {error}"
+                raise
+        if self._model is None:
+            raise RuntimeError(f"{spec.pretrained} could not be opened for an earlier cell: {self._refused}")
+        return self._model
+
+
+def failed_cell(spec: CellSpec, error: str, seconds: float = 0.0) -> Cell:
+    """Return the cell of an evaluation that did not finish.
+
+    Parameters
+    ----------
+    spec
+        The cell.
+    error
+        Traceback or message.
+    seconds
+        How long it took.
+    """
+    return Cell(spec=spec, status="failed", error=error, seconds=seconds, finished=_now(), environment=environment())
+
+
+def environment() -> dict[str, str]:
+    """Return versions of what computes the numbers."""
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    return {"vtw-eval": __version__, "python": platform.python_version(), "platform": platform.platform(), **packages}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
