@@ -3,27 +3,110 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vtw_eval.cli.app import app, user_errors
 
 
-@app.command(epilog="Example: vtw-eval report runs/shapes -o results/shapes/README.md --title 'Shapes'")
+@app.command(
+    epilog="Examples: vtw-eval report runs/shapes -o results/shapes/README.md --compare results/shapes "
+    "· vtw-eval report table2 --published"
+)
 def report(
-    folder: Annotated[Path, typer.Argument(help="Holds one folder of lmms-eval output per method.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the report to this file.")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Comparison",
-    command: Annotated[str, typer.Option(help="The command that made the runs, shown below the table.")] = "",
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a sweep, or of committed results (summary.json). With --published also a table of the "
+            "papers: table1 to table9 of VTW, dyvte1, dyvte2, dyvte4, or all."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the report to this file instead of printing it; pictures go to plots/ beside it, and of a "
+            "Markdown report the results to summary.json, which a later --compare can read.",
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["markdown", "latex", "csv", "html"], typer.Option("--format", help="Format of the report.")
+    ] = "markdown",
+    compare: Annotated[
+        Path | None, typer.Option(help="Older results to compare with: a sweep's folder, or one with a summary.json.")
+    ] = None,
+    fail_on_regression: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-regression",
+            help="With --compare: exit with 1 if a score is significantly worse than before, or a cell is not done "
+            "that was done before.",
+        ),
+    ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show the papers' numbers beside these, or a table of the papers.")
+    ] = False,
+    equivalence: Annotated[
+        float | None,
+        typer.Option(min=0, help="Mark what equals the baseline within this percentage of a metric's range (TOST)."),
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option(help="Convention of the FLOPs: eq1, profiler, exact. Default: eq1, or what there is.")
+    ] = None,
+    kl: Annotated[
+        list[Path] | None,
+        typer.Option(help="Divergence by k, from vtw-eval search-k --json; drawn beside score versus k. Repeatable."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Heading. Default: the title of the plan, or the folder's name.")] = "",
+    command: Annotated[str, typer.Option(help="The command that made the results, shown below the table.")] = "",
 ) -> None:
-    """Print a Markdown table of methods by tasks, with prefill FLOPs and their share of the baseline."""
-    from vtw_eval.report import read_runs
-    from vtw_eval.report.document import markdown_document, write_atomically
-    from vtw_eval.report.runs import RunError
+    """Tables of methods by tasks with intervals, tests against the baseline, costs and plots."""
+    from vtw_eval.report.errors import ReportError
+    from vtw_eval.report.formats import RENDERERS
+    from vtw_eval.report.make import Request, make_report
+    from vtw_eval.report.published_tables import published_blocks
 
-    with user_errors("report", (RunError,)):
-        text = markdown_document(read_runs(folder), title=title, command=command)
-    if output is not None:
-        write_atomically(output, text)
-    typer.echo(text, nl=False)
+    with user_errors("report", (ReportError, OSError)):
+        if fail_on_regression and compare is None:
+            raise ReportError("--fail-on-regression needs --compare OLD_DIR.")
+        if published and not Path(source).is_dir():
+            if form == "csv":
+                raise ReportError("a table of the papers has no CSV: choose markdown, latex or html.")
+            made = None
+            text = RENDERERS[form](published_blocks(source), "plots")
+        else:
+            made = make_report(
+                Request(
+                    folder=Path(source),
+                    form=form,
+                    old=compare,
+                    published=published,
+                    equivalence=equivalence,
+                    convention=flops,
+                    divergences=tuple(kl or ()),
+                    title=title,
+                    command=command,
+                    plots=output is not None and form != "csv",
+                )
+            )
+            text = made.text
+            if fail_on_regression and made.changes is not None and not made.changes.compared:
+                raise ReportError(f"nothing of {compare} can be compared with {source}, so no regression can be seen.")
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            _write(output, text, made.files if made is not None else {})
+    if fail_on_regression and made is not None and made.changes is not None and made.changes.regressed:
+        typer.echo("vtw-eval report: error: results are worse than before, see the top of the report.", err=True)
+        raise typer.Exit(1)
+
+
+def _write(output: Path, text: str, files: dict[str, bytes]) -> None:
+    from vtw_eval.report.files import write_atomically
+
+    for name, content in files.items():
+        write_atomically(output.parent / name, content)
+    write_atomically(output, text)
+    typer.echo(f"Wrote {output}{f' and {len(files)} files beside it' if files else ''}.", err=True)

@@ -34,10 +34,11 @@ def search_k(
     model_args: Annotated[str, typer.Option(help="More options of the adapter, as in lmms_eval --model_args.")] = "",
     device: Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot of KL versus k to this file (.png, .svg).")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write KL by k to this file, for vtw-eval report --kl.")] = None,
 ) -> None:
     """Search the withdrawal layer k of VTW (Algorithm 1) in one pass per document."""
     from vtw_eval.model_adapters.search_task import search_task
-    from vtw_eval.report.search import divergence_plot, divergence_table
+    from vtw_eval.report.search import divergence_plot, divergence_table, save_divergence
 
     with user_errors("search-k", (ValueError, OSError, RuntimeError)):
         result = search_task(
@@ -47,3 +48,5 @@ def search_k(
     typer.echo(f"\nk={result.k} (first mean KL below eta={result.eta}). {result.advice()}")
     if plot is not None:
         divergence_plot(result, plot)
+    if json is not None:
+        save_divergence(result, task, json)

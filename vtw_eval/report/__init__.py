@@ -1,6 +1,23 @@
-"""Tables from the output of a harness."""
+"""Tables from the cells of a sweep: statistics, comparison with older results, plots, the papers' printed numbers."""
 
-from vtw_eval.report.runs import Run, read_runs
-from vtw_eval.report.table import markdown_table
+from vtw_eval.report.analysis import ModelTable, analyse
+from vtw_eval.report.changes import Changes, changes_between
+from vtw_eval.report.errors import ReportError
+from vtw_eval.report.results import Results
+from vtw_eval.report.source import read_results
+from vtw_eval.report.statistics import Comparison, Interval, compare, holm, interval
 
-__all__ = ["Run", "markdown_table", "read_runs"]
+__all__ = [
+    "Changes",
+    "Comparison",
+    "Interval",
+    "ModelTable",
+    "ReportError",
+    "Results",
+    "analyse",
+    "changes_between",
+    "compare",
+    "holm",
+    "interval",
+    "read_results",
+]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
+from vtw_eval.report.errors import ReportError
+from vtw_eval.report.files import write_atomically
 from vtw_eval.search import SearchResult
 
 
@@ -49,3 +52,25 @@ def divergence_plot(result: SearchResult, path: Path) -> None:
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def save_divergence(result: SearchResult, task: str, path: Path) -> None:
+    """Keep mean KL by k of a search, for the plot of scores versus k in a report (``vtw-eval report --kl``)."""
+    means = result.per_sample.numpy().mean(axis=0)
+    curve = [[k, float(means[k])] for k in range(result.start, len(means))]
+    write_atomically(path, json.dumps({"task": task, "k": result.k, "eta": result.eta, "mean_kl": curve}) + "\n")
+
+
+def read_divergence(path: Path) -> tuple[str, list[tuple[int, float]]]:
+    """Return the task and the mean KL by k that :func:`save_divergence` has kept.
+
+    Raises
+    ------
+    ReportError
+        If the file is not one of these.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return str(content["task"]), [(int(k), float(kl)) for k, kl in content["mean_kl"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{path} holds no divergence by k (vtw-eval search-k --json FILE): {error!r}.") from error

@@ -1,1 +1,1 @@
-"""Numbers that the papers print, as YAML."""
+"""The numbers that the papers print, as data: ``vtw.yaml`` and ``dyvte.yaml``."""

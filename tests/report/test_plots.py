@@ -1,0 +1,70 @@
+"""Pictures show what the table holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.report.made import make_store
+from vtw_eval.report import analyse, read_results
+from vtw_eval.report.labels import families
+from vtw_eval.report.plots import model_plots, pareto_front, render, slug
+from vtw_eval.report.search import read_divergence, save_divergence
+from vtw_eval.search import SearchResult
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_front_is_what_no_other_point_beats(seed: int, higher: bool) -> None:
+    points = [tuple(map(float, p)) for p in np.random.default_rng(seed).integers(0, 6, size=(12, 2))]
+    sign = 1 if higher else -1
+
+    def beaten(p: tuple[float, float]) -> bool:
+        return any(q != p and q[0] <= p[0] and sign * q[1] >= sign * p[1] for q in points)
+
+    expected = sorted({p for p in points if not beaten(p)})
+    assert pareto_front(points, higher_is_better=higher) == expected
+
+
+def test_pictures_hold_the_values_of_the_table(tmp_path: Path) -> None:
+    make_store(tmp_path, ["baseline", "vtw,k=4", "vtw,k=2", "fastv"], models=["a $model$/x"])
+    [table] = analyse(read_results(tmp_path))
+    plots = model_plots(table, families(row.method for row in table.rows))
+    assert [image.name for image, _ in plots] == ["a-model-x-vtw-position-keep-k", "a-model-x-flops"]
+    versus_k, versus_flops = (figure for _, figure in plots)
+    rows = {row.label: row for row in table.rows}
+    for axes, title in zip(versus_k.axes, table.columns, strict=True):
+        assert axes.lines[0].get_xdata().tolist() == [2, 4]
+        shown = axes.lines[0].get_ydata().tolist()
+        assert shown == [rows[label].scores[title].outcome.value for label in ("vtw,k=2", "vtw,k=4")]
+    for axes, title in zip(versus_flops.axes, table.columns, strict=True):
+        points = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines[:-1]}
+        for label, row in rows.items():
+            assert row.flops is not None
+            assert points[label] == (pytest.approx(row.flops / 1e7), row.scores[title].outcome.value)
+    files = render(versus_flops)
+    assert files["png"].startswith(b"\x89PNG") and b"<svg" in files["svg"]
+    assert files == render(versus_flops)
+
+
+def test_file_names_are_harmless() -> None:
+    assert slug("../a b/ü$") == "a-b"
+    assert slug("..") == "model"
+
+
+def test_kl_of_a_search_is_drawn_beside_the_scores(tmp_path: Path) -> None:
+    make_store(tmp_path / "sweep", tasks=["shapes_vqa"], count=20)
+    values = torch.tensor([[float("nan"), 4.0, 1.0, 0.25], [float("nan"), 2.0, 0.0, 0.75]], dtype=torch.float64)
+    result = SearchResult(3, values.mean(0), values, eta=0.6, start=1, direction="vtw_full", found=True)
+    save_divergence(result, "vqa", tmp_path / "kl.json")
+    divergence = dict([read_divergence(tmp_path / "kl.json")])
+    assert divergence == {"vqa": [(1, 3.0), (2, 0.5), (3, 0.5)]}
+    [table] = analyse(read_results(tmp_path / "sweep"))
+    found = families(row.method for row in table.rows)
+    figure = model_plots(table, found, divergence)[0][1]
+    curve = figure.axes[-1].lines[0]
+    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([1, 2, 3], [3.0, 0.5, 0.5])
+    assert len(figure.axes) == 1 + len(model_plots(table, found)[0][1].axes)

@@ -1,0 +1,60 @@
+"""Which metrics of a task a table shows, and under which title: those of the papers where they have the task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vtw_eval.tasks.benchmarks import BENCHMARKS
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of scores: the sum of some metrics of a task."""
+
+    title: str
+    metrics: tuple[str, ...]
+
+
+_SHAPES: Mapping[str, tuple[Column, ...]] = {
+    "shapes_ai2d": (Column("ai2d", ("exact_match",)),),
+    "shapes_caption": (Column("caption EM", ("exact_match",)), Column("caption F1", ("object_f1",))),
+    "shapes_mme": (Column("mme (of 600)", ("mme_perception_score",)),),
+    "shapes_pope": (Column("pope F1", ("pope_f1_score",)),),
+    "shapes_vqa": (Column("vqa", ("exact_match",)),),
+}
+
+
+def _papers() -> dict[str, tuple[Column, ...]]:
+    """Columns of the papers' benchmarks, by task of either harness; of MME, perception and cognition together."""
+    found: dict[str, tuple[Column, ...]] = {}
+    for benchmark in BENCHMARKS:
+        for score in (benchmark.lmms, benchmark.kit):
+            if score is not None:
+                found.setdefault(score.name, (Column(benchmark.title, score.metrics),))
+    return found
+
+
+COLUMNS: Mapping[str, tuple[Column, ...]] = {**_papers(), **_SHAPES}
+"""What to show of a task; of any other one, each of its metrics."""
+
+
+def columns_of(task: str, present: Iterable[str]) -> tuple[Column, ...]:
+    """Return the columns of a task.
+
+    Parameters
+    ----------
+    task
+        Its name in its harness.
+    present
+        The metrics that its cells have.
+    """
+    there = list(dict.fromkeys(present))
+    known = [
+        Column(column.title, metrics)
+        for column in COLUMNS.get(task, ())
+        if (metrics := tuple(name for name in column.metrics if name in there))
+    ]
+    if known:
+        return tuple(known)
+    return tuple(Column(task if len(there) == 1 else f"{task} {name}", (name,)) for name in there)

@@ -1,0 +1,171 @@
+"""Blocks as Markdown, HTML or LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tabulate import tabulate
+
+from vtw_eval.report import escape
+from vtw_eval.report.blocks import Block, Heading, Image, Inline, Items, Paragraph, Table, Text, runs
+
+_HTML_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }}
+table {{ border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: .25em .7em; }}
+th {{ text-align: left; }}
+summary {{ cursor: pointer; }}
+img {{ max-width: 100%; }}
+</style>
+</head>
+<body>
+"""
+_LATEX_HEAD = """% Needs \\usepackage{amssymb,booktabs,graphicx}
+"""
+
+
+def to_markdown(blocks: Sequence[Block], plots: str = "plots") -> str:
+    """Return blocks as GitHub's Markdown.
+
+    Parameters
+    ----------
+    blocks
+        The report.
+    plots
+        Folder of the pictures, relative to the report.
+    """
+    return "\n\n".join(_markdown(block, plots) for block in blocks) + "\n"
+
+
+def to_html(blocks: Sequence[Block], plots: str = "plots") -> str:
+    """Return blocks as one HTML page; parameters as :func:`to_markdown`."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
+    body = "\n".join(_html(block, plots) for block in blocks)
+    return f"{_HTML_HEAD.format(title=escape.in_html(title))}{body}\n</body>\n</html>\n"
+
+
+def to_latex(blocks: Sequence[Block], plots: str = "plots") -> str:
+    """Return blocks as LaTeX to be included in a document; parameters as :func:`to_markdown`."""
+    return _LATEX_HEAD + "\n\n".join(_latex(block, plots) for block in blocks) + "\n"
+
+
+def _inline(inline: Inline, styles: dict[str, Callable[[str], str]]) -> str:
+    return "".join(styles[run.style](run.text) for run in runs(inline))
+
+
+def _markdown_inline(inline: Inline) -> str:
+    return _inline(
+        inline,
+        {
+            "plain": escape.markdown,
+            "bold": lambda text: f"**{escape.markdown(text)}**",
+            "code": escape.markdown_code,
+        },
+    )
+
+
+def _markdown(block: Block, plots: str) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {escape.markdown(block.text)}"
+    if isinstance(block, Paragraph):
+        return _markdown_inline(block.content)
+    if isinstance(block, Items):
+        return "\n".join(f"- {_markdown_inline(item)}" for item in block.items)
+    if isinstance(block, Table):
+        return _tabulate(block, "pipe", _markdown_inline)
+    if isinstance(block, Image):
+        return f"![{escape.markdown(block.alt)}]({plots}/{block.name}.png)"
+    inner = "\n\n".join(_markdown(inside, plots) for inside in block.blocks)
+    return f"<details><summary>{escape.in_html(block.summary)}</summary>\n\n{inner}\n\n</details>"
+
+
+def _html_inline(inline: Inline) -> str:
+    return _inline(
+        inline,
+        {
+            "plain": escape.in_html,
+            "bold": lambda text: f"<strong>{escape.in_html(text)}</strong>",
+            "code": lambda text: f"<code>{escape.in_html(text)}</code>",
+        },
+    )
+
+
+def _html(block: Block, plots: str) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{escape.in_html(block.text)}</h{block.level}>"
+    if isinstance(block, Paragraph):
+        return f"<p>{_html_inline(block.content)}</p>"
+    if isinstance(block, Items):
+        return "<ul>\n" + "\n".join(f"<li>{_html_inline(item)}</li>" for item in block.items) + "\n</ul>"
+    if isinstance(block, Table):
+        return _tabulate(block, "unsafehtml", _html_inline)
+    if isinstance(block, Image):
+        return f'<p><img src="{escape.in_html(plots)}/{block.name}.svg" alt="{escape.in_html(block.alt)}"></p>'
+    inner = "\n".join(_html(inside, plots) for inside in block.blocks)
+    return f"<details>\n<summary>{escape.in_html(block.summary)}</summary>\n{inner}\n</details>"
+
+
+def _latex_inline(inline: Inline) -> str:
+    return _inline(
+        inline,
+        {
+            "plain": escape.latex,
+            "bold": lambda text: rf"\textbf{{{escape.latex(text)}}}",
+            "code": lambda text: rf"\texttt{{{escape.latex(text)}}}",
+        },
+    )
+
+
+def _latex(block: Block, plots: str) -> str:
+    if isinstance(block, Heading):
+        command = ("section", "subsection", "subsubsection", "paragraph")[block.level - 1]
+        return rf"\{command}*{{{escape.latex(block.text)}}}"
+    if isinstance(block, Paragraph):
+        return _latex_inline(block.content)
+    if isinstance(block, Items):
+        lines = "\n".join(rf"\item {_latex_inline(item)}" for item in block.items)
+        return f"\\begin{{itemize}}\n{lines}\n\\end{{itemize}}"
+    if isinstance(block, Table):
+        # A cell that begins with a bracket would be read as an option of the line break before it.
+        return _tabulate(block, "latex_raw", lambda cell: _guard(_latex_inline(cell)))
+    if isinstance(block, Image):
+        return rf"\includegraphics[width=\linewidth]{{{plots}/{block.name}.png}}"
+    return "\n\n".join(_latex(inside, plots) for inside in (Paragraph(Text(block.summary, "bold")), *block.blocks))
+
+
+def _guard(cell: str) -> str:
+    return f"{{}}{cell}" if cell.startswith(("[", "*")) else cell
+
+
+def _tabulate(table: Table, form: str, inline: Callable[[Inline], str]) -> str:
+    align = ["left" if i < table.words else "right" for i in range(len(table.headers))]
+    text = tabulate(
+        [[inline(cell) for cell in row] for row in table.rows],
+        headers=[inline(header) for header in table.headers],
+        tablefmt=form,
+        colalign=align if table.rows else None,
+        headersglobalalign="left" if form == "unsafehtml" else None,
+        disable_numparse=True,
+    )
+    return _narrow(text) if form == "pipe" else text
+
+
+def _narrow(text: str) -> str:
+    """Take the padding out of a Markdown table: a comment on GitHub holds 65,536 characters."""
+    head, rule, *rows = text.split("\n")
+    marks = [":---" if part.startswith(":") else "---:" for part in rule.strip("|").split("|")]
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in (head, *rows)]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]])
+
+
+RENDERERS: dict[str, Callable[[Sequence[Block], str], str]] = {
+    "markdown": to_markdown,
+    "html": to_html,
+    "latex": to_latex,
+}

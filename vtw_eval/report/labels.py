@@ -1,0 +1,85 @@
+"""Short names of methods for tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vtw_eval.methods.registry import parse_method
+
+_QUIET = ("seed", "position")
+
+
+def labels_of(methods: Iterable[str]) -> dict[str, str]:
+    """Return a label for each method spec: the spec, without seed and position where they are the default.
+
+    Parameters
+    ----------
+    methods
+        Specs. Those that would get the same label keep their whole spec.
+    """
+    specs = list(methods)
+    short = {spec: _shorten(spec) for spec in specs}
+    labels = list(short.values())
+    return {spec: label if labels.count(label) == 1 else spec for spec, label in short.items()}
+
+
+def _shorten(spec: str) -> str:
+    name, *parts = spec.split(",")
+    kept = list(parts)
+    for part in parts:
+        rest = [other for other in kept if other != part]
+        if part.partition("=")[0].rpartition(".")[2] in _QUIET and _same(spec, ",".join([name, *rest])):
+            kept = rest
+    return ",".join([name, *kept])
+
+
+def _same(spec: str, shorter: str) -> bool:
+    try:
+        return parse_method(spec) == parse_method(shorter)
+    except ValueError:
+        return False  # a method of another version
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods that differ in one parameter only."""
+
+    name: str
+    """Of the method, with its other parameters."""
+    parameter: str
+    values: tuple[Any, ...]
+    methods: tuple[str, ...]
+    """Specs, by value."""
+
+
+def params_of(spec: str) -> Mapping[str, Any]:
+    """Return all parameters of a method spec with their values, nothing for one that is not known."""
+    try:
+        return parse_method(spec).params()
+    except ValueError:
+        return {}
+
+
+def families(methods: Iterable[str]) -> list[Family]:
+    """Return the ablations among methods: for each parameter, those that are equal but for it.
+
+    Parameters
+    ----------
+    methods
+        Specs. A family has at least two; its values are in ascending order, numbers before words.
+    """
+    found: dict[tuple[str, str], list[tuple[Any, str]]] = {}
+    for spec in methods:
+        params = params_of(spec)
+        for parameter, value in params.items():
+            others = [f"{name}={other}" for name, other in params.items() if name != parameter and other is not None]
+            found.setdefault((",".join([spec.partition(",")[0], *others]), parameter), []).append((value, spec))
+    result = []
+    for (name, parameter), members in found.items():
+        if len(members) < 2:
+            continue
+        members.sort(key=lambda m: (not isinstance(m[0], int | float), m[0] if isinstance(m[0], int | float) else 0))
+        result.append(Family(name, parameter, tuple(m[0] for m in members), tuple(m[1] for m in members)))
+    return result

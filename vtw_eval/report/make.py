@@ -1,0 +1,96 @@
+"""From a folder of results to a report and the files beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vtw_eval.report.analysis import ModelTable, analyse
+from vtw_eval.report.blocks import Image
+from vtw_eval.report.changes import Changes, changes_between
+from vtw_eval.report.document import Options, report_blocks
+from vtw_eval.report.formats import RENDERERS
+from vtw_eval.report.labels import families
+from vtw_eval.report.plots import model_plots, render
+from vtw_eval.report.published_tables import beside_blocks
+from vtw_eval.report.records import to_csv
+from vtw_eval.report.search import read_divergence
+from vtw_eval.report.source import read_results
+from vtw_eval.report.summary import FILE, summary_text
+
+PLOTS = "plots"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to report, and how."""
+
+    folder: Path
+    """Of a sweep or of committed results."""
+    form: Literal["markdown", "latex", "csv", "html"] = "markdown"
+    old: Path | None = None
+    """Older results to compare with."""
+    published: bool = False
+    """Whether to show the papers' numbers."""
+    equivalence: float | None = None
+    """Percent of a metric's range."""
+    convention: str | None = None
+    """Of the FLOPs."""
+    divergences: tuple[Path, ...] = ()
+    """Results of searches for k."""
+    title: str = ""
+    """Heading; if empty, the title of the plan or the name of the folder."""
+    command: str = ""
+    plots: bool = True
+    """Whether to draw."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A report."""
+
+    text: str
+    changes: Changes | None
+    files: dict[str, bytes] = field(default_factory=dict)
+    """What stands beside it, by path: pictures, and the results of a Markdown report."""
+
+
+def make_report(request: Request) -> Made:
+    """Make a report.
+
+    Raises
+    ------
+    ReportError
+        If the results cannot be read or compared.
+    """
+    results = read_results(request.folder)
+    tables = analyse(results, request.convention)
+    changes = changes_between(results, read_results(request.old)) if request.old is not None else None
+    if request.form == "csv":
+        return Made(to_csv(tables, request.equivalence), changes)
+    images, files = _draw(tables, request) if request.plots else ({}, {})
+    options = Options(
+        title=request.title or results.title or request.folder.resolve().name,
+        command=request.command,
+        equivalence=request.equivalence,
+        changes=changes,
+        published=beside_blocks(tables) if request.published else (),
+        images=images,
+    )
+    text = RENDERERS[request.form](report_blocks(results, tables, options), PLOTS)
+    if request.form == "markdown":
+        files[FILE] = summary_text(results).encode()
+    return Made(text, changes, files)
+
+
+def _draw(tables: tuple[ModelTable, ...], request: Request) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
+    divergence = dict(read_divergence(path) for path in request.divergences)
+    images: dict[str, list[Image]] = {}
+    files: dict[str, bytes] = {}
+    for table in tables:
+        for image, figure in model_plots(table, families(row.method for row in table.rows), divergence):
+            images.setdefault(table.model, []).append(image)
+            for kind, content in render(figure).items():
+                files[f"{PLOTS}/{image.name}.{kind}"] = content
+    return images, files

@@ -1,0 +1,149 @@
+"""The results that a report is made from: every cell of a sweep, in the order of its plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vtw_eval.report.aggregate import value_of
+from vtw_eval.report.columns import Column, columns_of
+from vtw_eval.report.errors import ReportError
+from vtw_eval.report.evidence import Evidence, evidence_of
+from vtw_eval.sweep import Cell, CellSpec, Metric, Sample
+
+State = Literal["done", "failed", "missing", "corrupt"]
+
+_TOLERANCE = 0.005
+"""Points: harnesses round to two decimals; one document of 10,000 is 0.01."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One column of one cell."""
+
+    metrics: tuple[str, ...]
+    value: float
+    """As tables show it: percent for shares."""
+    scale: float
+    """Points per unit of the metric that the evidence gives."""
+    higher_is_better: bool
+    evidence: Evidence | None
+    note: str = ""
+    """Why there is no evidence."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell of the plan, whatever became of it."""
+
+    spec: CellSpec
+    state: State
+    problem: str = ""
+    """Why it is not done, in one line."""
+    methods: tuple[str, ...] = ()
+    documents: int = 0
+    flops: Mapping[str, float] = field(default_factory=dict)
+    """FLOPs of the prefill by convention, mean over documents."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """By title of the column."""
+    answers_sha256: str = ""
+    """Of all answers in the order of the documents."""
+    samples: tuple[Sample, ...] = ()
+    """Empty where only a summary is at hand."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a plan, by model, method and task."""
+
+    source: str
+    cells: tuple[Result, ...]
+    title: str = ""
+    """Of the plan."""
+
+
+def read_store(folder: Path) -> Results:
+    """Read the cells and samples of a sweep.
+
+    Raises
+    ------
+    ReportError
+        If the folder holds no sweep.
+    """
+    from vtw_eval.sweep.store import Store, StoreError
+
+    store = Store(folder)
+    try:
+        found = store.entries()
+        cells = [(entry.spec, entry.state, entry.problem, entry.cell) for entry in found]
+        samples = {
+            entry.spec.key: tuple(store.samples(entry.cell))
+            for entry in found
+            if entry.state == "done" and entry.cell is not None
+        }
+    except StoreError as error:
+        raise ReportError(str(error)) from error
+    present: dict[str, list[str]] = {}
+    for spec, state, _, cell in cells:
+        if state == "done" and cell is not None:
+            present.setdefault(spec.task, []).extend(cell.metrics)
+    columns = {task: columns_of(task, names) for task, names in present.items()}
+    results = [
+        result_of(cell, samples[spec.key], columns[spec.task])
+        if state == "done" and cell is not None
+        else Result(spec, state, problem or f"the cell is {state}")
+        for spec, state, problem, cell in cells
+    ]
+    return Results(str(folder), tuple(results), store.plan.title)
+
+
+def result_of(cell: Cell, samples: Sequence[Sample], columns: Iterable[Column]) -> Result:
+    """Return what a report needs of a cell that is done."""
+    outcomes = {column.title: _outcome(cell, samples, column) for column in columns if _has(cell, column)}
+    answers = json.dumps([(s.doc_id, s.answer) for s in sorted(samples, key=lambda s: s.doc_id)])
+    return Result(
+        spec=cell.spec,
+        state="done",
+        methods=tuple(cell.methods),
+        documents=cell.documents,
+        flops=dict(cell.costs.prefill_flops) if cell.costs else {},
+        environment=cell.environment,
+        outcomes=outcomes,
+        answers_sha256=hashlib.sha256(answers.encode()).hexdigest(),
+        samples=tuple(samples),
+    )
+
+
+def _has(cell: Cell, column: Column) -> bool:
+    return all(name in cell.metrics for name in column.metrics)
+
+
+def _outcome(cell: Cell, samples: Sequence[Sample], column: Column) -> Outcome:
+    metrics = [cell.metrics[name] for name in column.metrics]
+    shown = math.fsum(100 * m.value if m.percent else m.value for m in metrics)
+    evidence, scale, note = _evidence(metrics, samples, column, shown)
+    return Outcome(column.metrics, shown, scale, metrics[0].higher_is_better, evidence, note)
+
+
+def _evidence(
+    metrics: Sequence[Metric], samples: Sequence[Sample], column: Column, shown: float
+) -> tuple[Evidence | None, float, str]:
+    kind = metrics[0].aggregate
+    if kind == "other" or (len(metrics) > 1 and any(metric.aggregate != "mme" for metric in metrics)):
+        return None, 1.0, "does not follow from the scores of single documents"
+    try:
+        evidence = evidence_of(samples, column.metrics, kind)
+        value = value_of(evidence)
+    except ReportError as error:
+        return None, 1.0, str(error)
+    scales = (100.0,) if metrics[0].percent else (1.0, 100.0)
+    for scale in scales:
+        if abs(scale * value - shown) <= _TOLERANCE:
+            return evidence, scale, ""
+    return None, 1.0, f"the samples give {scales[0] * value:.2f}, the task reports {shown:.2f}"

@@ -1,0 +1,197 @@
+"""Results small enough to commit: values, intervals and what each document contributed, without answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vtw_eval.report.errors import ReportError
+from vtw_eval.report.evidence import Documents, Evidence, Kind
+from vtw_eval.report.results import Outcome, Result, Results, State
+from vtw_eval.report.statistics import interval
+from vtw_eval.sweep import CellSpec
+
+FILE = "summary.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Documents(_Strict):
+    ids: str
+    groups: str
+    categories: str
+    targets_sha256: str
+
+
+class _Column(_Strict):
+    metrics: tuple[str, ...]
+    value: float
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool
+    scale: float
+    note: str = ""
+    kind: Kind | None = None
+    documents: int | None = None
+    """Index in :attr:`_Summary.documents`."""
+    rows: tuple[tuple[float, ...], ...] = ()
+    """The distinct contributions of a document ..."""
+    codes: str = ""
+    """... and which of them each document has: 32-bit little-endian numbers, zlib, base64."""
+
+
+class _Cell(_Strict):
+    spec: CellSpec
+    state: State
+    problem: str = ""
+    methods: tuple[str, ...] = ()
+    documents: int = 0
+    flops: dict[str, float] = {}
+    environment: int | None = None
+    """Index in :attr:`_Summary.environments`."""
+    answers_sha256: str = ""
+    columns: dict[str, _Column] = {}
+
+
+class _Summary(_Strict):
+    version: Literal[1] = 1
+    environments: list[dict[str, str]]
+    documents: list[_Documents]
+    cells: list[_Cell]
+
+
+def summary_text(results: Results) -> str:
+    """Return results as JSON, one cell a line; equal results give equal text."""
+    documents: list[Documents] = []
+    environments: list[dict[str, str]] = []
+    cells = [_pack(result, documents, environments) for result in results.cells]
+    packed = [
+        _Documents(
+            ids=_pack_texts(d.ids),
+            groups=_pack_texts(d.groups),
+            categories=_pack_texts(d.categories),
+            targets_sha256=d.targets_sha256,
+        )
+        for d in documents
+    ]
+    head = json.dumps(_Summary(environments=environments, documents=packed, cells=[]).model_dump(mode="json"))
+    lines = ",\n".join(json.dumps(cell.model_dump(mode="json", exclude_defaults=True)) for cell in cells)
+    return f"{head.removesuffix(']}')}\n{lines}\n]}}\n"
+
+
+def read_summary(file: Path) -> Results:
+    """Read what :func:`summary_text` gave.
+
+    Raises
+    ------
+    ReportError
+        If the file is not one.
+    """
+    try:
+        summary = _Summary.model_validate_json(file.read_bytes())
+        documents = [
+            Documents(_unpack_texts(d.ids), _unpack_texts(d.groups), _unpack_texts(d.categories), d.targets_sha256)
+            for d in summary.documents
+        ]
+        cells = tuple(_unpack(cell, documents, summary.environments) for cell in summary.cells)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ReportError(f"{file} is not a summary of this version: {place}: {first['msg']}") from error
+    except (ValueError, IndexError, zlib.error) as error:
+        raise ReportError(f"{file} is damaged: {error}") from error
+    return Results(str(file), cells)
+
+
+def _pack(result: Result, documents: list[Documents], environments: list[dict[str, str]]) -> _Cell:
+    return _Cell(
+        spec=result.spec,
+        state=result.state,
+        problem=result.problem,
+        methods=result.methods,
+        documents=result.documents,
+        flops=dict(result.flops),
+        environment=_index(environments, dict(result.environment)),
+        answers_sha256=result.answers_sha256,
+        columns={title: _pack_column(outcome, documents) for title, outcome in result.outcomes.items()},
+    )
+
+
+def _pack_column(outcome: Outcome, documents: list[Documents]) -> _Column:
+    column = _Column(
+        metrics=outcome.metrics,
+        value=outcome.value,
+        higher_is_better=outcome.higher_is_better,
+        scale=outcome.scale,
+        note=outcome.note,
+    )
+    if (evidence := outcome.evidence) is None:
+        return column
+    rows, codes = np.unique(evidence.contributions, axis=0, return_inverse=True)
+    found = interval(evidence)
+    return column.model_copy(
+        update={
+            "low": round(outcome.scale * found.low, 4),
+            "high": round(outcome.scale * found.high, 4),
+            "kind": evidence.kind,
+            "documents": _index(documents, evidence.documents),
+            "rows": tuple(map(tuple, rows.tolist())),
+            "codes": _encode(codes.astype("<u4").tobytes()),
+        }
+    )
+
+
+def _unpack(cell: _Cell, documents: Sequence[Documents], environments: Sequence[dict[str, str]]) -> Result:
+    return Result(
+        spec=cell.spec,
+        state=cell.state,
+        problem=cell.problem,
+        methods=cell.methods,
+        documents=cell.documents,
+        flops=cell.flops,
+        environment=environments[cell.environment] if cell.environment is not None else {},
+        outcomes={title: _unpack_column(column, documents) for title, column in cell.columns.items()},
+        answers_sha256=cell.answers_sha256,
+    )
+
+
+def _unpack_column(column: _Column, documents: Sequence[Documents]) -> Outcome:
+    evidence = None
+    if column.kind is not None and column.documents is not None:
+        codes = np.frombuffer(_decode(column.codes), dtype="<u4")
+        own = documents[column.documents]
+        if len(codes) != len(own):
+            raise ValueError(f"{len(codes)} contributions of {len(own)} documents")
+        evidence = Evidence(column.kind, own, np.array(column.rows, dtype=np.float64)[codes])
+    return Outcome(column.metrics, column.value, column.scale, column.higher_is_better, evidence, column.note)
+
+
+def _index(known: list, value: object) -> int:
+    if value not in known:
+        known.append(value)
+    return known.index(value)
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 9)).decode()
+
+
+def _decode(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text, validate=True))
+
+
+def _pack_texts(texts: Sequence[str]) -> str:
+    return _encode(json.dumps(list(texts)).encode())
+
+
+def _unpack_texts(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(_decode(text)))
