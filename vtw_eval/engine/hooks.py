@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,11 @@ class _Step:
     """Whether this is a later step of a generation without cache."""
     layout: Layout | None = None
     """Layout of the current layer in a prefill."""
+    planned: dict[int, tuple[Layout, Tensor] | None] = field(default_factory=dict)
+    """Layer to choice, for methods that could choose before the pass: the layout and the chosen slots of the one
+    before; None where all go on."""
+    reduced: bool = False
+    """Whether the cache has been told about the reduction."""
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     """What entered a layer whose attention a method wants to see at the next one."""
     deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
@@ -51,6 +57,8 @@ class _Step:
     restored: list[Tensor] = field(default_factory=list)
     """Outputs that have the prompt's length already."""
     memo: dict[tuple[Any, ...], tuple[Any, ...]] = field(default_factory=dict)
+    cut: tuple[Layout, tuple[Any, ...], dict[str, Any]] | None = None
+    """Layout, the model's mask and positions, and what they were cut to, of the layer before."""
 
     def once(self, layout: Layout, source: Any, make: Callable[[], Any], *more: Any) -> Any:
         """Return ``make()``, computed once for all layers with this layout and this object of the model."""
@@ -74,11 +82,16 @@ class _Engine:
         self.asked = frozenset(method.layers(anatomy.num_layers))
         self.first = min(self.asked, default=anatomy.num_layers)
         self.watched = frozenset(i - 1 for i in self.asked if i and method.looks_back)
+        # Whether all layers get the same mask, so that one of them can tell what the others need.
+        self.uniform = len(set(getattr(anatomy.text_config, "layer_types", None) or ())) < 2 and all(
+            anatomy.sliding_window(i) is None for i in range(anatomy.num_layers)
+        )
         self.kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else "unknown"
         self.step: _Step | None = None
         self.seen: Mapping[str, Any] = {}
         self.labels: Tensor | None = None
         self.uncached: tuple[Tensor, int] | None = None
+        self.layer_hooks: dict[int, Any] = {}
 
     def register(self) -> Iterator[Any]:
         """Register all hooks, yielding their handles."""
@@ -88,13 +101,22 @@ class _Engine:
         yield decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
         if self.asked and self.method.positions == "rearrange" and self.anatomy.rotary is not None:
             yield self.anatomy.rotary.register_forward_hook(self.after_rotary, with_kwargs=True)
-        # Layers below the first choice see everything: no hook, no cost.
-        for i in range(min(self.first, *self.watched, self.anatomy.num_layers), self.anatomy.num_layers):
-            hook = functools.partial(self.before_layer, i)
-            yield self.anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True)
         yield decoder.register_forward_hook(self.after_decoder)
         if model is not decoder:
             yield model.register_forward_hook(self.after_model, always_call=True)
+
+    def hook_layers(self) -> None:
+        """Put a hook on each layer from the first choice on; the layers below see everything: no hook, no cost."""
+        last = self.anatomy.num_layers
+        for i in range(min(self.first, *self.watched, last), last):
+            if i not in self.layer_hooks:
+                hook = functools.partial(self.before_layer, i)
+                self.layer_hooks[i] = self.anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def unhook_layers(self, but: int | None = None) -> None:
+        """Take the hooks off the layers, except that of one layer."""
+        for i in [i for i in self.layer_hooks if i != but]:
+            self.layer_hooks.pop(i).remove()
 
     # The whole model ----------------------------------------------------------------------------------------------
 
@@ -134,6 +156,7 @@ class _Engine:
         queries = source.shape[1]
         past = int(cache.get_seq_length()) if cache is not None else 0
         if not past:
+            self.hook_layers()
             self.step = self._prefill(source, kwargs)
         elif isinstance(cache, ReducedCache):
             self.step = _Step(cache.reduction, decoding=True, queries=queries, total=past + queries)
@@ -158,7 +181,7 @@ class _Engine:
             full = spread(hidden, step.layout, prompt.length, 1)
             # Generation reads the prompt's last place: it shows the last surviving token, whichever that is.
             rows = torch.arange(full.shape[0], device=full.device)
-            full = full.index_put((rows, prompt.last().to(full.device)), hidden[:, -1])
+            full.index_put_((rows, prompt.last().to(full.device)), hidden[:, -1])
             step.restored.append(full)
             if isinstance(output, tuple):
                 output = (full, *output[1:])
@@ -201,8 +224,9 @@ class _Engine:
         elif ids is not None and ids.shape != (rows, length):
             raise ValueError(f"input_ids have shape {tuple(ids.shape)}, the decoder gets {(rows, length)}.")
         mask = self.seen.get("attention_mask")
-        valid = validity(kwargs.get("attention_mask") if mask is None else mask, rows, length, source.device)
-        vision = self._vision(ids, rows, length, source.device) & valid
+        device = torch.device("cpu") if source.is_meta else source.device  # choices need values
+        valid = validity(kwargs.get("attention_mask") if mask is None else mask, rows, length, device)
+        vision = self._vision(ids, rows, length, device) & valid
         cached = kwargs.get("past_key_values") is not None or bool(kwargs.get("use_cache"))
         prompt_ids, continued = self._prompt_ids(ids, cached)
         prompt = Prompt(valid, vision, prompt_ids)
@@ -218,7 +242,23 @@ class _Engine:
                 raise ValueError("vision features added after the last layer are not supported.")
             step.deepstack = (kwargs["visual_pos_masks"], features)
             kwargs["deepstack_visual_embeds"] = features[: self.first]
+        if self.method.plans_ahead:
+            self._plan(step, source)
         return step
+
+    def _plan(self, step: _Step, source: Tensor) -> None:
+        """Make all choices of a method that looks at token roles only, before any layer runs.
+
+        The number of tokens that are left shapes every later tensor, so the host must wait for it. Here nothing is
+        under way yet; in the middle of the layers a GPU would run dry.
+        """
+        layout: Layout | None = None
+        for i in sorted(self.asked):
+            slots = step.queries if layout is None else layout.slots
+            nothing = torch.empty(len(source), slots, 0, dtype=source.dtype, device=source.device)
+            choice = self._choose(i, step, layout, nothing, {})
+            step.planned[i] = None if choice is None else choice[:2]
+            layout = layout if choice is None else choice[0]
 
     def _vision(self, ids: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
         if self.vision_mask is not None:
@@ -251,11 +291,17 @@ class _Engine:
         if bool(self.anatomy.is_vision(ids[:, -queries:]).any()):
             raise ValueError("vision tokens after the prefill (chunked prefill, a later turn) are not supported.")
 
+    @functools.cached_property
+    def rotary_signature(self) -> inspect.Signature:
+        """How the rotary module is called; looked up once, since that is slow."""
+        assert self.anatomy.rotary is not None
+        return inspect.signature(self.anatomy.rotary.forward)
+
     def after_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Note how the decoder asked for its position embeddings, to ask again for rearranged positions."""
         if self.step is None:
             return
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound = self.rotary_signature.bind(*args, **kwargs)
 
         def again(positions: Tensor) -> Any:
             bound.arguments["position_ids"] = positions
@@ -272,14 +318,7 @@ class _Engine:
             return None
         step.dtype = (args[0] if args else kwargs["hidden_states"]).dtype
         if step.decoding:
-            layout = step.reduction.layouts[i]
-            if layout is None:
-                return None
-            mask, window = kwargs.get("attention_mask"), self._window(i)
-            beyond = window is not None and step.total > window
-            if mask is None and layout.plain and not beyond:
-                return None  # nothing to hide: a plain decode step
-            return args, self._arguments(i, step, layout, kwargs)
+            return self._decode(i, step, args, kwargs)
         if len(args) > 1:
             names = list(inspect.signature(module.forward).parameters)
             kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
@@ -288,8 +327,9 @@ class _Engine:
         if i in self.asked:
             hidden = self._ask(i, step, hidden, kwargs)
         cache = kwargs.get("past_key_values")
-        if cache is not None:
+        if cache is not None and not step.reduced:
             reduce_cache(cache, step.reduction)
+            step.reduced = True
         if step.layout is not None:
             step.reduction.layouts[i] = step.layout
             kwargs = self._arguments(i, step, step.layout, kwargs)
@@ -297,9 +337,49 @@ class _Engine:
             step.entered = {i: (hidden, kwargs)}
         return (hidden,), kwargs
 
+    def _decode(self, i: int, step: _Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hide from a decode step what the layer does not hold; where no layer hides anything, leave it alone."""
+        mask = kwargs.get("attention_mask")
+        if i == self.first and self.uniform:
+            if mask is None and step.reduction.plain:
+                self.unhook_layers(but=i)  # until a step or a prefill needs them again
+                return None
+            self.hook_layers()
+        layout = step.reduction.layouts[i]
+        if layout is None:
+            return None
+        window = self._window(i)
+        if mask is None and layout.plain and (window is None or step.total <= window):
+            return None
+        return args, self._arguments(i, step, layout, kwargs)
+
     def _ask(self, i: int, step: _Step, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        """Ask the method which tokens go on from here, and drop the others."""
-        prompt, layout = step.reduction.prompt, step.layout
+        """Drop the tokens that do not go on from here."""
+        if i in step.planned:
+            planned = step.planned[i]
+            choice = None if planned is None else (*planned, hidden)
+        else:
+            choice = self._choose(i, step, step.layout, hidden, kwargs)
+        if choice is None:
+            return hidden
+        layout, chosen, hidden = choice
+        if self.method.positions == "rearrange":
+            positions = step.rotary[0].positions if step.rotary else kwargs.get("position_ids")
+            if positions is None:
+                raise ValueError("position='rearrange' needs position ids, which this model does not pass on.")
+            layout = rearranged(layout, positions)
+        step.layout = layout
+        return pick(hidden, chosen, -2)
+
+    def _choose(
+        self, i: int, step: _Step, layout: Layout | None, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> tuple[Layout, Tensor, Tensor] | None:
+        """Ask the method which tokens go on.
+
+        Returns the layout after its choice, the chosen slots of the one before, and the hidden states to choose from;
+        None if all go on.
+        """
+        prompt = step.reduction.prompt
         rows, length = prompt.valid.shape
         if layout is None:
             index = torch.arange(length, device=prompt.valid.device).expand(rows, -1)
@@ -327,66 +407,65 @@ class _Engine:
         merge = answer if isinstance(answer, Merge) else Merge(answer, hidden, None if layout is None else layout.size)
         keep = merge.keep & valid
         if torch.equal(keep, valid):
-            return hidden
+            return None
         new, chosen = advance(layout, keep)
-        layout = new if merge.size is None else replace(new, size=merge.size.gather(1, chosen))
-        if self.method.positions == "rearrange":
-            positions = step.rotary[0].positions if step.rotary else kwargs.get("position_ids")
-            if positions is None:
-                raise ValueError("position='rearrange' needs position ids, which this model does not pass on.")
-            layout = rearranged(layout, positions)
-        step.layout = layout
-        return pick(merge.hidden, chosen, -2)
+        new = new if merge.size is None else replace(new, size=merge.size.gather(1, chosen))
+        return new, chosen, merge.hidden
 
     def _arguments(self, i: int, step: _Step, layout: Layout, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a layer, cut to its layout."""
-        new = dict(kwargs)
-        embeddings = kwargs.get("position_embeddings")
-        if "attention_mask" in kwargs:
-            new["attention_mask"] = self._mask(i, step, layout, kwargs)
-        if embeddings is not None:
-            new["position_embeddings"] = step.once(
-                layout, embeddings, lambda: self._embeddings(step, layout, embeddings)
-            )
-        positions = kwargs.get("position_ids")
-        if positions is not None:
-            if embeddings is not None and self.kind == "validity":
-                new["position_ids"] = None  # FlashAttention takes gaps for the borders of packed sequences
-            else:
-                new["position_ids"] = step.once(layout, positions, lambda: self._positions(step, layout, positions))
+        sources = (kwargs.get("attention_mask"), kwargs.get("position_embeddings"), kwargs.get("position_ids"))
+        before = step.cut
+        same = before is not None and before[0] is layout and all(map(operator.is_, before[1], sources))
+        if not (same and self.uniform):
+            held = layout.slots + step.total - step.queries - step.reduction.prompt.length if step.decoding else 0
+            queries = step.queries if step.decoding else layout.slots
+            keys = key_slots(kwargs.get("past_key_values"), i, held, queries, step.total)
+            before = step.cut = (layout, sources, self._cut(step, layout, kwargs, keys, self._window(i)))
+        assert before is not None
+        new = {**kwargs, **before[2]}
         if step.decoding:
             return new
         rows, length = step.reduction.prompt.valid.shape
-        for name, value in new.items():  # whatever else the model passes per token
+        for name, value in kwargs.items():  # whatever else the model passes per token
             if name not in _HANDLED and isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length:
                 if value.shape[0] not in (1, rows):
                     raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
                 new[name] = step.once(layout, value, functools.partial(_pick_tokens, value, layout))
         return new
 
-    def _mask(self, i: int, step: _Step, layout: Layout, kwargs: Mapping[str, Any]) -> Tensor | None:
-        mask = kwargs["attention_mask"]
-        length = step.reduction.prompt.length
-        held = layout.slots + step.total - step.queries - length if step.decoding else 0
-        queries = step.queries if step.decoding else layout.slots
-        keys = key_slots(kwargs.get("past_key_values"), i, held, queries, step.total)
-        window = self._window(i)
-        return step.once(
-            layout,
+    def _cut(
+        self, step: _Step, layout: Layout, kwargs: Mapping[str, Any], keys: int, window: int | None
+    ) -> dict[str, Any]:
+        """Return the mask and positions of a layer that gets ``keys`` keys."""
+        new: dict[str, Any] = {}
+        mask, embeddings, positions = (kwargs.get(name) for name in _HANDLED)
+        if "attention_mask" in kwargs:
+            new["attention_mask"] = step.once(
+                layout, mask, lambda: self._mask(step, layout, mask, keys, window), keys, window
+            )
+        if embeddings is not None:
+            new["position_embeddings"] = step.once(
+                layout, embeddings, lambda: self._embeddings(step, layout, embeddings)
+            )
+        if positions is not None:
+            if embeddings is not None and self.kind == "validity":
+                new["position_ids"] = None  # FlashAttention takes gaps for the borders of packed sequences
+            else:
+                new["position_ids"] = step.once(layout, positions, lambda: self._positions(step, layout, positions))
+        return new
+
+    def _mask(self, step: _Step, layout: Layout, mask: Tensor | None, keys: int, window: int | None) -> Tensor | None:
+        return reduced_mask(
             mask,
-            lambda: reduced_mask(
-                mask,
-                layout,
-                self.kind,
-                length=length,
-                queries=queries,
-                total=step.total,
-                keys=keys,
-                window=window,
-                dtype=step.dtype,
-            ),
-            keys,
-            window,
+            layout,
+            self.kind,
+            length=step.reduction.prompt.length,
+            queries=step.queries if step.decoding else layout.slots,
+            total=step.total,
+            keys=keys,
+            window=window,
+            dtype=step.dtype,
         )
 
     def _embeddings(self, step: _Step, layout: Layout, embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -442,7 +521,7 @@ def _spread_keys(attention: Tensor, layout: Layout, length: int, total: int) -> 
     return spread(attention, layout, length, 3)
 
 
-_HANDLED = frozenset({"attention_mask", "position_embeddings", "position_ids"})
+_HANDLED = ("attention_mask", "position_embeddings", "position_ids")
 
 
 @contextmanager
@@ -496,5 +575,6 @@ def install(
         handles.extend(engine.register())
         yield engine.trace
     finally:
+        engine.unhook_layers()
         for handle in handles:
             handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,6 +65,10 @@ class Prompt:
 
     def last(self) -> Tensor:
         """Place of each row's last token, long ``[rows]``."""
+        return self._last
+
+    @functools.cached_property
+    def _last(self) -> Tensor:
         return last_valid(self.valid)
 
     def rows(self, indices: Tensor) -> Prompt:
@@ -78,6 +83,11 @@ class Reduction:
 
     prompt: Prompt
     layouts: list[Layout | None]
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether no layer needs a mask or other positions in a decode step; to be asked after the prefill only."""
+        return all(layout is None or layout.plain for layout in self.layouts)
 
     def missing(self, layer: int) -> int:
         """Return how many slots fewer than the prompt a layer has."""
@@ -119,7 +129,7 @@ def choose(keep: Tensor) -> tuple[Tensor, Tensor, bool]:
     ValueError
         If a row keeps nothing.
     """
-    fewest, slots = (int(n) for n in torch.aminmax(keep.sum(dim=1)))
+    fewest, slots = torch.stack(torch.aminmax(keep.sum(dim=1))).tolist()
     if fewest == 0:
         raise ValueError("a method left a row without any token.")
     return *right_aligned(keep, slots), fewest != slots
@@ -202,8 +212,9 @@ def spread(tensor: Tensor, layout: Layout, length: int, dim: int) -> Tensor:
         The token axis.
     """
     tensor = tensor.movedim(dim, 1)
-    index, valid = layout.index.to(tensor.device), layout.valid.to(tensor.device)
-    slots = tensor[:, : layout.slots] * valid.view(*valid.shape, *(1,) * (tensor.ndim - 2))
+    index, slots, since = layout.index.to(tensor.device), tensor[:, : layout.slots], tensor[:, layout.slots :]
+    if layout.padded:
+        slots = slots * layout.valid.to(tensor.device).view(*index.shape, *(1,) * (tensor.ndim - 2))
     rows = torch.arange(tensor.shape[0], device=tensor.device)[:, None]
-    full = tensor.new_zeros(tensor.shape[0], length, *tensor.shape[2:]).index_put((rows, index), slots)
-    return torch.cat([full, tensor[:, layout.slots :]], dim=1).movedim(1, dim)
+    full = tensor.new_zeros(tensor.shape[0], length, *tensor.shape[2:]).index_put_((rows, index), slots)
+    return (torch.cat([full, since], dim=1) if since.shape[1] else full).movedim(1, dim)

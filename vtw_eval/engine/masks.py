@@ -106,6 +106,9 @@ def reduced_mask(
         for an unknown attention implementation.
     """
     prefill = total == length
+    whole = mask is not None and mask.ndim == 4 and mask.shape[-1] == total and keys == layout.slots + total - length
+    if whole and not prefill and layout.size is None:  # the common decode step
+        return _held_columns(mask, layout, length)  # type: ignore[arg-type]
     index, valid = _key_places(layout, length, total, keys)
     if (mask is not None and mask.ndim == 2) or (mask is None and kind == "validity"):
         if layout.size is not None:
@@ -132,6 +135,20 @@ def reduced_mask(
     ]  # tokens since weigh one
     weight = torch.nn.functional.pad(weight, (0, keys - weight.shape[1])).to(new.device)
     return (new + weight[:, None, None, :]).clamp(min=torch.finfo(new.dtype).min)
+
+
+def _held_columns(mask: Tensor, layout: Layout, length: int) -> Tensor:
+    """Return the columns of a decode step's 4-D mask whose keys a layer holds: some of the prompt, all since."""
+    index = layout.index.to(mask.device)
+    if len(index) == 1:
+        chosen = mask[..., :length].index_select(-1, index[0])
+    else:
+        chosen = mask.expand(len(index), -1, -1, -1).take_along_dim(index[:, None, None, :], dim=-1)
+    if layout.padded:
+        valid = layout.valid.to(mask.device)[:, None, None, :]
+        chosen = chosen & valid if mask.dtype == torch.bool else chosen.masked_fill(~valid, torch.finfo(mask.dtype).min)
+    since = mask[..., length:]
+    return torch.cat([chosen, since.expand(len(index), -1, -1, -1)], dim=-1)
 
 
 def gathered_mask(
@@ -234,7 +251,7 @@ def _see_themselves(mask: Tensor, pads: Tensor, first: int) -> Tensor:
     keys = torch.arange(mask.shape[-1], device=mask.device)
     own = torch.arange(pads.shape[1], device=mask.device) + first
     itself = pads.to(mask.device)[:, None, :, None] & (own[:, None] == keys)
-    return mask.masked_fill(itself, True if mask.dtype == torch.bool else 0.0)
+    return mask | itself if mask.dtype == torch.bool else mask.masked_fill(itself, 0.0)
 
 
 def check_window(window: int | None, tokens: int) -> None:

@@ -120,6 +120,10 @@ class Reducer(Protocol):
     def looks_back(self) -> bool:
         """Whether :meth:`keep` wants the attention of the layer before."""
 
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether :meth:`keep` needs token roles and ids only, so that it can be asked before any layer runs."""
+
     def bind(self, anatomy: Anatomy) -> Reducer:
         """Fill in defaults that depend on the model, and check against it."""
 

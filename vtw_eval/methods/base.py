@@ -62,6 +62,15 @@ class Method:
         """Whether :meth:`keep` wants the attention of the layer before, ``view.attention(view.layer - 1)``."""
         return False
 
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether :meth:`keep` looks at token roles and ids only, never at hidden states, attention or keys.
+
+        Such a method is asked for all its layers before the first one runs, with ``view.hidden`` of width 0, so that
+        no GPU has to wait for a choice between two layers.
+        """
+        return False
+
     def bind(self: Self, anatomy: Anatomy) -> Self:
         """Return the method with defaults that depend on the model filled in, checked against that model.
 

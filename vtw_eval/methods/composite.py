@@ -44,6 +44,11 @@ class Composite(Method):
         """Whether any part does."""
         return any(part.looks_back for part in self.parts)
 
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether all parts do."""
+        return all(part.plans_ahead for part in self.parts)
+
     def bind(self, anatomy: Anatomy) -> Composite:
         """Bind all parts."""
         return replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))

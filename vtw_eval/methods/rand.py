@@ -36,6 +36,11 @@ class Rand(Method):
     k: int | None = None
     seed: int = 0
 
+    @property
+    def plans_ahead(self) -> bool:
+        """The choice follows from token ids."""
+        return True
+
     def bind(self, anatomy: Anatomy) -> Rand:
         """Fill in the default k and check k against the number of layers."""
         k = default_k(anatomy) if self.k is None else self.k

@@ -36,6 +36,11 @@ class RandomK(Method):
     high: int | None = None
     seed: int = 0
 
+    @property
+    def plans_ahead(self) -> bool:
+        """The choice follows from token ids."""
+        return True
+
     def bind(self, anatomy: Anatomy) -> RandomK:
         """Scale the default bounds to the model and check them."""
         n = anatomy.num_layers

@@ -37,6 +37,11 @@ class RandomVision(Method):
     def __post_init__(self) -> None:
         check_share("r", self.r)
 
+    @property
+    def plans_ahead(self) -> bool:
+        """The choice follows from token ids."""
+        return True
+
     def bind(self, anatomy: Anatomy) -> RandomVision:
         """Check k against the number of layers."""
         check_layer("k", self.k, anatomy.num_layers)

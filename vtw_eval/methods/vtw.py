@@ -101,6 +101,11 @@ class VTW(Method):
         """The ``position`` parameter."""
         return self.position
 
+    @property
+    def plans_ahead(self) -> bool:
+        """The choice follows from token roles."""
+        return True
+
     def bind(self, anatomy: Anatomy) -> VTW:
         """Fill in the default k and check k against the number of layers."""
         if self.k == "search":

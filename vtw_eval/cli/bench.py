@@ -1,0 +1,138 @@
+"""``vtw-eval bench``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vtw_eval.cli.app import app, user_errors
+
+
+@app.command(
+    epilog="Example: vtw-eval bench --geometry llava-0.5b --device cpu --methods "
+    "baseline,vtw,k=half,fastv,random_vision -o results/bench"
+)
+def bench(
+    geometry: Annotated[
+        str | None, typer.Option(help="Random weights of this shape: a preset, or a folder with a config.json.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Instead: a checkpoint, folder or Hub id.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Comma list; NAME=VALUE belongs to the method before it; k=half is half of the layers."),
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="One more method, such as vtw,k=16. Repeatable.")] = None,
+    text: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 66,
+    vision: Annotated[int | None, typer.Option(help="Vision tokens. Default: of one image.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,8.")] = "1",
+    output_tokens: Annotated[int, typer.Option(help="Tokens to make; nothing stops earlier.")] = 16,
+    attn: Annotated[str, typer.Option(help="Attention implementations, such as sdpa,eager.")] = "sdpa",
+    dtype: Annotated[str | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed rounds; each runs every method once.")] = 7,
+    warmup: Annotated[int, typer.Option(help="Rounds before them that do not count.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoder layers with torch.compile; hooks stay outside.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, prompts and the order of runs.")] = 0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for bench.json and bench.md.")] = None,
+) -> None:
+    """Measure latency and memory of methods beside their FLOPs, interleaved, as ratios to the unchanged model."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vtw_eval.cost.bench import (
+        Bench,
+        Plan,
+        compile_layers,
+        device_name,
+        environment_line,
+        measure,
+        parse_device,
+        parse_dtype,
+        parse_methods,
+    )
+    from vtw_eval.cost.bench_model import load_subject, random_subject
+    from vtw_eval.cost.bench_table import bench_markdown
+    from vtw_eval.cost.presets import get_geometry
+    from vtw_eval.report.files import write_atomically
+
+    with user_errors("bench", (ValueError, OSError, RuntimeError, ImportError)):
+        if (geometry is None) == (model is None):
+            raise ValueError("give one of --geometry NAME and --model CHECKPOINT.")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        where = parse_device(device)
+        kind = parse_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
+        specs = [*([methods] if methods else []), *(method or [])]
+        if geometry is not None:
+            shape = get_geometry(geometry)
+            chosen = parse_methods(specs, shape.layers)  # a mistake is told before the weights are made
+            subject = random_subject(shape, kind, where, seed)
+        else:
+            assert model is not None
+            subject = load_subject(model, kind, where)
+            chosen = parse_methods(specs, subject.geometry.layers)
+        tokens = subject.geometry.vision_tokens if vision is None else vision
+        if tokens is None:
+            raise ValueError(f"{subject.geometry.name} has no fixed number of vision tokens: give --vision.")
+        plan = Plan(
+            methods=chosen,
+            text=text,
+            vision=tokens,
+            batches=_numbers(batch),
+            attentions=[part.strip() for part in attn.split(",")],
+            output_tokens=output_tokens,
+            rounds=repeats,
+            warmup=warmup,
+            seed=seed,
+        )
+        if compiled:
+            if not warmup:
+                raise ValueError("--compile needs --warmup 1 or more: the first run of each method compiles.")
+            compile_layers(subject)
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        ) as progress:
+            task = progress.add_task("runs", total=plan.runs)
+            settings = measure(subject, plan, advance=lambda: progress.advance(task))
+        found = Bench(
+            subject=subject.geometry.name,
+            note=subject.note,
+            model_bytes=sum(p.nbytes for p in subject.model.parameters()),
+            device=device_name(where),
+            dtype=str(kind).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            rounds=repeats,
+            warmup=warmup,
+            seed=seed,
+            compiled=compiled,
+            command=shlex.join(["vtw-eval", *sys.argv[1:]]),
+            environment=environment_line(),
+            settings=settings,
+        )
+        document = bench_markdown(found)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            write_atomically(output / "bench.json", found.model_dump_json(indent=1) + "\n")
+            write_atomically(output / "bench.md", document)
+    typer.echo(document, nl=False)
+    if any(row.status == "failed" for setting in settings for row in setting.rows):
+        raise typer.Exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--batch {text!r}: write numbers with commas between them, such as 1,8.") from None
