@@ -155,7 +155,7 @@ def test_slots_are_the_widths_that_the_layers_see(label: str) -> None:
     widths: dict[int, int] = {}
     with fitted(EXAMPLES[label], model)(model) as trace:
         for i, layer in enumerate(model.model.language_model.layers):
-            layer.self_attn.q_proj.register_forward_hook(lambda m, args, out, i=i: widths.update({i: out.shape[1]}))
+            layer.self_attn.o_proj.register_forward_hook(lambda m, args, out, i=i: widths.update({i: out.shape[1]}))
         model(**make_inputs("llava", model, KINDS["mixed"]))
     assert slots_per_layer(trace).tolist() == [[widths[i] for i in range(4)]] * 3
 

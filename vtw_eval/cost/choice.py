@@ -39,9 +39,9 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     """FLOPs of the matrix products by which a method made its choices in the prefill of a batch.
 
     * "scores" (FastV, PyramidDrop): the layer whose attention is asked for is run up to its attention function, so its
-      q, k and v matrices work once more on all its tokens, and one query meets all keys:
-      ``2 n (h (d_q + 2 d_kv) + d_q)`` for n tokens, d_q = heads x head width and d_kv likewise.
-    * "keys" (ToMe): the same without the query, at every layer that merges.
+      k matrix works once more on all its tokens, q and v on one, and one query meets all keys:
+      ``2 (n h d_kv + h (d_q + d_kv) + n d_q)`` for n tokens, d_q = heads x head width and d_kv likewise.
+    * "keys" (ToMe): its k matrix works once more on all tokens, ``2 n h d_kv``, at every layer that merges.
     * "similarities" (ToMe): each even vision token of a row with each odd one, ``2 ceil(v / 2) floor(v / 2) head``.
     * "gates" (DyVTE): ``2 (2h w + 2w)`` with inner width w, per layer and row that still has vision tokens.
 
@@ -63,7 +63,8 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     slots, vision = slots_per_layer(trace), trace.vision_per_layer
     rows = len(slots)
     width = geometry.heads * geometry.head_dim
-    projections = geometry.hidden * (width + 2 * geometry.kv_heads * geometry.head_dim)
+    keys = geometry.hidden * geometry.kv_heads * geometry.head_dim
+    single = geometry.hidden * width + keys
 
     def entering(layer: int) -> tuple[int, Tensor]:
         """Slots, and vision tokens of each row, before the choice at a layer."""
@@ -77,16 +78,16 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
             wide, seen = entering(layer)
             if isinstance(part, FastV) and layer and bool(seen.any()):
                 wide = int(slots[0, layer - 1])
-                found["scores"] += 2 * rows * wide * (projections + width)
+                found["scores"] += 2 * rows * (wide * (keys + width) + single)
             elif isinstance(part, PyramidDrop) and bool(seen.any()):
-                found["scores"] += 2 * rows * wide * (projections + width)
+                found["scores"] += 2 * rows * (wide * (keys + width) + single)
             elif isinstance(part, DyVTE):
                 inner = part.network.inner
                 found["gates"] += int((seen > 0).sum()) * 2 * (2 * geometry.hidden * inner + 2 * inner)
             elif isinstance(part, ToMe):
                 merging = seen[vision[:, layer] < seen].tolist()
                 if merging:
-                    found["keys"] += 2 * rows * wide * projections
+                    found["keys"] += 2 * rows * wide * keys
                 pairs = sum(((v + 1) // 2) * (v // 2) for v in merging)
                 found["similarities"] += 2 * pairs * geometry.head_dim
     return {name: flops for name, flops in found.items() if flops}

@@ -2,12 +2,13 @@
 
 A layer is run up to its attention function, where the query and key states are complete (norms, rotary embedding,
 scaling), and stopped there; one row of weights is then computed from them. So SDPA and FlashAttention stay on, and no
-modelling code is copied.
+modelling code is copied. Projections whose output is not read work on one token only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -66,7 +67,13 @@ def last_query_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
-    return _weights(_run_to_attention(layer, hidden, arguments, config), last, valid)
+    attention = getattr(layer, "self_attn", None)
+    with ExitStack() as stack:
+        for name, place in (("q_proj", last), ("v_proj", torch.zeros_like(last))):
+            if (projection := getattr(attention, name, None)) is not None:
+                stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))
+        found = _run_to_attention(layer, hidden, arguments, config)
+    return _weights(found, last, valid)
 
 
 def keys_and_values(
@@ -101,16 +108,51 @@ def rotation_free_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str,
     ValueError
         If the layer has no key projection of its own, or hides its attention.
     """
-    projection = getattr(getattr(layer, "self_attn", None), "k_proj", None)
+    attention: Any = getattr(layer, "self_attn", None)
+    projection = getattr(attention, "k_proj", None)
     if projection is None:
         raise ValueError("this model's layers have no key projection of their own (self_attn.k_proj).")
-    projected: list[Tensor] = []
-    handle = projection.register_forward_hook(lambda module, args, output: projected.append(output))
+    with ExitStack() as stack:
+        for name in ("q_proj", "k_proj"):  # whichever comes first
+            if (first := getattr(attention, name, None)) is not None:
+                stack.callback(first.register_forward_pre_hook(_stop_before).remove)
+        try:
+            layer.forward(hidden, **{name: value for name, value in arguments.items() if name not in _CACHES})
+            raise ValueError("this model's layers do not project their keys by self_attn.k_proj.")
+        except _AtProjectionError as stopped:
+            entering = stopped.hidden
+    return projection(entering).unflatten(-1, (-1, attention.head_dim)).mean(dim=-2)
+
+
+class _AtProjectionError(Exception):
+    """Carries what a layer was about to project to queries or keys."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__("stopped before the projections")
+        self.hidden = hidden
+
+
+def _stop_before(module: nn.Module, args: tuple[Any, ...]) -> NoReturn:
+    raise _AtProjectionError(args[0])
+
+
+@contextmanager
+def _on_one_token(projection: nn.Module, place: Tensor, tokens: int) -> Iterator[None]:
+    """Let a projection work on one token of each row, and hand out the result as that of all tokens."""
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        rows = torch.arange(len(args[0]), device=args[0].device)
+        return args[0][rows, place.to(args[0].device)][:, None], *args[1:]
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.expand(-1, tokens, -1)
+
+    handles = (projection.register_forward_pre_hook(before), projection.register_forward_hook(after))
     try:
-        found = _run_to_attention(layer, hidden, arguments, config)
+        yield
     finally:
-        handle.remove()
-    return projected[0].unflatten(-1, (found.key.shape[1], -1)).mean(dim=-2)
+        for handle in handles:
+            handle.remove()
 
 
 def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> _AtAttentionError:

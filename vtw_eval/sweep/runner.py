@@ -97,7 +97,12 @@ def failed_cell(spec: CellSpec, error: str, seconds: float = 0.0) -> Cell:
 def environment() -> dict[str, str]:
     """Return versions of what computes the numbers."""
     packages = {name: version(name) for name in ("torch", "transformers")}
-    return {"vtw-eval": __version__, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}", **packages}
+    return {
+        "vtw-eval": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **packages,
+    }
 
 
 def _now() -> str:
