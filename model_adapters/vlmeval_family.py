@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
-from vtw_eval.model_adapters.family import Family, Prompt, greedy_unless_asked
+from vtw_eval.model_adapters.family import Family, Prompt, all_images, greedy_unless_asked
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import Clip
 
@@ -145,9 +145,23 @@ def kit_family(family: Family[Any]) -> KitFamily:
     return family
 
 
-def all_clips(prompts: Sequence[Prompt]) -> list[Clip]:
-    """Return the videos of a batch in one list."""
-    return [clip for prompt in prompts if isinstance(prompt, KitPrompt) for clip in prompt.clips]
+def images_and_videos(prompts: Sequence[Prompt], frames: Callable[[Clip], Any]) -> dict[str, Any]:
+    """Return the media of a batch, as processors of transformers take them.
+
+    Parameters
+    ----------
+    prompts
+        The batch.
+    frames
+        What the processor gets of a video.
+    """
+    media: dict[str, Any] = {}
+    if images := all_images(prompts):
+        media["images"] = images
+    clips = [clip for prompt in prompts if isinstance(prompt, KitPrompt) for clip in prompt.clips]
+    if clips:
+        media["videos"] = [frames(clip) for clip in clips]
+    return media
 
 
 def rgb(path: str) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vtw_eval.model_adapters.family import Encoded, Prompt, all_images
+from vtw_eval.model_adapters.family import Encoded, Prompt
 from vtw_eval.model_adapters.llava import Llava, LlavaOptions
 from vtw_eval.model_adapters.video import read_clip
 from vtw_eval.model_adapters.vlmeval_family import (
@@ -24,10 +24,10 @@ from vtw_eval.model_adapters.vlmeval_family import (
     KitPrompt,
     Question,
     Row,
-    all_clips,
     dataset_type,
     direct_choice,
     images_and_text,
+    images_and_videos,
     rgb,
 )
 
@@ -164,12 +164,7 @@ class LlavaKit(KitFamily, Llava):
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode images, or the frames of videos."""
-        media: dict[str, Any] = {}
-        if images := all_images(prompts):
-            media["images"] = images
-        if clips := all_clips(prompts):
-            media["videos"] = [clip.frames for clip in clips]
-        return self.process(prompts, **media)
+        return self.process(prompts, **images_and_videos(prompts, lambda clip: clip.frames))
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Decode as the kit's class does: LLaVA-NeXT answers keep special tokens up to the end of the turn."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtw_eval.model_adapters.family import Encoded, Family, Message, Prompt, all_images
+from vtw_eval.model_adapters.family import Encoded, Family, Message, Prompt
 from vtw_eval.model_adapters.qwen2_vl import Qwen2VL, QwenOptions
 from vtw_eval.model_adapters.video import read_clip
 from vtw_eval.model_adapters.vlmeval_family import (
@@ -18,11 +18,11 @@ from vtw_eval.model_adapters.vlmeval_family import (
     KitPrompt,
     Question,
     Row,
-    all_clips,
     choices,
     dataset_type,
     hint,
     images_and_text,
+    images_and_videos,
     is_chinese,
 )
 
@@ -153,12 +153,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode images, and the frames of videos."""
-        media: dict[str, Any] = {}
-        if images := all_images(prompts):
-            media["images"] = images
-        if clips := all_clips(prompts):
-            media["videos"] = [self.resize(clip) for clip in clips]
-        return self.process(prompts, **media)
+        return self.process(prompts, **images_and_videos(prompts, self.resize))
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """Greedy, which the kit asks for by sampling from the best token only, and without repetition penalty."""

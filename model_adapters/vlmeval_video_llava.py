@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vtw_eval.model_adapters.family import Encoded, Prompt, all_images
+from vtw_eval.model_adapters.family import Encoded, Prompt
 from vtw_eval.model_adapters.video import read_clip
 from vtw_eval.model_adapters.video_llava import FRAMES, VideoLlava, VideoLlavaOptions
 from vtw_eval.model_adapters.vlmeval_family import (
@@ -17,7 +17,7 @@ from vtw_eval.model_adapters.vlmeval_family import (
     KitOptions,
     KitPrompt,
     Question,
-    all_clips,
+    images_and_videos,
     rgb,
 )
 
@@ -64,12 +64,7 @@ class VideoLlavaKit(KitFamily, VideoLlava):
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode images, or the frames of a video."""
-        media: dict[str, Any] = {}
-        if images := all_images(prompts):
-            media["images"] = images
-        if clips := all_clips(prompts):
-            media["videos"] = [clip.frames for clip in clips]
-        return self.process(prompts, **media)
+        return self.process(prompts, **images_and_videos(prompts, lambda clip: clip.frames))
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Decode without cleaning up spaces."""
