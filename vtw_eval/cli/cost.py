@@ -23,7 +23,8 @@ DEFAULT_TEXT = 65.9
 _LEGEND = (
     "FLOPs of the prefill and their share of the baseline. eq1: Eq. 1 of the VTW paper. profiler: the convention of\n"
     "its tables (no attention products, head on the mean number of tokens). exact: all matrix products, head on one\n"
-    "token; so is the decode step. KV: the cache after the prefill, 1 MB = 10^6 bytes."
+    "token; so is the decode step. What a method computes to choose tokens is in none of them.\n"
+    "KV: the cache after the prefill, 1 MB = 10^6 bytes."
 )
 
 
