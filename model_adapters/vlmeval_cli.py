@@ -146,7 +146,19 @@ def run_model(run: Any, args: argparse.Namespace, name: str, config: Mapping[str
         return []
     missing = {data: "the kit did not finish it." for data in datasets if data not in outcomes.finished}
     found = {**missing, **outcomes.failures}
-    return [f"model {name}, dataset {data}: {found[data]}" for data in dict.fromkeys(datasets) if data in found]
+    return [
+        f"model {name}, dataset {data}: {found[data]}{_where(data)}"
+        for data in dict.fromkeys(datasets)
+        if data in found
+    ]
+
+
+def _where(data: str) -> str:
+    """Tell which file a dataset was read from, in case it is damaged."""
+    from vlmeval.smp import LMUDataRoot
+
+    table = Path(LMUDataRoot(), f"{data}.tsv")
+    return f" (its table: {table})" if table.is_file() else ""
 
 
 @contextmanager

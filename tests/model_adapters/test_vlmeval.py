@@ -149,6 +149,7 @@ def test_bad_data_fails_its_dataset_only(kit: dict[str, Any], kit_folder: Path) 
     assert outcome["code"] == 1
     corrupt, missing, unknown = errors(outcome)
     assert "model llava_vtw, dataset AI2D_TEST: Error tokenizing data." in corrupt
+    assert "(its table: " in corrupt
     assert "model llava_vtw, dataset MME: Exception: Failed to download" in missing
     assert "dataset POPEE: unknown dataset 'POPEE'; did you mean 'POPE'?" in unknown
     assert (kit_folder / "bad" / "llava_vtw" / "llava_vtw_POPE_score.csv").exists()
