@@ -21,11 +21,13 @@ from vtw_eval.cost import bench as module
 from vtw_eval.cost.bench import Bench, Outcome, Plan, measure, parse_methods, run_once
 from vtw_eval.cost.bench_model import Subject, make_prompt, random_subject
 from vtw_eval.cost.bench_table import setting_table
+from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.cost.memory import peak_bytes
 from vtw_eval.cost.presets import get_geometry
 from vtw_eval.cost.timing import CudaClock, HostClock, clock_for, interleaved, paired_ratios, spread
 from vtw_eval.methods import METHODS, VTW, Baseline, make_method
+from vtw_eval.shapes import CHECKPOINT
 
 CPU = torch.device("cpu")
 TINY = Geometry(
@@ -358,6 +360,23 @@ def test_shapes_that_cannot_be_built(change: dict[str, Any]) -> None:
 
 def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_a_checkpoint_is_measured_as_it_is() -> None:
+    result = invoke(
+        *("--model", str(CHECKPOINT), "--device", "cpu", "--methods", "vtw,k=5,dyvte", "--text", "20"),
+        *("--output-tokens", "3", "--repeats", "1", "--warmup", "0"),
+    )
+    assert result.exit_code == 0, result.output
+    header, _, *rows = [line for line in result.output.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in header.strip("|").split("|")][1:] == ["baseline", "vtw,k=5", "dyvte"]
+    assert not any("failed" in row or "out of memory" in row for row in rows)
+    [flops] = [row for row in rows if "Prefill GFLOPs" in row]
+    # 84 tokens in all layers, or 20 text tokens from layer 5 on; the checkpoint's config tells the sizes
+    share = exact_prefill_flops([84] * 5 + [20] * 5, get_geometry(CHECKPOINT)) / exact_prefill_flops(
+        [84] * 10, get_geometry(CHECKPOINT)
+    )
+    assert f"({share:.2f}x)" in flops
 
 
 def test_command_end_to_end(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

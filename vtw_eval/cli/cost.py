@@ -125,10 +125,12 @@ def _geometry(name: str | None, config: str | None, images: int | None) -> Geome
 
 
 def _table(costs: Sequence[MethodCosts], output_tokens: int | None, markdown: bool) -> str:
+    from vtw_eval.cost.units import flops_unit
+
     columns = [("eq1", "eq1"), ("profiler", "profiler"), ("exact", "exact"), ("decode step", "decode_step")]
     if output_tokens is not None:
         columns.append((f"answer of {output_tokens}", "answer"))
-    units = {name: _unit(getattr(costs[0], name)) for _, name in columns}
+    units = {name: flops_unit(getattr(costs[0], name)) for _, name in columns}
     headers = ["method", "tokens/layer", *(f"{title}, {units[name][1]}" for title, name in columns), "KV, MB"]
     rows = [
         [
@@ -140,10 +142,6 @@ def _table(costs: Sequence[MethodCosts], output_tokens: int | None, markdown: bo
         for c in costs
     ]
     return _render(headers, rows, markdown, numbers=len(headers) - 1)
-
-
-def _unit(flops: float) -> tuple[float, str]:
-    return next(((size, name) for size, name in ((1e12, "TFLOPs"), (1e9, "GFLOPs")) if flops >= size), (1e6, "MFLOPs"))
 
 
 def _cell(value: float, baseline: float, unit: float, decimals: int) -> str:

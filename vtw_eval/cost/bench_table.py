@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from vtw_eval.cost.bench import BASELINE, Bench, Row, Setting
 from vtw_eval.cost.timing import Spread
+from vtw_eval.cost.units import flops_unit
 
 _NOTES = """\
 Times are medians over rounds with quartiles in brackets, `(0.63x)` is the median of the ratios to the baseline within
@@ -54,13 +55,21 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
         Of the weights.
     """
     base = next((row for row in setting.rows if row.method == BASELINE and row.status == "done"), None)
+    prefill, prefill_unit = flops_unit(max((row.prefill_flops or 0 for row in setting.rows), default=0))
+    step, step_unit = flops_unit(max((row.decode_flops or 0 for row in setting.rows), default=0))
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("(a) Model memory", lambda row: _bytes(model_bytes)),
         ("(b) Peak memory", lambda row: _share(row, base, lambda r: _plus(model_bytes, r.peak_bytes), _bytes)),
         ("(b)-(a) per batch", lambda row: _share(row, base, lambda r: r.peak_bytes, _bytes)),
         ("KV cache after prefill", lambda row: _share(row, base, lambda r: r.kv_bytes, _bytes)),
-        ("Prefill TFLOPs", lambda row: _share(row, base, lambda r: r.prefill_flops, lambda n: f"{n / 1e12:.3f}")),
-        ("Decode step GFLOPs", lambda row: _share(row, base, lambda r: r.decode_flops, lambda n: f"{n / 1e9:.3f}")),
+        (
+            f"Prefill {prefill_unit}",
+            lambda row: _share(row, base, lambda r: r.prefill_flops, _in(prefill)),
+        ),
+        (
+            f"Decode step {step_unit}",
+            lambda row: _share(row, base, lambda r: r.decode_flops, _in(step)),
+        ),
         ("Vision part", lambda row: _time(row.vision, _of(row, "vision"))),
         ("Decoder prefill", lambda row: _time(row.prefill, _of(row, "prefill"))),
         ("First token", lambda row: _time(row.first_token, _of(row, "first_token"))),
@@ -90,6 +99,10 @@ def _of(row: Row, phase: str) -> Spread | None:
 
 def _plus(a: float, b: float | None) -> float | None:
     return None if b is None else a + b
+
+
+def _in(unit: float) -> Callable[[float], str]:
+    return lambda value: f"{value / unit:.3f}"
 
 
 def _bytes(count: float) -> str:

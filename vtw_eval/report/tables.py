@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vtw_eval.cost.units import flops_unit
 from vtw_eval.report.aggregate import by_category
 from vtw_eval.report.analysis import BASELINE, ModelTable, Row, Score
 from vtw_eval.report.blocks import Inline, Table, Text
@@ -12,12 +13,6 @@ from vtw_eval.report.labels import Family, params_of
 from vtw_eval.report.statistics import Comparison
 
 MARKS = {"better": " ▲", "worse": " ▼", "": ""}
-_UNITS = ((1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
-
-
-def flops_unit(largest: float) -> tuple[float, str]:
-    """Return the unit, in FLOPs and by name, in which a table shows costs up to ``largest``."""
-    return next(((unit, name) for unit, name in _UNITS if largest >= 0.1 * unit), _UNITS[-1])
 
 
 def percent_margin(evidence: Evidence, scale: float, points: float) -> float:
