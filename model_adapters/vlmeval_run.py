@@ -28,6 +28,7 @@ from unittest import mock
 
 import pandas as pd
 
+from vtw_eval.files import write_atomically
 from vtw_eval.methods.registry import suggest
 
 WITHOUT_JUDGE = frozenset({"MCQ", "Y/N", "MCQ_MMMU_Pro", "Video-MCQ"})
@@ -211,9 +212,7 @@ def read_costs(file: Path) -> dict[str, dict[str, Any]]:
 
 def write_costs(file: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the costs of answers, a line each."""
-    part = file.with_suffix(".part")
-    part.write_text("".join(json.dumps({"index": index, **values}) + "\n" for index, values in costs.items()))
-    part.replace(file)
+    write_atomically(file, "".join(json.dumps({"index": index, **values}) + "\n" for index, values in costs.items()))
 
 
 def _unfinished(prediction_file: Path, dataset_name: str) -> set[Path]:

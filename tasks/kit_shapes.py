@@ -7,9 +7,7 @@ on first use. A hash of the code that makes the scenes is in their names, so cha
 from __future__ import annotations
 
 import base64
-import os
 import string
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +18,7 @@ from vlmeval.dataset.image_mcq import ImageMCQDataset
 from vlmeval.dataset.image_yorn import ImageYORNDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
+from vtw_eval.files import write_atomically
 from vtw_eval.shapes.data import TEST_SETS, fingerprint
 from vtw_eval.shapes.questions import LETTER_PROMPT, SHORT_PROMPT
 from vtw_eval.tasks.shapes.captions import object_f1
@@ -58,14 +57,8 @@ def table(name: str) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, file: Path) -> None:
-    """Write a TSV file under a temporary name and then give it its own."""
-    handle, part = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    os.close(handle)
-    try:
-        frame.to_csv(part, sep="\t", index=False)
-        Path(part).replace(file)
-    finally:
-        Path(part).unlink(missing_ok=True)
+    """Write a TSV file whole."""
+    write_atomically(file, frame.to_csv(sep="\t", index=False))
 
 
 class _ShapesData(ImageBaseDataset):

@@ -118,7 +118,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
         )
     get_decoder: Any = getattr(model, "get_decoder", None)
     start = model if get_decoder is None else get_decoder()
-    decoder = _module_with_layers(start, text_config.num_hidden_layers)
+    decoder = module_with_layers(start, text_config.num_hidden_layers)
     if decoder is None:
         raise UnsupportedModelError(
             f"no module of {type(model).__name__} holds {text_config.num_hidden_layers} decoder layers in `layers`."
@@ -135,7 +135,8 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     )
 
 
-def _module_with_layers(start: nn.Module, num_layers: int) -> nn.Module | None:
+def module_with_layers(start: nn.Module, num_layers: int) -> nn.Module | None:
+    """Return the outermost module in ``start`` that owns a list of so many ``layers``, None if there is none."""
     for module in start.modules():  # a parent comes before its children
         layers = getattr(module, "layers", None)
         if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:

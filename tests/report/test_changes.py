@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from tests.report.made import TASKS, cell_of, make_store, samples_of
 from vtw_eval.cli import app
+from vtw_eval.files import write_atomically
 from vtw_eval.report import ReportError, analyse, changes_between, read_results
-from vtw_eval.report.files import write_atomically
 from vtw_eval.report.summary import read_summary, summary_text
 from vtw_eval.report.tables import interval_table, paired_table
 

@@ -61,7 +61,7 @@ def bench(
     from vtw_eval.cost.bench_model import load_subject, random_subject
     from vtw_eval.cost.bench_table import bench_markdown
     from vtw_eval.cost.presets import get_geometry
-    from vtw_eval.report.files import write_atomically
+    from vtw_eval.files import write_atomically
 
     with user_errors("bench", (ValueError, OSError, RuntimeError, ImportError)):
         if (geometry is None) == (model is None):

@@ -104,7 +104,7 @@ def report(
 
 
 def _write(output: Path, text: str, files: dict[str, bytes]) -> None:
-    from vtw_eval.report.files import write_atomically
+    from vtw_eval.files import write_atomically
 
     for name, content in files.items():
         write_atomically(output.parent / name, content)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vtw_eval.cost.geometry import Geometry
-from vtw_eval.engine import Reducer, Trace
-from vtw_eval.methods import Composite, DyVTE, FastV, PyramidDrop, ToMe
+from vtw_eval.engine import Trace
+from vtw_eval.methods import DyVTE, FastV, PyramidDrop, ToMe
+from vtw_eval.methods.composite import parts_of
 
 
 def slots_per_layer(trace: Trace) -> Tensor:
@@ -73,7 +74,7 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
             return trace.reduction.prompt.length, trace.reduction.prompt.vision.sum(dim=1).cpu()
         return int(slots[0, layer - 1]), vision[:, layer - 1]
 
-    for part in _parts(trace.method):
+    for part in parts_of(trace.method):
         for layer in part.layers(geometry.layers):
             wide, seen = entering(layer)
             if isinstance(part, FastV) and layer and bool(seen.any()):
@@ -91,7 +92,3 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
                 pairs = sum(((v + 1) // 2) * (v // 2) for v in merging)
                 found["similarities"] += 2 * pairs * geometry.head_dim
     return {name: flops for name, flops in found.items() if flops}
-
-
-def _parts(method: Reducer) -> tuple[Reducer, ...]:
-    return method.parts if isinstance(method, Composite) else (method,)

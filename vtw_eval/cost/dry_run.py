@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.methods import Composite, DyVTE, Method, RandomK
+from vtw_eval.methods.composite import parts_of
 
 SYSTEM = 35
 """Tokens before the image in LLaVA-1.5's template: BOS, system prompt, "USER: "."""
@@ -64,7 +65,7 @@ def dry_run(
     for what, number, least in (("text", text, 1), ("vision", vision, 0)):
         if not (math.isfinite(number) and number >= least):
             raise ValueError(f"{what}={number} is out of range: a prompt has {least} or more {what} tokens.")
-    for part in _parts(method):
+    for part in parts_of(method):
         if isinstance(part, DyVTE):
             raise ValueError(
                 "where dyvte's gates let vision tokens leave depends on model and prompt: give the exit layer, as "
@@ -93,10 +94,6 @@ def tokens_per_layer(
     """Tokens that enter each layer under a method, mean over draws, float64 ``[layers]``; see :func:`dry_run`."""
     run = dry_run(method, num_layers, text=text, vision=vision, vision_first_at=vision_first_at, name=name)
     return run.tokens.mean(dim=0)
-
-
-def _parts(method: Method) -> tuple[Method, ...]:
-    return method.parts if isinstance(method, Composite) else (method,)
 
 
 def _draws(method: Method) -> Iterator[Method]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from vtw_eval.cost.geometry import Geometry
+from vtw_eval.cost.geometry import Geometry, VisionGeometry
 
 Head = Literal["last", "all", "none"]
 
@@ -102,9 +102,7 @@ def vision_tower_flops(geometry: Geometry) -> float:
     ValueError
         If the tower has no closed form.
     """
-    tower = geometry.vision
-    if tower is None:
-        raise ValueError(f"no closed form for the vision tower of {geometry.name}: {geometry.no_vision}.")
+    tower = _tower(geometry, "vision tower")
     matrices = 4 * tower.hidden**2 + (3 if tower.gated else 2) * tower.hidden * tower.ffn
     layer = tower.tokens * matrices + 2 * tower.tokens**2 * tower.hidden
     patches = tower.patches * tower.patch_dim * tower.hidden
@@ -119,7 +117,11 @@ def projector_flops(geometry: Geometry) -> float:
     ValueError
         If the tower has no closed form.
     """
-    tower = geometry.vision
-    if tower is None:
-        raise ValueError(f"no closed form for the projector of {geometry.name}: {geometry.no_vision}.")
+    tower = _tower(geometry, "projector")
     return 2.0 * tower.images * tower.features * sum(inputs * outputs for inputs, outputs in geometry.projector)
+
+
+def _tower(geometry: Geometry, what: str) -> VisionGeometry:
+    if geometry.vision is None:
+        raise ValueError(f"no closed form for the {what} of {geometry.name}: {geometry.no_vision}.")
+    return geometry.vision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -14,6 +14,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
+
+from vtw_eval.anatomy import module_with_layers
 
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
 _PROJECTED = ("llava", "llava_next", "llava_onevision", "paligemma", "video_llava", "vipllava")
@@ -191,10 +193,9 @@ def _on_meta(config: Any) -> Any:
 
 
 def _decoder_layers(model: Any, number: int) -> nn.ModuleList:
-    for module in model.get_decoder().modules():
-        layers = getattr(module, "layers", None)
-        if isinstance(layers, nn.ModuleList) and len(layers) == number:
-            return layers
+    decoder = module_with_layers(model.get_decoder(), number)
+    if decoder is not None:
+        return cast(nn.ModuleList, decoder.layers)
     raise ValueError(f"no module of {type(model).__name__} holds {number} decoder layers in `layers`.")
 
 

@@ -117,7 +117,7 @@ def rotation_free_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str,
             if (first := getattr(attention, name, None)) is not None:
                 stack.callback(first.register_forward_pre_hook(_stop_before).remove)
         try:
-            layer.forward(hidden, **{name: value for name, value in arguments.items() if name not in _CACHES})
+            layer.forward(hidden, **_without_caches(arguments))
             raise ValueError("this model's layers do not project their keys by self_attn.k_proj.")
         except _AtProjectionError as stopped:
             entering = stopped.hidden
@@ -156,16 +156,19 @@ def _on_one_token(projection: nn.Module, place: Tensor, tokens: int) -> Iterator
 
 
 def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> _AtAttentionError:
-    arguments = {name: value for name, value in arguments.items() if name not in _CACHES}
     implementation = config._attn_implementation_internal
     config._attn_implementation_internal = _PROBE
     try:
-        layer.forward(hidden, **arguments)
+        layer.forward(hidden, **_without_caches(arguments))
     except _AtAttentionError as stopped:
         return stopped
     finally:
         config._attn_implementation_internal = implementation
     raise ValueError("this model's attention cannot be looked into: it does not use transformers' interface.")
+
+
+def _without_caches(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in _CACHES}
 
 
 _CACHES = frozenset({"past_key_values", "past_key_value", "use_cache", "output_attentions"})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView, Merge
+from vtw_eval.engine import LayerView, Merge, Reducer
 from vtw_eval.methods.base import LayerSearch, Method, Position
+
+AnyReducer = TypeVar("AnyReducer", bound=Reducer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +89,8 @@ class Composite(Method):
     def __str__(self) -> str:
         names = "+".join(part.key for part in self.parts)
         return ",".join([names, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
+
+
+def parts_of(method: AnyReducer) -> tuple[AnyReducer | Method, ...]:
+    """Return the methods that work one after another: the parts of a composition, or a method alone."""
+    return method.parts if isinstance(method, Composite) else (method,)

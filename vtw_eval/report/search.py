@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from vtw_eval.files import write_atomically
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.files import write_atomically
 from vtw_eval.search import SearchResult
 
 

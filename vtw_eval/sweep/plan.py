@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from vtw_eval.files import write_atomically
 from vtw_eval.methods import Method, make_method, parse_method
-from vtw_eval.methods.composite import Composite
+from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.methods.registry import suggest
 from vtw_eval.sweep.cell import CellSpec
 
@@ -38,7 +37,7 @@ def canonical(method: Method) -> str:
     text = str(method)
     if parse_method(text) == method:
         return text
-    parts = method.parts if isinstance(method, Composite) else (method,)
+    parts = parts_of(method)
     prefix = "{}." if len(parts) > 1 else ""
     values = [
         f"{prefix.format(part.key)}{name}={value}"
@@ -91,7 +90,7 @@ def with_seed(spec: str, seed: int) -> str | None:
         return replace(method, seed=seed) if getattr(method, "seed", None) == 0 else method  # type: ignore[call-arg]
 
     method = parse_method(spec)
-    parts = method.parts if isinstance(method, Composite) else (method,)
+    parts = parts_of(method)
     return canonical(reseed(method)) if any(hasattr(part, "seed") for part in parts) else None
 
 
@@ -362,15 +361,7 @@ def _problem(error: dict[str, Any], content: Any) -> str:
 def write_plan(plan: Plan, file: Path) -> None:
     """Write a plan so that :func:`read_plan` gives it back; the file appears whole or not at all."""
     text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    handle, part = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        Path(part).chmod(0o644)
-        Path(part).replace(file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    write_atomically(file, text)
 
 
 def select(cells: Sequence[CellSpec], patterns: Sequence[str]) -> list[CellSpec]:
