@@ -28,6 +28,7 @@ from vtw_eval.cost import PRESETS, Geometry, exact_decode_flops, exact_prefill_f
 from vtw_eval.cost.choice import choice_flops, slots_per_layer
 from vtw_eval.cost.measured import MeasuredFlops, cache_bytes, fvcore_flops, torch_flops
 from vtw_eval.cost.meta import meta_method, meta_model
+from vtw_eval.engine.calls import cache_of_output, with_cache
 from vtw_eval.methods import Baseline
 
 PARTS = ("vision", "projector", "layers", "head", "method")
@@ -73,10 +74,10 @@ class Agreement:
         return found + ([f"KV: closed {self.kv}, cache {self.cache}"] if self.kv != self.cache else [])
 
 
-def next_step(inputs: dict[str, Tensor], cache: Any) -> dict[str, Any]:
+def next_step(model: PreTrainedModel, inputs: dict[str, Tensor], cache: Any) -> dict[str, Any]:
     """Make the keywords of a decode step after a prefill."""
     rows, length = inputs["input_ids"].shape
-    step = {"input_ids": torch.full((rows, 1), 20), "past_key_values": cache}
+    step = with_cache(model, {"input_ids": torch.full((rows, 1), 20)}, cache)
     step["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones(rows, 1, dtype=torch.long)], dim=1)
     if "mm_token_type_ids" in inputs:  # positions of three axes, which generate() would make
         step["position_ids"] = torch.full((3, rows, 1), length)
@@ -91,9 +92,9 @@ def agree(name: str, label: str, kind: str, attention: str = "sdpa") -> Agreemen
     inputs = make_inputs(name, model, KINDS[kind])
     prefill = {**inputs, "logits_to_keep": 1}
     with fitted(EXAMPLES[label], model)(model) as trace:
-        cache = model(**prefill, use_cache=True).past_key_values
+        cache = cache_of_output(model(**prefill, use_cache=True))
         tokens, slots, choice = trace.tokens_per_layer, slots_per_layer(trace), choice_flops(trace, geometry)
-        step = next_step(inputs, cache)
+        step = next_step(model, inputs, cache)
         exact = float(exact_prefill_flops(tokens, geometry).sum())
         return Agreement(
             exact=exact,
@@ -170,7 +171,7 @@ def agree_large(name: str, model: PreTrainedModel, method: Method) -> LargeAgree
     """Measure a model on the meta device on 66 text and 576 vision tokens, one row, bfloat16."""
     geometry = PRESETS[name]
     with meta_method(method, model, text=66, vision=576) as (trace, inputs):
-        cache = model(**inputs).past_key_values
+        cache = cache_of_output(model(**inputs))
         slots = slots_per_layer(trace)
         return LargeAgreement(
             method=str(trace.method),

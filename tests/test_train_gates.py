@@ -13,7 +13,6 @@ from PIL import Image
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from tests.oracle import masked
 from vtw_eval import DyVTE
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cli import app
@@ -34,6 +33,7 @@ from vtw_eval.train_gates import (
     state_path,
     train,
 )
+from vtw_eval.verify.oracle import masked
 
 LAYERS = 4
 SIZE = Size(width=16, heads=2, vision_layers=1, vision_mlp=16, layers=LAYERS, mlp=16)

@@ -44,6 +44,9 @@ REFUSED: Mapping[str, str] = {
 }
 """``config.model_type`` of families for which withdrawal is not defined or not right, with the reason."""
 
+BIDIRECTIONAL: frozenset[str] = frozenset({"gemma3", "paligemma"})
+"""``config.model_type`` of families whose vision tokens see each other in both directions."""
+
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 
 

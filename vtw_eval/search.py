@@ -10,7 +10,6 @@ Source: https://arxiv.org/abs/2405.05803, Eq. 6 and Algorithm 1.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,8 +24,30 @@ from transformers import DynamicCache
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
 from vtw_eval.engine.attention import keys_and_values
+from vtw_eval.engine.calls import (
+    EMBEDDINGS,
+    MASK,
+    PER_LAYER,
+    POSITIONS,
+    by_name,
+    cache_of,
+    changed,
+    check_embeddings,
+    check_layer_call,
+    parameters,
+    with_cache,
+)
 from vtw_eval.engine.layout import choose, last_valid, pick, right_aligned
-from vtw_eval.engine.masks import MaskKind, built_mask, check_window, gathered_mask, mask_kind, validity
+from vtw_eval.engine.masks import (
+    MaskKind,
+    built_mask,
+    check_bidirectional,
+    check_mask,
+    check_window,
+    gathered_mask,
+    mask_kind,
+    validity,
+)
 from vtw_eval.methods.vtw import DEFAULT_ETA, DEFAULT_START
 
 Direction = Literal["vtw_full", "full_vtw"]
@@ -136,6 +157,7 @@ def search_layer(
     """
     anatomy = find_anatomy(model)
     check_support(anatomy, allow_untested)
+    check_bidirectional(anatomy)
     if not 0 <= start <= anatomy.num_layers:
         raise ValueError(f"start={start} is out of range: this model has {anatomy.num_layers} decoder layers.")
     if not eta > 0:
@@ -159,10 +181,11 @@ def _divergences(
     layers = anatomy.num_layers
     candidates = _Candidates(anatomy, start, vision_mask)
     with candidates.installed():
-        arguments = {**sample, "past_key_values": candidates.cache, "use_cache": True}
-        if "logits_to_keep" in inspect.signature(anatomy.model.forward).parameters:
+        arguments = with_cache(anatomy.model, {**sample, "use_cache": True}, candidates.cache)
+        if "logits_to_keep" in parameters(anatomy.model):
             arguments["logits_to_keep"] = 1
         logits = anatomy.model(**arguments).logits[:, -1].double()
+        candidates.check()
     log_p = logits.log_softmax(dim=-1).unflatten(0, (layers - start + 1, -1))  # [full and candidates, prompts, words]
     full, withdrawn = log_p[:1], log_p[1:]
     p, q = (withdrawn, full) if direction == "vtw_full" else (full, withdrawn)
@@ -232,6 +255,8 @@ class _Candidates:
         self.tokens: _Tokens | None = None
         self.states: Tensor | None = None
         """Hidden states of the candidates so far, ``[candidates * rows, own tokens, width]``."""
+        self.ran = 0
+        """How many layers have had candidates."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -250,6 +275,18 @@ class _Candidates:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def check(self) -> None:
+        """Check after a pass that every layer had its candidates.
+
+        Raises
+        ------
+        UpstreamChangedError
+            If the hooks of some layers have not run.
+        """
+        expected = self.anatomy.num_layers - self.start
+        if self.ran != expected:
+            raise changed(f"{self.ran} of the {expected} hooks on decoder layers have run")
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.seen = kwargs
@@ -283,7 +320,7 @@ class _Candidates:
 
     def _after_layer(self, i: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden, kwargs = _entering(module, args, kwargs)
             states, arguments = self._enter(i, module, hidden, kwargs)
             # Called below the hooks: a candidate's pass is not one of the model's.
             self.states = _hidden(module.forward(states, **arguments))
@@ -292,52 +329,56 @@ class _Candidates:
 
     def _before_last(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the candidates through the last layer, and leave the model itself, too, only what the answer needs."""
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden, kwargs = _entering(module, args, kwargs)
         self.cache.current = keys_and_values(module, hidden, kwargs, self.anatomy.text_config)
         states, arguments = self._enter(self.anatomy.num_layers - 1, module, hidden, kwargs)
         own = keys_and_values(module, states, arguments, self.anatomy.text_config)
-        states, arguments = _last_token_only(states, arguments, own)
+        states, arguments = _last_token_only(module, states, arguments, own)
         self.states = _hidden(module.forward(states, **arguments))
         assert self.tokens is not None
         if bool((self.tokens.last < self.tokens.length - 1).any()):
             return None  # padded on the right
-        plain = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "past_key_value")}
         nothing = tuple(part[:, :, :0] for part in self.cache.current)
-        plain["past_key_values"] = _PrefixCache(*nothing)
-        hidden, plain = _last_token_only(hidden, plain, self.cache.current)
+        plain = with_cache(module, kwargs, _PrefixCache(*nothing))
+        hidden, plain = _last_token_only(module, hidden, plain, self.cache.current)
         return (hidden,), plain
 
     def _enter(
         self, i: int, layer: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return all candidates so far, the one of this layer among them, as input of the layer."""
+        check_layer_call(i, kwargs)
+        check_mask(kwargs[MASK], self.kind, *hidden.shape[:2])
+        if cache_of(kwargs) is not self.cache:
+            raise changed(f"decoder layer {i} gets another KV cache than the model did")
+        self.ran += 1
         if self.tokens is None:
-            self.tokens = self._begin(hidden, kwargs.get("attention_mask"), layer)
+            self.tokens = self._begin(hidden, kwargs[MASK], layer)
         entering = pick(hidden, self.tokens.own, -2)
         states = entering if self.states is None else torch.cat([self.states, entering])
-        return states, self._arguments(i, self.tokens, kwargs, states.shape[0] // len(hidden))
+        return states, self._arguments(i, layer, self.tokens, kwargs, states.shape[0] // len(hidden))
 
-    def _arguments(self, i: int, tokens: _Tokens, kwargs: Mapping[str, Any], copies: int) -> dict[str, Any]:
+    def _arguments(
+        self, i: int, layer: nn.Module, tokens: _Tokens, kwargs: Mapping[str, Any], copies: int
+    ) -> dict[str, Any]:
         """Return a layer's keyword arguments for the candidates."""
-        assert self.cache.current is not None
-        new = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "past_key_value")}
+        if self.cache.current is None:
+            raise changed(f"decoder layer {i - 1} does not keep its keys in the KV cache")
         keys, values = (pick(states.movedim(1, -2), tokens.prefix, -3).movedim(-2, 1) for states in self.cache.current)
-        new["past_key_values"] = _PrefixCache(keys, values)
-        if "attention_mask" in new:
-            mask = new["attention_mask"]
-            cut = tokens.once(mask, lambda: self._mask(tokens, mask, keys.dtype))
-            self._check_window(i, tokens, mask)
-            new["attention_mask"] = _repeat(cut, copies, 0)
-        if new.get("position_embeddings") is not None:
-            parts = new["position_embeddings"]
+        new = with_cache(layer, kwargs, _PrefixCache(keys, values))
+        mask, parts, places = (new.get(name) for name in PER_LAYER)
+        cut = tokens.once(mask, lambda: self._mask(tokens, mask, keys.dtype))
+        self._check_window(i, tokens, mask)
+        new[MASK] = _repeat(cut, copies, 0)
+        if parts is not None:
+            check_embeddings(parts, len(tokens.own), tokens.length)
             cut = tokens.once(parts, lambda: [pick(part, tokens.own, -2) for part in parts])
-            new["position_embeddings"] = tuple(_repeat(part, copies, -3) for part in cut)
-        if new.get("position_ids") is not None:
-            places = new["position_ids"]
+            new[EMBEDDINGS] = tuple(_repeat(part, copies, -3) for part in cut)
+        if places is not None:
             cut = None if self.kind == "validity" else tokens.once(places, lambda: pick(places, tokens.own, -1))
-            new["position_ids"] = _repeat(cut, copies, -2)
+            new[POSITIONS] = _repeat(cut, copies, -2)
         for name, value in new.items():
-            if name not in _KNOWN and isinstance(value, Tensor) and tokens.length in value.shape:
+            if name not in PER_LAYER and isinstance(value, Tensor) and tokens.length in value.shape:
                 raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
         return new
 
@@ -377,18 +418,27 @@ class _Candidates:
         return output
 
 
+def _entering(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Return the hidden states that enter a layer and its other arguments by name."""
+    named = by_name(layer, args, kwargs)
+    hidden = named.pop("hidden_states") if not args else named.pop(next(iter(named)))
+    return hidden, named
+
+
 def _hidden(output: Any) -> Tensor:
     """Return the hidden states among what a layer returns."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def _last_token_only(
-    states: Tensor, arguments: dict[str, Any], own: tuple[Tensor, Tensor]
+    layer: nn.Module, states: Tensor, arguments: dict[str, Any], own: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, dict[str, Any]]:
     """Leave a layer one query per row: all keys and values stay, but only the last token goes through it.
 
     Parameters
     ----------
+    layer
+        The layer.
     states
         What would enter the layer, ``[rows, tokens, width]``, padded on the left.
     arguments
@@ -396,20 +446,18 @@ def _last_token_only(
     own
         Keys and values of ``states`` in that layer.
     """
-    prefix: _PrefixCache = arguments["past_key_values"]
+    prefix = cache_of(arguments)
+    assert isinstance(prefix, _PrefixCache)
     keys, values = (part[:, :, :-1] for part in own)
-    new = {**arguments, "past_key_values": _PrefixCache(*prefix.update(keys, values, 0))}
-    mask = arguments.get("attention_mask")
+    new = with_cache(layer, arguments, _PrefixCache(*prefix.update(keys, values, 0)))
+    mask, parts, places = (arguments.get(name) for name in PER_LAYER)
     if mask is not None and mask.ndim == 4:
-        new["attention_mask"] = mask[:, :, -1:]
-    if arguments.get("position_embeddings") is not None:
-        new["position_embeddings"] = tuple(part[..., -1:, :] for part in arguments["position_embeddings"])
-    if arguments.get("position_ids") is not None:
-        new["position_ids"] = arguments["position_ids"][..., -1:]
+        new[MASK] = mask[:, :, -1:]
+    if parts is not None:
+        new[EMBEDDINGS] = tuple(part[..., -1:, :] for part in parts)
+    if places is not None:
+        new[POSITIONS] = places[..., -1:]
     return states[:, -1:], new
-
-
-_KNOWN = frozenset({"attention_mask", "position_embeddings", "position_ids", "past_key_values"})
 
 
 def _repeat(tensor: Tensor | None, copies: int, dim: int) -> Any:

@@ -10,6 +10,7 @@ import torch
 from tests.families import make_inputs, make_model
 from vtw_eval import VTW, Baseline, FastV, Method, ToMe
 from vtw_eval.cost import PRESETS, Geometry, kv_cache_bytes
+from vtw_eval.engine.calls import cache_of_output
 
 ROWS = [["t3", "i", "t9"], ["t2", "i", "t2", "i", "t3"]]
 
@@ -20,7 +21,7 @@ def test_bytes_equal_those_of_the_cache(family: str, method: Method) -> None:
     model = make_model(family, attn="sdpa", dtype=torch.float32)
     inputs = make_inputs(family, model, ROWS)
     with torch.no_grad(), method(model) as trace:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
     held = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
     computed = kv_cache_bytes(trace.tokens_per_layer, Geometry.from_config(model.config), 4)
     assert computed.tolist() == held

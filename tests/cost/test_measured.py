@@ -29,6 +29,7 @@ from vtw_eval.cost.choice import choice_flops, slots_per_layer
 from vtw_eval.cost.dry_run import tokens_per_layer
 from vtw_eval.cost.measured import _HANDLES, cache_bytes, fvcore_flops, torch_flops
 from vtw_eval.cost.meta import meta_method, meta_model
+from vtw_eval.engine.calls import cache_of_output, with_cache
 
 # --- counters
 
@@ -92,10 +93,10 @@ def test_nothing_is_left_behind(count: Any) -> None:
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     before = model(**inputs).logits
     with VTW(k=2)(model):
-        cache = model(**inputs).past_key_values
+        cache = cache_of_output(model(**inputs))
         held = cache_bytes(cache)
         position = torch.full((3, 1, 1), inputs["input_ids"].shape[1])
-        step = {"input_ids": torch.tensor([[20]]), "position_ids": position, "past_key_values": cache}
+        step = with_cache(model, {"input_ids": torch.tensor([[20]]), "position_ids": position}, cache)
         first = count(model, step)
         assert cache_bytes(cache) == held
         assert count(model, step) == first
@@ -179,7 +180,7 @@ def test_bytes_after_generation(name: str, label: str) -> None:
             **make_inputs(name, model, KINDS["mixed"]), max_new_tokens=4, do_sample=False, return_dict_in_generate=True
         )
     held = slots_per_layer(trace) + 3  # the last token is not fed back
-    assert cache_bytes(output.past_key_values) == kv_cache_bytes(held, geometry, 4).tolist()
+    assert cache_bytes(cache_of_output(output)) == kv_cache_bytes(held, geometry, 4).tolist()
 
 
 @torch.no_grad()
@@ -187,7 +188,7 @@ def test_a_static_cache_holds_its_buffer() -> None:
     model = make_model("llava_gqa", dtype=torch.float32)
     cache = StaticCache(model.config.text_config, max_cache_len=64)
     assert cache_bytes(cache) == [0] * 4
-    model(**make_inputs("llava_gqa", model, KINDS["single"]), past_key_values=cache)
+    model(**with_cache(model, make_inputs("llava_gqa", model, KINDS["single"]), cache))
     assert cache_bytes(cache) == [2 * 64 * 2 * 8 * 4] * 4
 
 
@@ -223,7 +224,7 @@ def test_a_7b_model_without_memory() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) > 7e9
     for method in (VTW(), FastV()):
         with meta_method(method, model, text=66, vision=576) as (trace, inputs):
-            cache = model(**inputs).past_key_values
+            cache = cache_of_output(model(**inputs))
         tokens = tokens_per_layer(method, 32, text=66, vision=576, name="llava-1.5-7b")
         assert trace.tokens_per_layer[0].tolist() == tokens.tolist()
         assert cache_bytes(cache) == [2 * 2 * 4096 * n for n in tokens.tolist()]

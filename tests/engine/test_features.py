@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from tests.families import make_inputs, make_model
-from tests.oracle import KINDS, masked, models, register_attention, vision_positions
+from tests.oracle import KINDS, models, register_attention
 from vtw_eval import VTW, Baseline, Method, RandomK, make_method, parse_method
 from vtw_eval.anatomy import UnsupportedModelError, find_anatomy
+from vtw_eval.engine.calls import cache_of_output, with_cache
+from vtw_eval.verify.oracle import masked, vision_positions
 
 ROWS = KINDS["mixed"]
 SEVERAL = ("llava", "qwen2_vl", "gemma3", "mistral3_sliding")
@@ -130,7 +132,7 @@ def test_cache_holds_what_the_trace_says(name: str) -> None:
     model, _ = models(name, "sdpa")
     inputs = make_inputs(name, model, [["t3", "i", "t4"], ["t9", "i", "t3"]])
     with VTW(k=2)(model) as trace:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
     held = torch.tensor([layer.keys.shape[-2] for layer in cache.layers])
     windows = torch.tensor([getattr(layer, "sliding_window", 10**6) - 1 for layer in cache.layers])
     assert torch.equal(
@@ -167,9 +169,10 @@ def test_several_tokens_at_once_after_the_prefill() -> None:
     more = torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]])
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
     with VTW(k=2)(model):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
         positions = torch.arange(3)[None] + cache.get_seq_length()
-        mine = model(input_ids=more, attention_mask=mask, past_key_values=cache, position_ids=positions).logits
+        step = {"input_ids": more, "attention_mask": mask, "position_ids": positions}
+        mine = model(**with_cache(model, step, cache)).logits
     with masked(oracle, 2):
         longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], more], dim=1), "attention_mask": mask}
         expected = oracle(**longer, use_cache=False).logits[:, -3:]
@@ -184,10 +187,10 @@ def test_a_copied_and_a_cropped_cache_go_on_alike() -> None:
 
     def step(cache: DynamicCache) -> Tensor:
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(token)], dim=1)
-        return model(input_ids=token, attention_mask=mask, past_key_values=cache).logits
+        return model(**with_cache(model, {"input_ids": token, "attention_mask": mask}, cache)).logits
 
     with VTW(k=2)(model):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
         twin = copy.deepcopy(cache)
         first = step(cache)
         assert torch.equal(step(twin), first)
@@ -286,14 +289,15 @@ def test_what_cannot_be_right_is_refused() -> None:
         with pytest.raises(ValueError, match="ends in a vision token"):
             model(**ends_in_image)
         cache = DynamicCache()
-        model(**inputs, past_key_values=cache)
+        model(**with_cache(model, inputs, cache))
+        later = {"input_ids": ends_in_image["input_ids"], "pixel_values": inputs["pixel_values"]}
         with pytest.raises(ValueError, match="after the prefill"):
-            model(input_ids=ends_in_image["input_ids"], pixel_values=inputs["pixel_values"], past_key_values=cache)
+            model(**with_cache(model, later, cache))
         with pytest.raises(ValueError, match="return_dict"):
             model(**inputs, output_hidden_states=True, return_dict=False)
-    foreign = model(**inputs, use_cache=True).past_key_values
+    foreign = cache_of_output(model(**inputs, use_cache=True))
     with VTW(k=2)(model), pytest.raises(ValueError, match="without this method"):
-        model(input_ids=torch.tensor([[5]]), past_key_values=foreign)
+        model(**with_cache(model, {"input_ids": torch.tensor([[5]])}, foreign))
 
 
 def test_gradient_checkpointing_is_refused() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.families import FAMILIES, VIDEO
-from tests.oracle import FLASH, KINDS, compare, models
+from tests.families import VIDEO
+from tests.oracle import CASES, FLASH, KINDS, compare, models
 
 # Eager attention computes its softmax in float32. Rotary tables are float32 in every model, and the oracle numbers
 # positions from the left of the padding while generation does not, so decoding agrees to the rounding of those tables.
@@ -13,8 +13,7 @@ TOLERANCE = {"eager": 1e-5, "sdpa": 1e-12, FLASH: 1e-12}
 DECODE_TOLERANCE = 1e-5
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", FLASH])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "attention"), CASES)
 def test_withdrawal_equals_masking(name: str, attention: str) -> None:
     layers = models(name, attention)[0].config.get_text_config(decoder=True).num_hidden_layers
     for kind in KINDS:

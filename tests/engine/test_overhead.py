@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from tests.families import make_inputs, make_model
 from vtw_eval import VTW, Baseline, FastV, Method, Rand, RandomK, RandomVision
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.engine.calls import with_cache
 
 WAITS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero")
 """Operations whose result the host must know before it can go on."""
@@ -41,10 +42,10 @@ def decode_step(model: Any, inputs: dict[str, Any], steps: int = 2) -> list[str]
     """Operations of the last of some decode steps after a prefill."""
     cache, mask = DynamicCache(), inputs["attention_mask"]
     with torch.no_grad():
-        token = model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(dim=-1)
+        token = model(**with_cache(model, inputs, cache), logits_to_keep=1).logits[:, -1:].argmax(dim=-1)
     for _ in range(steps):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache, "logits_to_keep": 1}
+        step = with_cache(model, {"input_ids": token, "attention_mask": mask, "logits_to_keep": 1}, cache)
         found = operations(lambda step=step: model(**step))  # type: ignore[misc]
     return found
 

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from tests.families import make_inputs, make_model
 from tests.gates import decided, fitted, random_gates
-from tests.oracle import KINDS, models, vision_positions
+from tests.oracle import KINDS, models
 from vtw_eval import VTW, Baseline, Composite, DyVTE, FastV, parse_method
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.gates import Gates, final_norm, load_gates, same_weights, save_gates
@@ -23,6 +23,7 @@ from vtw_eval.methods.dyvte import exit_layers
 from vtw_eval.shapes import CHECKPOINT
 from vtw_eval.shapes.data import held_out
 from vtw_eval.shapes.evaluate import encode
+from vtw_eval.verify.oracle import vision_positions
 
 ROWS = [row for kind in ("single", "batch", "multi-image", "mixed") for row in KINDS[kind]]
 ROWS += [["t2", "i", "t1"], ["t2", "I", "t2"], ["t3", "i", "t12", "i", "t8"]]

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from tests.families import FAMILIES, VIDEO, make_inputs
 from tests.methods.test_methods import check_cache
-from tests.oracle import FLASH, GLM_VIDEO, KINDS, models, vision_positions
+from tests.oracle import FLASH, GLM_VIDEO, KINDS, models
 from vtw_eval import Downsample, ToMe
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import Trace
+from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods.downsample import pooling_cells, runs
 from vtw_eval.methods.tome import match
+from vtw_eval.verify.oracle import vision_positions
 
 
 def naive_tome(model: torch.nn.Module, inputs: dict[str, Tensor], method: ToMe) -> Tensor:
@@ -101,7 +103,7 @@ def test_counts_sizes_and_text(name: str, method: ToMe | Downsample) -> None:
         with method(model) as trace:
             output = model(**inputs, use_cache=True)
             logits = output.logits
-            check_cache(trace, output.past_key_values)
+            check_cache(trace, cache_of_output(output))
             model.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert torch.isfinite(logits[trace.kept(-1)]).all()
         assert torch.equal(model(**inputs).logits, untouched), "the method left something behind"

@@ -27,6 +27,7 @@ from vtw_eval.cost.exact import exact_decode_flops, exact_prefill_flops
 from vtw_eval.cost.kv import kv_cache_bytes
 from vtw_eval.cost.memory import peak_bytes
 from vtw_eval.cost.timing import Clock, Spread, clock_for, interleaved, paired_ratios, spread
+from vtw_eval.engine.calls import with_cache
 from vtw_eval.methods import Baseline, Method, parse_method
 from vtw_eval.methods.registry import suggest
 
@@ -275,17 +276,14 @@ def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_token
         start = clock.mark()
         embedded = prompt.embed(model)
         seen = clock.mark()
-        output = model(
-            inputs_embeds=embedded, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        step = {"use_cache": True, "logits_to_keep": 1}
+        output = model(**with_cache(model, {"inputs_embeds": embedded, "attention_mask": mask, **step}, cache))
         token = output.logits[:, -1:].argmax(dim=-1)
         marks = [clock.mark()]
         kv_bytes = sum(getattr(layer, kind).nbytes for layer in cache.layers for kind in ("keys", "values"))
         for _ in range(output_tokens - 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            output = model(
-                input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            output = model(**with_cache(model, {"input_ids": token, "attention_mask": mask, **step}, cache))
             token = output.logits[:, -1:].argmax(dim=-1)
             marks.append(clock.mark())
     tokens = torch.full((len(mask), subject.geometry.layers), prompt.ids.shape[1])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from vtw_eval.engine.calls import changed, without_cache
+
 _PROBE = "vtw_eval_probe"
 
 
@@ -117,7 +119,7 @@ def rotation_free_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str,
             if (first := getattr(attention, name, None)) is not None:
                 stack.callback(first.register_forward_pre_hook(_stop_before).remove)
         try:
-            layer.forward(hidden, **_without_caches(arguments))
+            layer.forward(hidden, **_unrecorded(arguments))
             raise ValueError("this model's layers do not project their keys by self_attn.k_proj.")
         except _AtProjectionError as stopped:
             entering = stopped.hidden
@@ -159,7 +161,7 @@ def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, 
     implementation = config._attn_implementation_internal
     config._attn_implementation_internal = _PROBE
     try:
-        layer.forward(hidden, **_without_caches(arguments))
+        layer.forward(hidden, **_unrecorded(arguments))
     except _AtAttentionError as stopped:
         return stopped
     finally:
@@ -167,19 +169,27 @@ def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, 
     raise ValueError("this model's attention cannot be looked into: it does not use transformers' interface.")
 
 
-def _without_caches(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in _CACHES}
+def _unrecorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer's arguments without what would be filled by running it."""
+    return {name: value for name, value in without_cache(arguments).items() if name != "output_attentions"}
 
 
-_CACHES = frozenset({"past_key_values", "past_key_value", "use_cache", "output_attentions"})
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse attention that is not plain scaled dot products: its weights would be other ones."""
+    if "scaling" not in options:
+        raise changed(f"the attention function gets no scaling, only {', '.join(options) or 'nothing'}")
+    for name, value in options.items():  # attention sinks, position biases
+        if isinstance(value, Tensor) and value.is_floating_point():
+            raise ValueError(f"this model's attention depends on {name}: its weights cannot be read by a method.")
 
 
 def _weights(found: _AtAttentionError, last: Tensor, valid: Tensor) -> Tensor:
     query, key, options = found.query, found.key, found.options
+    _check_options(options)
     rows = torch.arange(query.shape[0], device=query.device)
     query = query[rows, :, last.to(query.device)]  # [rows, heads, width]
     grouped = query.unflatten(1, (key.shape[1], -1))  # heads that share a key stand side by side
-    scaling = options.get("scaling")
+    scaling = options["scaling"]
     scores = torch.einsum("bghd,bgkd->bghk", grouped, key).flatten(1, 2)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     softcap = options.get("softcap")

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticLayer
 
+from vtw_eval.engine.calls import changed
 from vtw_eval.engine.layout import Reduction
 
 
@@ -89,7 +90,35 @@ def reduce_cache(cache: Cache, reduction: Reduction) -> None:
 
 def is_static(layer: object) -> bool:
     """Whether a cache layer is a buffer of fixed length."""
-    return hasattr(layer, "max_cache_len")
+    return isinstance(layer, StaticLayer)
+
+
+def check_cache(cache: Cache, reduction: Reduction, total: int) -> None:
+    """Check after a pass that each layer of a cache holds what its layout says.
+
+    Buffers of fixed length are left out: they know their length on the accelerator only, and the host would wait.
+
+    Parameters
+    ----------
+    cache
+        After the pass.
+    reduction
+        Which of the prompt's tokens a layer holds.
+    total
+        Length of the sequence after the pass, removed tokens counted.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If a layer holds more, less or nothing.
+    """
+    layers: list[Any] = cache.layers
+    if len(layers) != len(reduction.layouts):
+        raise changed(f"the KV cache has {len(layers)} layers, the decoder {len(reduction.layouts)}")
+    for i, layer in enumerate(layers):
+        expected = total - reduction.missing(i)
+        if not is_static(layer) and (held := layer.get_seq_length()) != expected:
+            raise changed(f"the KV cache holds {held} tokens of decoder layer {i}, which got {expected}")
 
 
 def key_slots(cache: Cache | None, layer: int, held: int, queries: int, total: int) -> int:

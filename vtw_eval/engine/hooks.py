@@ -12,12 +12,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
 from vtw_eval.engine.attention import last_query_attention, rotation_free_keys
-from vtw_eval.engine.cache import ReducedCache, key_slots, reduce_cache
+from vtw_eval.engine.cache import ReducedCache, check_cache, key_slots, reduce_cache
+from vtw_eval.engine.calls import (
+    MASK,
+    PER_LAYER,
+    by_name,
+    cache_of,
+    cache_of_output,
+    changed,
+    check_embeddings,
+    check_layer_call,
+    is_checkpointing,
+)
 from vtw_eval.engine.layout import Layout, Prompt, Reduction, advance, pick, rearranged, spread
-from vtw_eval.engine.masks import mask_kind, reduced_mask, validity
+from vtw_eval.engine.masks import (
+    MaskKind,
+    check_bidirectional,
+    check_mask,
+    check_width,
+    mask_kind,
+    reduced_mask,
+    validity,
+)
 from vtw_eval.engine.trace import LayerView, Merge, Reducer, Trace
 
 
@@ -46,8 +66,10 @@ class _Step:
     planned: dict[int, tuple[Layout, Tensor] | None] = field(default_factory=dict)
     """Layer to choice, for methods that could choose before the pass: the layout and the chosen slots of the one
     before; None where all go on."""
-    reduced: bool = False
-    """Whether the cache has been told about the reduction."""
+    cache: Cache | None = None
+    """The KV cache of this pass: that of the decoder or, if that got none, the one that it made for its layers."""
+    ran: int = 0
+    """How many hooks on layers have run."""
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     """What entered a layer whose attention a method wants to see at the next one."""
     deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
@@ -86,7 +108,9 @@ class _Engine:
         self.uniform = len(set(getattr(anatomy.text_config, "layer_types", None) or ())) < 2 and all(
             anatomy.sliding_window(i) is None for i in range(anatomy.num_layers)
         )
-        self.kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else "unknown"
+        self.kind: MaskKind | None = None  # nothing to cut
+        if self.asked:
+            self.kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None))
         self.step: _Step | None = None
         self.seen: Mapping[str, Any] = {}
         self.labels: Tensor | None = None
@@ -122,8 +146,8 @@ class _Engine:
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note ids and padding; hand the model a copy of the labels, to be blanked where no token predicts them."""
-        seen = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
-        self.seen = {name: seen.get(name) for name in ("input_ids", "attention_mask")}
+        seen = by_name(module, args, kwargs)
+        self.seen = {name: seen.get(name) for name in ("input_ids", MASK)}
         if not self.asked:
             return None
         if seen.get("return_dict") is False and (seen.get("output_hidden_states") or seen.get("output_attentions")):
@@ -147,19 +171,20 @@ class _Engine:
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begin a pass: a prefill, or a decode step on a cache that a prefill under this method has filled."""
         self.step = None
-        if args:
-            kwargs = {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
-        if self.asked and module.training and getattr(module, "gradient_checkpointing", False):
-            raise ValueError("methods do not work under gradient checkpointing: call gradient_checkpointing_disable().")
-        cache = kwargs.get("past_key_values")
+        kwargs = by_name(module, args, kwargs)
+        if self.asked and module.training and is_checkpointing(self.anatomy.model, module):
+            raise ValueError("methods do not work under gradient checkpointing: switch it off on the model.")
+        cache = cache_of(kwargs)
         source = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
         queries = source.shape[1]
         past = int(cache.get_seq_length()) if cache is not None else 0
+        for mask in (self.seen.get(MASK), kwargs.get(MASK)):
+            check_width(mask, past, queries)
         if not past:
             self.hook_layers()
-            self.step = self._prefill(source, kwargs)
+            self.step = self._prefill(source, kwargs, cache)
         elif isinstance(cache, ReducedCache):
-            self.step = _Step(cache.reduction, decoding=True, queries=queries, total=past + queries)
+            self.step = _Step(cache.reduction, decoding=True, queries=queries, total=past + queries, cache=cache)
             self._refuse_late_vision(queries)
         elif self.asked:
             raise ValueError(
@@ -173,8 +198,10 @@ class _Engine:
         step = self.step
         if step is None:
             return None
+        self._check_pass(step, output)
         if not step.decoding and not step.continued:
             self.trace.reduction = step.reduction
+            self.trace.prefills += 1
         if step.layout is not None:
             prompt = step.reduction.prompt
             hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
@@ -192,6 +219,21 @@ class _Engine:
                 self.labels[:, 1:].masked_fill_(~kept[:, :-1], -100)
         self._restore(output, step)
         return output
+
+    def _check_pass(self, step: _Step, output: Any) -> None:
+        """Check what a pass has left behind: every layer was asked, and the cache holds what the layouts say."""
+        if not step.decoding and step.ran != len(self.layer_hooks):
+            raise changed(f"{step.ran} of the {len(self.layer_hooks)} hooks on decoder layers have run")
+        given = cache_of_output(output)
+        if step.cache is None and not self.layer_hooks:
+            step.cache = given  # made by the decoder, and no hook has seen it
+        if given is not None and given is not step.cache:
+            raise changed("the decoder gives back another KV cache than its layers got")
+        if step.cache is None:
+            return
+        if self.asked and not (isinstance(step.cache, ReducedCache) and step.cache.reduction is step.reduction):
+            raise changed("the KV cache was not told which tokens are gone")
+        check_cache(step.cache, step.reduction, step.total)
 
     def _restore(self, output: Any, step: _Step) -> None:
         """Bring recorded hidden states and attentions to the prompt's length, in place."""
@@ -216,24 +258,24 @@ class _Engine:
                 entries[i] = entry
             output[name] = tuple(entries)
 
-    def _prefill(self, source: Tensor, kwargs: dict[str, Any]) -> _Step:
+    def _prefill(self, source: Tensor, kwargs: dict[str, Any], cache: Cache | None) -> _Step:
         rows, length = source.shape[:2]
         ids = self.seen.get("input_ids", kwargs.get("input_ids"))
         if ids is None and self.prompt_ids is not None:
             ids = _for_rows("prompt_ids", self.prompt_ids, rows, length)
         elif ids is not None and ids.shape != (rows, length):
             raise ValueError(f"input_ids have shape {tuple(ids.shape)}, the decoder gets {(rows, length)}.")
-        mask = self.seen.get("attention_mask")
+        mask = self.seen.get(MASK)
         device = torch.device("cpu") if source.is_meta else source.device  # choices need values
-        valid = validity(kwargs.get("attention_mask") if mask is None else mask, rows, length, device)
+        valid = validity(kwargs.get(MASK) if mask is None else mask, rows, length, device)
         vision = self._vision(ids, rows, length, device) & valid
-        cached = kwargs.get("past_key_values") is not None or bool(kwargs.get("use_cache"))
+        cached = cache is not None or bool(kwargs.get("use_cache"))
         prompt_ids, continued = self._prompt_ids(ids, cached)
         prompt = Prompt(valid, vision, prompt_ids)
         if self.asked and bool(vision.gather(1, prompt.last()[:, None]).any()):
             raise ValueError("the prompt ends in a vision token: there is no text token to answer from.")
         reduction = Reduction(prompt, [None] * self.anatomy.num_layers)
-        step = _Step(reduction, decoding=False, queries=length, total=length, continued=continued)
+        step = _Step(reduction, decoding=False, queries=length, total=length, continued=continued, cache=cache)
         features = kwargs.get("deepstack_visual_embeds")
         if self.asked and features is not None and len(features) > self.first:
             # Vision features that the decoder adds after the layers before any removal stay with it; the later ones
@@ -316,20 +358,20 @@ class _Engine:
         step = self.step
         if step is None:
             return None
-        step.dtype = (args[0] if args else kwargs["hidden_states"]).dtype
-        if step.decoding:
-            return self._decode(i, step, args, kwargs)
         if len(args) > 1:
-            names = list(inspect.signature(module.forward).parameters)
-            kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+            kwargs = by_name(module, args, kwargs)
+            args = (kwargs.pop(next(iter(kwargs))),)
         kwargs = dict(kwargs)
-        hidden = self._add_deepstack(i, step, args[0] if args else kwargs.pop("hidden_states"))
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        check_layer_call(i, kwargs)
+        step.dtype = hidden.dtype
+        step.ran += 1
+        if step.decoding:
+            return self._decode(i, step, hidden, kwargs)
+        hidden = self._add_deepstack(i, step, hidden)
         if i in self.asked:
             hidden = self._ask(i, step, hidden, kwargs)
-        cache = kwargs.get("past_key_values")
-        if cache is not None and not step.reduced:
-            reduce_cache(cache, step.reduction)
-            step.reduced = True
+        self._reduce(step, cache_of(kwargs))
         if step.layout is not None:
             step.reduction.layouts[i] = step.layout
             kwargs = self._arguments(i, step, step.layout, kwargs)
@@ -337,9 +379,21 @@ class _Engine:
             step.entered = {i: (hidden, kwargs)}
         return (hidden,), kwargs
 
-    def _decode(self, i: int, step: _Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    @staticmethod
+    def _reduce(step: _Step, cache: Cache | None) -> None:
+        """Tell the cache that a layer gets about the reduction."""
+        if cache is None:
+            return
+        if step.cache is None:
+            step.cache = cache
+        if cache is not step.cache:
+            raise changed("a decoder layer gets another KV cache than the decoder or the layer before it")
+        if not isinstance(cache, ReducedCache) or cache.reduction is not step.reduction:
+            reduce_cache(cache, step.reduction)
+
+    def _decode(self, i: int, step: _Step, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
         """Hide from a decode step what the layer does not hold; where no layer hides anything, leave it alone."""
-        mask = kwargs.get("attention_mask")
+        mask = kwargs[MASK]
         if i == self.first and self.uniform:
             if mask is None and step.reduction.plain:
                 self.unhook_layers(but=i)  # until a step or a prefill needs them again
@@ -351,7 +405,7 @@ class _Engine:
         window = self._window(i)
         if mask is None and layout.plain and (window is None or step.total <= window):
             return None
-        return args, self._arguments(i, step, layout, kwargs)
+        return (hidden,), self._arguments(i, step, layout, kwargs)
 
     def _ask(self, i: int, step: _Step, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """Drop the tokens that do not go on from here."""
@@ -414,13 +468,13 @@ class _Engine:
 
     def _arguments(self, i: int, step: _Step, layout: Layout, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a layer, cut to its layout."""
-        sources = (kwargs.get("attention_mask"), kwargs.get("position_embeddings"), kwargs.get("position_ids"))
+        sources = tuple(kwargs.get(name) for name in PER_LAYER)
         before = step.cut
         same = before is not None and before[0] is layout and all(map(operator.is_, before[1], sources))
         if not (same and self.uniform):
             held = layout.slots + step.total - step.queries - step.reduction.prompt.length if step.decoding else 0
             queries = step.queries if step.decoding else layout.slots
-            keys = key_slots(kwargs.get("past_key_values"), i, held, queries, step.total)
+            keys = key_slots(cache_of(kwargs), i, held, queries, step.total)
             before = step.cut = (layout, sources, self._cut(step, layout, kwargs, keys, self._window(i)))
         assert before is not None
         new = {**kwargs, **before[2]}
@@ -428,7 +482,7 @@ class _Engine:
             return new
         rows, length = step.reduction.prompt.valid.shape
         for name, value in kwargs.items():  # whatever else the model passes per token
-            if name not in _HANDLED and isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length:
+            if name not in PER_LAYER and isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length:
                 if value.shape[0] not in (1, rows):
                     raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
                 new[name] = step.once(layout, value, functools.partial(_pick_tokens, value, layout))
@@ -439,11 +493,8 @@ class _Engine:
     ) -> dict[str, Any]:
         """Return the mask and positions of a layer that gets ``keys`` keys."""
         new: dict[str, Any] = {}
-        mask, embeddings, positions = (kwargs.get(name) for name in _HANDLED)
-        if "attention_mask" in kwargs:
-            new["attention_mask"] = step.once(
-                layout, mask, lambda: self._mask(step, layout, mask, keys, window), keys, window
-            )
+        mask, embeddings, positions = (kwargs.get(name) for name in PER_LAYER)
+        new[MASK] = step.once(layout, mask, lambda: self._mask(step, layout, mask, keys, window), keys, window)
         if embeddings is not None:
             new["position_embeddings"] = step.once(
                 layout, embeddings, lambda: self._embeddings(step, layout, embeddings)
@@ -456,6 +507,8 @@ class _Engine:
         return new
 
     def _mask(self, step: _Step, layout: Layout, mask: Tensor | None, keys: int, window: int | None) -> Tensor | None:
+        assert self.kind is not None, "a layout was chosen"
+        check_mask(mask, self.kind, len(layout.index), step.queries)
         return reduced_mask(
             mask,
             layout,
@@ -469,6 +522,7 @@ class _Engine:
         )
 
     def _embeddings(self, step: _Step, layout: Layout, embeddings: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        check_embeddings(embeddings, len(layout.index), step.queries)
         if layout.shift is None and step.decoding:
             return embeddings
         if layout.shift is None:
@@ -521,9 +575,6 @@ def _spread_keys(attention: Tensor, layout: Layout, length: int, total: int) -> 
     return spread(attention, layout, length, 3)
 
 
-_HANDLED = ("attention_mask", "position_embeddings", "position_ids")
-
-
 @contextmanager
 def install(
     method: Reducer,
@@ -565,6 +616,7 @@ def install(
     """
     anatomy = find_anatomy(model)
     check_support(anatomy, allow_untested)
+    check_bidirectional(anatomy)
     method = method.bind(anatomy)
     installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
     if any(isinstance(owner, _Engine) for owner in installed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,11 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
+from vtw_eval.anatomy import BIDIRECTIONAL, Anatomy, UnsupportedModelError
+from vtw_eval.engine.calls import changed
 from vtw_eval.engine.layout import Layout, pick
 
-MaskKind = Literal["boolean", "additive", "validity", "unknown"]
+MaskKind = Literal["boolean", "additive", "validity"]
 """4-D boolean (SDPA), 4-D additive (eager), 2-D validity (FlashAttention)."""
 
 
@@ -26,9 +29,10 @@ def mask_kind(implementation: str | None) -> MaskKind:
     Raises
     ------
     ValueError
-        For flex attention, whose block masks cannot be cut.
+        For flex attention, whose block masks cannot be cut, and for an implementation whose masks are unknown.
     """
-    function = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) if implementation else None
+    function: Any = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) if implementation else None
+    function = None if function is None else inspect.unwrap(function)
     if function is flex_attention_mask:
         raise ValueError(
             "flex_attention masks cannot be cut: load the model with attn_implementation='sdpa', 'eager' or "
@@ -39,7 +43,83 @@ def mask_kind(implementation: str | None) -> MaskKind:
         eager_mask: "additive",
         flash_attention_mask: "validity",
     }
-    return kinds.get(function, "unknown")
+    if function not in kinds:
+        raise ValueError(
+            f"the masks of attn_implementation={implementation!r} are unknown: load the model with 'sdpa', 'eager' or "
+            "'flash_attention_2'."
+        )
+    return kinds[function]
+
+
+def check_bidirectional(anatomy: Anatomy) -> None:
+    """Raise ``UnsupportedModelError`` for FlashAttention on a model whose image tokens see each other.
+
+    Its 2-D masks cannot say that, so even the unchanged model is another one. transformers loads such a model until
+    5.23 and refuses since.
+    """
+    implementation = getattr(anatomy.text_config, "_attn_implementation", None)
+    flash = implementation and ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) is flash_attention_mask
+    if flash and anatomy.model_type in BIDIRECTIONAL:
+        raise UnsupportedModelError(
+            f"{anatomy.model_type} under {implementation} loses the bidirectional mask of its image tokens, also "
+            "without a method: load the model with attn_implementation='sdpa'."
+        )
+
+
+def check_width(mask: Any, past: int, queries: int) -> None:
+    """Check that the attention mask of a pass is as wide as its sequence.
+
+    Parameters
+    ----------
+    mask
+        None, 2-D, 4-D, or one for each layer type.
+    past
+        Length of the sequence before the pass, removed tokens counted.
+    queries
+        Tokens of the pass.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If it is not: then the tokens before this pass are unknown to the engine, or others are.
+    """
+    for each in mask.values() if isinstance(mask, dict) else (mask,):
+        if isinstance(each, Tensor) and each.ndim == 2 and each.shape[1] != past + queries:
+            raise changed(
+                f"the attention mask has {each.shape[1]} columns in a pass of {queries} tokens after {past} cached ones"
+            )
+        if isinstance(each, Tensor) and each.ndim == 4 and each.shape[-2] not in (1, queries):
+            raise changed(f"the attention mask has {each.shape[-2]} rows in a pass of {queries} tokens")
+
+
+def check_mask(mask: Any, kind: MaskKind, rows: int, queries: int) -> None:
+    """Check that a layer's mask is one that the engine can cut.
+
+    Parameters
+    ----------
+    mask
+        What the layer gets.
+    kind
+        What its attention implementation takes.
+    rows, queries
+        Shape of the pass, removed tokens counted.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If it is of another type, shape or kind.
+    """
+    if mask is None:
+        return
+    if isinstance(mask, Tensor):
+        two = kind == "validity" and mask.ndim == 2 and len(mask) in (1, rows) and not mask.is_floating_point()
+        four = kind != "validity" and mask.ndim == 4 and len(mask) in (1, rows) and mask.shape[-2] == queries
+        if two or (four and (mask.dtype == torch.bool or mask.is_floating_point())):
+            return
+    found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    raise changed(
+        f"decoder layers get an attention mask ({found}) that is not the {kind} mask of {rows} x {queries} tokens"
+    )
 
 
 def validity(mask: Any, rows: int, length: int, device: torch.device) -> Tensor:
@@ -102,8 +182,7 @@ def reduced_mask(
     Raises
     ------
     ValueError
-        If FlashAttention would have to apply a sliding window to a prompt with gaps, or if a mask has to be built
-        for an unknown attention implementation.
+        If FlashAttention would have to apply a sliding window to a prompt with gaps.
     """
     prefill = total == length
     whole = mask is not None and mask.ndim == 4 and mask.shape[-1] == total and keys == layout.slots + total - length
@@ -222,10 +301,10 @@ def built_mask(
     Raises
     ------
     ValueError
-        For an unknown attention implementation.
+        For FlashAttention.
     """
-    if kind not in ("boolean", "additive"):
-        raise ValueError("this attention implementation is unknown: its mask cannot be built.")
+    if kind == "validity":
+        raise ValueError("FlashAttention takes no 4-D mask.")
     allowed = ((keys[:, None, :] <= queries[:, :, None]) & valid[:, None, :])[:, None]
     if pads is not None:
         allowed = _see_themselves(allowed, pads, first)

@@ -142,6 +142,8 @@ class Trace:
     """The method with its defaults filled in."""
     reduction: Reduction | None = None
     """Prompt and layouts; None until the model has run."""
+    prefills: int = 0
+    """How many prompts (batches of them) have run; a generation has one."""
 
     def kept(self, layer: int) -> Tensor:
         """Boolean ``[rows, tokens]``: the prompt's tokens that entered a layer.
