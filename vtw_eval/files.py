@@ -1,10 +1,15 @@
-"""Writing files whole."""
+"""Writing files whole, and where files of the user's cache belong."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+
+def cache_home() -> Path:
+    """Return the user's cache directory for this package (follows the XDG base directory convention)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtw-eval"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vtw_eval.shapes.data import cache_home
+from vtw_eval.files import cache_home
 
 DOCUMENTS = "frameqa.jsonl"
 """One document a line: ``question_id``, ``video`` (a name), ``question``, ``answer``."""
@@ -25,7 +25,7 @@ HOW_TO_GET = (
 
 def prepared_folder() -> Path:
     """Return the folder of the prepared data, in the user's cache (XDG base directory convention)."""
-    return cache_home().parent / "tgif"
+    return cache_home() / "tgif"
 
 
 def prepared(name: str) -> Path:

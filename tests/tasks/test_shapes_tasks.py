@@ -11,6 +11,7 @@ pytest.importorskip("lmms_eval")
 from lmms_eval.tasks import TaskManager
 from PIL import Image
 
+from vtw_eval.files import cache_home
 from vtw_eval.shapes import data
 from vtw_eval.shapes.processor import build_tokenizer
 from vtw_eval.shapes.questions import LETTER_PROMPT, SHORT_PROMPT, TYPES, prompt
@@ -24,7 +25,7 @@ def cache(tmp_path_factory):
     """A fresh cache of test sets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield data.cache_home()
+        yield cache_home() / "shapes"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ and answered again on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from vtw_eval.cost.dry_run import SYSTEM
 from vtw_eval.cost.geometry import Geometry
 from vtw_eval.engine import LayerView, Merge, Trace
 from vtw_eval.methods import Method
-from vtw_eval.methods.base import Position
+from vtw_eval.methods.wrapped import Wrapped
 
 _VOCAB = 64
 
@@ -113,25 +113,13 @@ class _Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wrapped(Method):
-    """Stands for a method."""
+class _Choosing(Wrapped):
+    """Stands for a method whose choices are noted."""
 
-    method: Method
     choices: dict[int, _Choice] = field(default_factory=dict)
 
-    @property
-    def positions(self) -> Position:
-        return self.method.positions
 
-    @property
-    def looks_back(self) -> bool:
-        return self.method.looks_back
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        return self.method.layers(num_layers)
-
-
-class _Record(_Wrapped):
+class _Record(_Choosing):
     """Notes what the method does."""
 
     key: ClassVar[str] = "record"
@@ -154,7 +142,7 @@ class _Record(_Wrapped):
         return answer
 
 
-class _Replay(_Wrapped):
+class _Replay(_Choosing):
     """Does it again."""
 
     key: ClassVar[str] = "replay"

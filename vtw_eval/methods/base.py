@@ -90,6 +90,10 @@ class Method:
         """Return the method with the layer that its search has found."""
         return self
 
+    def stand_in(self: Self, anatomy: Anatomy) -> Self:
+        """Return the method for a random model, with random stand-ins for what was trained for a checkpoint."""
+        return self
+
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layer indices before which :meth:`keep` is asked; empty for the unchanged model."""
         raise NotImplementedError

@@ -55,6 +55,10 @@ class Composite(Method):
         """Bind all parts."""
         return replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))
 
+    def stand_in(self, anatomy: Anatomy) -> Composite:
+        """Replace what was trained in all parts."""
+        return replace(self, parts=tuple(part.stand_in(anatomy) for part in self.parts))
+
     @property
     def search(self) -> LayerSearch | None:
         """The search of the part that has one."""

@@ -88,6 +88,12 @@ class DyVTE(Method):
             )
         return self
 
+    def stand_in(self, anatomy: Anatomy) -> DyVTE:
+        """Return the method with random gates, by which a row leaves after each layer about half of the time."""
+        twin = replace(self, gates="random", check_name=False)
+        twin.__dict__["network"] = Gates(anatomy.hidden_size, anatomy.num_layers, inner=16).initialise(0)
+        return twin
+
     def params(self) -> Mapping[str, Any]:
         """Name the gates by their file, not by where it lies."""
         return {"gates": None if self.gates is None else Path(self.gates).name}

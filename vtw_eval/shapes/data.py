@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import tempfile
 import zlib
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vtw_eval.files import cache_home
 from vtw_eval.shapes import questions, scenes
 from vtw_eval.shapes.questions import OPEN, Question, ask, ask_color, ask_count, ask_exist, exist_text
 from vtw_eval.shapes.scenes import KINDS, Scene, render, sample_scene
@@ -207,11 +207,6 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def cache_home() -> Path:
-    """Return the user's cache directory for this package (follows the XDG base directory convention)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtw-eval" / "shapes"
-
-
 def dataset_path(name: str, cache: Path | None = None) -> Path:
     """Return the directory of a test set, making it first if it is not there.
 
@@ -222,7 +217,7 @@ def dataset_path(name: str, cache: Path | None = None) -> Path:
     name
         One of :data:`TEST_SETS`.
     cache
-        Where test sets are kept; None means :func:`cache_home`.
+        Where test sets are kept; None means the user's cache.
 
     Returns
     -------
@@ -236,7 +231,7 @@ def dataset_path(name: str, cache: Path | None = None) -> Path:
     """
     if name not in TEST_SETS:
         raise ValueError(f"unknown test set {name!r}; known: {', '.join(TEST_SETS)}")
-    cache = cache or cache_home()
+    cache = cache or cache_home() / "shapes"
     final = cache / f"{name}-{fingerprint()}"
     if final.is_dir():
         return final

@@ -1,0 +1,45 @@
+"""A method that stands for another, to watch it or to do again what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.methods.base import Method, Position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapped(Method):
+    """Base of methods that stand for another; they answer :meth:`keep`.
+
+    Parameters
+    ----------
+    method
+        The other.
+    """
+
+    method: Method
+
+    @property
+    def positions(self) -> Position:
+        """What the method does."""
+        return self.method.positions
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the method does."""
+        return self.method.looks_back
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the method does."""
+        return self.method.plans_ahead
+
+    def bind(self, anatomy: Anatomy) -> Wrapped:
+        """Bind the method."""
+        return replace(self, method=self.method.bind(anatomy))
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers of the method."""
+        return self.method.layers(num_layers)

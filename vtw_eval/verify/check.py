@@ -1,0 +1,262 @@
+"""Comparing what a method computes on a tiny model, with the installed packages, with what it should compute."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from vtw_eval.anatomy import find_anatomy
+from vtw_eval.engine import LayerView, Merge, Trace
+from vtw_eval.engine.masks import mask_kind
+from vtw_eval.methods import VTW, Method
+from vtw_eval.methods.wrapped import Wrapped
+from vtw_eval.search import search_layer
+from vtw_eval.verify.oracle import masked, traced
+from vtw_eval.verify.tiny import Inputs, features_in, make_inputs, make_model
+
+NEW_TOKENS = 4
+_RELATIVE = 1e-4
+"""Largest difference of logits, as a share of the largest one, that float32 explains."""
+_NOTHING = 1e-5
+"""A removal that changes logits by less has not happened."""
+_NOISE = 4
+"""In half precision: how many times the unchanged model's own rounding a difference may be."""
+
+
+class MismatchError(Exception):
+    """A method does not compute what it should; the message says what differs."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tiny model, its oracle and prompts."""
+
+    model: PreTrainedModel
+    oracle: PreTrainedModel
+    """The same weights under eager attention."""
+    inputs: Inputs
+    flash: bool
+    plain: Tensor
+    """Logits of the unchanged model after each prompt, ``[rows, vocabulary]``."""
+    scale: float
+    """The largest logit."""
+    tolerance: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether arithmetic is exact enough to tell a small effect from rounding."""
+        return self.model.dtype in (torch.float32, torch.float64)
+
+
+def make_subject(config: PreTrainedConfig, attention: str, dtype: torch.dtype, device: torch.device) -> Subject:
+    """Make a tiny model and measure its own rounding.
+
+    Parameters
+    ----------
+    config
+        Of :func:`vtw_eval.verify.tiny.shrink`.
+    attention
+        Attention implementation.
+    dtype, device
+        Of the model.
+
+    Raises
+    ------
+    MismatchError
+        If the unchanged model answers otherwise without a KV cache than with one.
+    """
+    model = make_model(config, attention, dtype, device)
+    oracle = model if attention == "eager" else make_model(config, "eager", dtype, device)
+    inputs = make_inputs(model)
+    cached, uncached = _generate(model, inputs), _generate(model, inputs, use_cache=False)
+    scale = float(cached.logits.abs().max())
+    noise = float((cached.logits - uncached.logits).abs().max())
+    exact = dtype in (torch.float32, torch.float64)
+    if not math.isfinite(scale) or (exact and noise > _RELATIVE * scale):
+        raise MismatchError(
+            f"the unchanged model answers otherwise without a KV cache (by {noise:.1e} of {scale:.1e} in its logits)"
+        )
+    tolerance = _RELATIVE * scale if exact else _NOISE * noise
+    flash = mask_kind(attention) == "validity"
+    return Subject(model, oracle, inputs, flash, cached.logits[:, 0], scale, tolerance)
+
+
+@dataclass
+class _Generation:
+    """Greedy tokens and the logits from which they were taken."""
+
+    tokens: Tensor
+    """Long ``[rows, new]``."""
+    logits: Tensor
+    """float32 ``[rows, new, vocabulary]``."""
+
+
+@torch.no_grad()
+def _generate(model: Any, inputs: Inputs, *, use_cache: bool = True) -> _Generation:
+    with features_in(model, inputs):
+        output: Any = model.generate(
+            **inputs.keywords(),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            use_cache=use_cache,
+            suppress_tokens=list(find_anatomy(model).vision_token_ids),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return _Generation(output.sequences[:, inputs.length :], torch.stack(output.logits, dim=1).float())
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Attention weights of the last prompt token, as a method saw them."""
+
+    asked: int
+    """Layer before which the method was asked."""
+    layer: int
+    """Layer of the weights."""
+    places: Tensor
+    """Long ``[rows, tokens]``."""
+    weights: Tensor
+    """``[rows, tokens]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watched(Wrapped):
+    """Notes what a method looked at in a prefill, and whether it merged tokens."""
+
+    key: ClassVar[str] = "watched"
+    rows: list[_Attention] = field(default_factory=list)
+    merges: list[int] = field(default_factory=list)
+
+    def keep(self, view: LayerView) -> Tensor | Merge:
+        def probe(layer: int) -> Tensor:
+            weights = view.probe(layer)
+            self.rows.append(_Attention(view.layer, layer, view.index, weights.mean(dim=1)))
+            return weights
+
+        answer = self.method.keep(replace(view, probe=probe))
+        if isinstance(answer, Merge):
+            self.merges.append(view.layer)
+        return answer
+
+
+def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
+    """Compare a method with what it should compute.
+
+    Parameters
+    ----------
+    subject
+        On what.
+    method
+        Bound to a model with as many layers, without a parameter to search.
+
+    Returns
+    -------
+    tuple of str
+        What was compared.
+
+    Raises
+    ------
+    MismatchError
+        If something differs.
+    """
+    model, inputs = subject.model, subject.inputs
+    method = method.stand_in(find_anatomy(model))
+    watched = _Watched(method=method)
+    with watched(model, allow_untested=True) as trace:
+        cached = _generate(model, inputs)
+        _check_trace(trace, inputs)
+        ran = replace(trace)  # later runs leave this one alone
+        rows, merges = list(watched.rows), bool(watched.merges)
+        uncached = _generate(model, inputs, use_cache=False)
+        alone = [_generate(model, inputs.row(row)).logits[0] for row in range(len(inputs.vision))]
+    layers = find_anatomy(model).num_layers
+    removed = any(bool((inputs.valid & ~ran.kept(i)).any()) for i in range(layers))
+    effect = float((cached.logits[:, 0] - subject.plain).abs().max())
+    if removed and effect <= _NOTHING * subject.scale:
+        raise MismatchError("the trace says that tokens were removed, but the logits are those of the unchanged model")
+    if not removed and effect > subject.tolerance:
+        raise MismatchError(f"nothing was removed, but logits differ by {effect:.1e} from the unchanged model's")
+    if not subject.exact and effect < _NOISE * subject.tolerance:
+        return ("counts",)  # rounding hides the rest
+    _close(subject, "with and without a KV cache", uncached.logits, cached.logits)
+    for row, logits in enumerate(alone):
+        _close(subject, f"for row {row} alone and in a padded batch", logits, cached.logits[row])
+    if merges or (method.positions == "rearrange" and _several_rotaries(model)):
+        return ("counts", "cache", "padding")
+    expected, weights = _oracle(subject, ran, cached.tokens, attention=bool(rows))
+    answered = expected[:, inputs.length - 1 : -1]
+    if bool(ran.kept(-1)[:, -1].all()):  # else the answer is read from another token
+        _close(subject, "with removed and with masked tokens after the prompt", cached.logits[:, 0], answered[:, 0])
+    _close(subject, "with removed and with masked tokens while decoding", cached.logits[:, 1:], answered[:, 1:])
+    for seen in rows:
+        _check_attention(subject, ran, seen, weights[seen.layer][:, :, inputs.length - 1].mean(dim=1))
+    return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []))
+
+
+def check_search(subject: Subject) -> tuple[str, ...]:
+    """Compare the search for the withdrawal layer with one run for some layers; see :func:`check_method`."""
+    model, inputs = subject.model, subject.inputs
+    layers = find_anatomy(model).num_layers
+    with features_in(model, inputs), torch.no_grad():
+        found = search_layer(model, [inputs.keywords()], start=0, allow_untested=True).per_sample
+        for k in sorted({0, layers // 2, layers - 1}):
+            with VTW(k=k)(model, allow_untested=True):
+                logits = model(**inputs.keywords()).logits[:, -1].double()
+            p, q = logits.log_softmax(dim=-1), subject.plain.double().log_softmax(dim=-1)
+            expected = (p.exp() * (p - q)).sum(dim=-1).cpu()
+            allowed = 1e-4 * (1 + float(expected.max())) if subject.exact else 0.1 * (1 + float(expected.max()))
+            difference = float((found[:, k] - expected).abs().max())
+            if not difference <= allowed:
+                raise MismatchError(f"the divergence that the search finds for k={k} is off by {difference:.1e} nats")
+    return ("search",)
+
+
+def _check_trace(trace: Trace, inputs: Inputs) -> None:
+    if trace.prefills != 1:
+        raise MismatchError(f"a generation counts as {trace.prefills} prompts")
+    prompt = trace.reduction.prompt if trace.reduction is not None else None
+    if prompt is None or not torch.equal(prompt.valid, inputs.valid) or not torch.equal(prompt.vision, inputs.vision):
+        found = "nothing" if prompt is None else f"{prompt.length} tokens"
+        raise MismatchError(f"the trace is of a prompt of {found}, the prompt has {inputs.length}")
+
+
+def _several_rotaries(model: PreTrainedModel) -> bool:
+    """Whether layers of different kinds have position embeddings of their own: the oracle renumbers one."""
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    return any(isinstance(value, dict) for value in rope.values())
+
+
+@torch.no_grad()
+def _oracle(subject: Subject, trace: Trace, tokens: Tensor, *, attention: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits ``[rows, tokens, vocabulary]`` of prompts and answers; attention weights of each layer if asked for."""
+    rearrange = trace.method.positions == "rearrange"
+    model, inputs = subject.oracle, subject.inputs
+    with features_in(model, inputs), masked(model, traced(trace), flash=subject.flash, rearrange=rearrange):
+        output = model(**inputs.extended(tokens), use_cache=False, output_attentions=attention)
+    return output.logits.float(), output.attentions or ()
+
+
+def _check_attention(subject: Subject, trace: Trace, seen: _Attention, expected: Tensor) -> None:
+    mine = seen.weights
+    if seen.layer == seen.asked:  # the oracle's layer hides already what the method removes here
+        if trace.method.positions == "rearrange":
+            return
+        mine = mine * trace.kept(seen.layer).gather(1, seen.places)
+        mine = mine / mine.sum(dim=1, keepdim=True)
+    difference = float((mine - expected.gather(1, seen.places).to(mine)).abs().max())
+    if not difference <= (1e-4 if subject.exact else 0.05):
+        raise MismatchError(
+            f"attention weights of layer {seen.layer} differ by {difference:.1e} from those of eager attention"
+        )
+
+
+def _close(subject: Subject, what: str, mine: Tensor, expected: Tensor) -> None:
+    difference = float((mine - expected).abs().max()) if mine.numel() else 0.0
+    if not difference <= subject.tolerance:  # NaN is none either
+        raise MismatchError(f"logits {what} differ by {difference:.1e} (of {subject.scale:.1e})")
