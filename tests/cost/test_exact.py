@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.families import FAMILIES, make_inputs, make_model
 from vtw_eval.anatomy import find_anatomy
@@ -19,6 +18,7 @@ from vtw_eval.cost import (
     projector_flops,
     vision_tower_flops,
 )
+from vtw_eval.cost.torch_counter import flop_counter
 
 GROUPED = Geometry(name="grouped", layers=3, hidden=10, heads=4, kv_heads=2, head_dim=6, ffn=14, gated=True, vocab=50)
 
@@ -109,7 +109,7 @@ def test_tower_and_projector_equal_torchs_counter(family: str) -> None:
     assert geometry.vision is not None
     images = inputs["pixel_values"].flatten(end_dim=-4).shape[0]
     geometry = replace(geometry, vision=replace(geometry.vision, images=images))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         model.model.get_image_features(**features)
     assert counter.get_total_flops() == vision_tower_flops(geometry) + projector_flops(geometry)
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, StaticCache
 
 from tests.families import make_inputs, make_model
@@ -27,8 +26,10 @@ from vtw_eval.cost import (
 from vtw_eval.cost.bench_model import llava_config
 from vtw_eval.cost.choice import choice_flops, slots_per_layer
 from vtw_eval.cost.dry_run import tokens_per_layer
-from vtw_eval.cost.measured import _HANDLES, cache_bytes, fvcore_flops, torch_flops
+from vtw_eval.cost.fvcore_trace import HANDLES
+from vtw_eval.cost.measured import cache_bytes, fvcore_flops, torch_flops
 from vtw_eval.cost.meta import meta_method, meta_model
+from vtw_eval.cost.torch_counter import flop_counter
 from vtw_eval.engine.calls import cache_of_output, with_cache
 
 # --- counters
@@ -57,9 +58,9 @@ class _Call(nn.Module):
 )
 def test_handles_count_what_torch_counts(function: Any, shapes: list[tuple[int, ...]], expected: int) -> None:
     tensors = tuple(torch.zeros(shape) for shape in shapes)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         function(*tensors)
-    analysis = FlopCountAnalysis(_Call(function), tensors).clear_op_handles().set_op_handle(**_HANDLES)
+    analysis = FlopCountAnalysis(_Call(function), tensors).clear_op_handles().set_op_handle(**HANDLES)
     assert analysis.unsupported_ops_warnings(False).total() == expected
     assert counter.get_total_flops() == 2 * expected
 

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import addmm_flop_jit, bmm_flop_jit, conv_flop_jit, get_shape, linear_flop_jit
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.cost.fvcore_trace import Tracing, analysis_of, check_fvcore
+from vtw_eval.cost.torch_counter import check_counter, flop_counter
+from vtw_eval.versions import UpstreamChangedError
 
 _TOWERS = frozenset({"image_tower", "video_tower", "vision_model", "vision_tower", "visual"})
 _PROJECTORS = frozenset({"connector", "deepstack_merger_list", "merger", "mlp1", "multi_modal_projector"})
+
+_OTHER_AT_MOST = 0.01
+"""Share of the FLOPs that may belong to no part: products of positions and masks. No tested family has any."""
 
 _WHOLE = VISION, PROJECTOR, HEAD, METHOD = "vision", "projector", "head", "method"
 
@@ -93,17 +95,18 @@ def fvcore_flops(
     ------
     ValueError
         If the model does not tell its language-model head (OpenGVLab's remote code).
+    UpstreamChangedError
+        If fvcore and torch do not understand each other, or a module with weights runs outside of all parts.
     """
+    check_fvcore()
     inputs = {name: _own(value) for name, value in inputs.items()}
     names = _names(model)
 
     def run() -> None:
-        with _Tracing() as tracing, _parts(model, tracing.enter, tracing.leave):
+        with Tracing() as tracing, _parts(model, tracing.enter, tracing.leave):
             (call or model)(**inputs)
 
-    analysis = FlopCountAnalysis(_Traced(run, names), (torch.zeros(()),))
-    analysis.clear_op_handles().set_op_handle(**_HANDLES)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)  # told in `uncounted`
+    analysis = analysis_of(run, names)
     with torch.no_grad(), _without_gradients(model):
         counted = analysis.by_module()
     found = {name: 2 * int(counted[f"part.{name}"]) for name in names}
@@ -125,18 +128,26 @@ def torch_flops(
     ----------
     model, inputs, call
         As in :func:`fvcore_flops`.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If attention ran that torch counts as 0, or more than a hundredth of the FLOPs belong to no part.
     """
     inputs = {name: _own(value) for name, value in inputs.items()}
-    counter = FlopCounterMode(display=False)
     inside: list[str] = []
     found = dict.fromkeys(_names(model), 0)
-    before = 0
+    between: dict[str, int] = {}
+    before, last = 0, "the beginning"
 
     def account() -> None:
-        nonlocal before
+        nonlocal before, last
         now = counter.get_total_flops()
         if inside:
-            found[inside[-1]] += now - before
+            last = inside[-1]
+            found[last] += now - before
+        elif now > before:
+            between[f"after {last}"] = between.get(f"after {last}", 0) + now - before
         before = now
 
     def enter(part: str) -> None:
@@ -147,8 +158,17 @@ def torch_flops(
         account()
         inside.pop()
 
-    with torch.no_grad(), counter, _parts(model, enter, leave):
+    check_counter(str(model.device), model.dtype)
+    with torch.no_grad(), flop_counter() as counter, _parts(model, enter, leave):
         (call or model)(**inputs)
+        account()
+    if sum(between.values()) > _OTHER_AT_MOST * before:
+        raise UpstreamChangedError(
+            f"torch counts {', '.join(f'{flops} FLOPs {where}' for where, flops in between.items())} that belong to "
+            f"no part of {type(model).__name__}",
+            "transformers",
+            "torch",
+        )
     operators = {str(operator): flops for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
     return _measured("torch", found, counter.get_total_flops(), operators, {})
 
@@ -202,7 +222,13 @@ def _names(model: PreTrainedModel) -> list[str]:
 
 @contextmanager
 def _parts(model: PreTrainedModel, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
-    """Call ``enter(part)`` and ``leave()`` around each part of a model while it runs."""
+    """Call ``enter(part)`` and ``leave()`` around each part of a model while it runs.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If a module with a weight matrix runs outside of all parts: fvcore would not count it.
+    """
     anatomy = find_anatomy(model)
     head = model.get_output_embeddings()
     if head is None:
@@ -210,23 +236,39 @@ def _parts(model: PreTrainedModel, enter: Callable[[str], None], leave: Callable
     inner = set(anatomy.decoder.modules())
     handles: list[Any] = []
     around: list[Any] = []
+    strays: set[str] = set()
+    depth = 0
+
+    def begin(part: str) -> None:
+        nonlocal depth
+        depth += 1
+        enter(part)
+
+    def end() -> None:
+        nonlocal depth
+        depth -= 1
+        leave()
 
     def surround(module: nn.Module, part: str) -> None:
-        handles.append(module.register_forward_pre_hook(lambda *_: enter(part)))
-        handles.append(module.register_forward_hook(lambda *_: leave()))
+        handles.append(module.register_forward_pre_hook(lambda *_: begin(part)))
+        handles.append(module.register_forward_hook(lambda *_: end()))
 
     def switch(part: str, *_: Any) -> None:
-        leave()
-        enter(part)
+        end()
+        begin(part)
+
+    def note(name: str, *_: Any) -> None:
+        if not depth:
+            strays.add(name)
 
     def before_layers(*_: Any) -> None:
         """Surround each layer and what a method computes before it, which is a hook that may have come just now."""
         while around:
             around.pop().remove()
         for i, layer in enumerate(anatomy.layers):
-            around.append(layer.register_forward_pre_hook(lambda *_: enter(METHOD), prepend=True))
+            around.append(layer.register_forward_pre_hook(lambda *_: begin(METHOD), prepend=True))
             around.append(layer.register_forward_pre_hook(functools.partial(switch, _layer(i))))
-            around.append(layer.register_forward_hook(lambda *_: leave()))
+            around.append(layer.register_forward_hook(lambda *_: end()))
 
     try:
         for name, module in model.named_modules():
@@ -239,124 +281,25 @@ def _parts(model: PreTrainedModel, enter: Callable[[str], None], leave: Callable
                 surround(module, PROJECTOR)
         handles.append(anatomy.decoder.register_forward_pre_hook(before_layers))
         surround(head, HEAD)
+        for name, module in model.named_modules():  # after the parts, so that theirs begin before their own weights
+            if _multiplies(module):
+                handles.append(module.register_forward_pre_hook(functools.partial(note, name)))
         yield
     finally:
         for handle in (*handles, *around):
             handle.remove()
+    if strays:
+        raise UpstreamChangedError(
+            f"{', '.join(sorted(strays))} of {type(model).__name__} belongs to no part whose FLOPs are counted (the "
+            f"parts are a vision tower, a projector, the decoder's layers and the head, found by their names)",
+            "transformers",
+        )
 
 
-# --- fvcore
-
-
-class _Traced(nn.Module):
-    """What fvcore traces: a call without arguments, with one empty module per part for fvcore to know its name.
-
-    The model is not a submodule, so that fvcore leaves its modules alone: it marks the end of a module by a hook, which
-    is not called where the engine stops a layer at its attention to look at queries and keys.
-    """
-
-    def __init__(self, run: Callable[[], None], parts: Sequence[str]) -> None:
-        super().__init__()
-        self.run = run
-        self.part = nn.ModuleDict({name: nn.Identity() for name in parts})
-
-    def forward(self, anything: Tensor) -> Tensor:
-        """Make the call; a trace needs a tensor to begin and to end with."""
-        self.run()
-        graph = torch._C._get_tracing_state().graph()
-        # What leads to no result would be taken out of the graph, such as a gate that lets the tokens stay.
-        for node in _nodes(graph):
-            if node.kind() in _HANDLES:
-                graph.registerOutput(node.output())
-        return anything + 0
-
-
-def _nodes(block: Any) -> Iterator[Any]:
-    """Yield the nodes of a graph; each scope is a node with a block of its own."""
-    for node in block.nodes():
-        yield node
-        for inner in node.blocks():
-            yield from _nodes(inner)
-
-
-def _trace_into(state: Any) -> None:
-    torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-
-class _Tracing:
-    """Traces the parts of a model only.
-
-    Between them models build masks with vmap and cut images by Python arithmetic on sizes, both of which fail in a
-    trace, and compute nothing that counts (torch's counter, which sees everything, tells that in ``other``).
-    """
-
-    def __enter__(self) -> _Tracing:
-        self.state = torch._C._get_tracing_state()
-        self.inside = 0
-        _trace_into(None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _trace_into(self.state)
-
-    def enter(self, part: str) -> None:
-        """Begin to trace a part."""
-        _trace_into(self.state)
-        self.state.push_scope(f"part.{part}")
-        self.inside += 1
-
-    def leave(self) -> None:
-        """End it."""
-        self.state.pop_scope()
-        self.inside -= 1
-        if not self.inside:
-            _trace_into(None)
-
-
-def _product(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiply-adds of a matmul: each entry of the result is a sum along the last axis of the first factor."""
-    return math.prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
-
-
-def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiply-adds of a convolution whose padding has a name: each entry of the result needs one filter."""
-    return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
-
-
-def _added_product(inputs: list[Any], outputs: list[Any]) -> int:
-    return _product(inputs[1:], outputs)
-
-
-def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiply-adds of scaled_dot_product_attention: queries by keys, weights by values, all pairs."""
-    query, key, value = (get_shape(tensor) for tensor in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiply-adds of an einsum of two factors: one per combination of its indices."""
-    shapes = [get_shape(tensor) for tensor in inputs[1].node().inputs()]
-    letters = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
-    if len(shapes) != 2 or "." in "".join(letters):
-        raise NotImplementedError(f"einsum of {inputs[0].toIValue()!r} cannot be counted.")
-    sizes: dict[str, int] = {}
-    for term, shape in zip(letters, shapes, strict=True):
-        sizes |= zip(term, shape, strict=True)
-    return math.prod(sizes.values())
-
-
-_HANDLES: Mapping[str, Callable[[list[Any], list[Any]], Any]] = {
-    "aten::_convolution": conv_flop_jit,
-    "aten::_convolution_mode": _convolution,
-    "aten::addmm": addmm_flop_jit,
-    "aten::baddbmm": _added_product,
-    "aten::bmm": bmm_flop_jit,
-    "aten::einsum": _einsum,
-    "aten::linear": linear_flop_jit,
-    "aten::matmul": _product,
-    "aten::mm": _product,
-    "aten::scaled_dot_product_attention": _attention,
-}
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module has weights that it multiplies with, and does not look up."""
+    weights = module.parameters(recurse=False)
+    return not isinstance(module, nn.Embedding) and any(weight.ndim > 1 for weight in weights)
 
 
 @contextmanager

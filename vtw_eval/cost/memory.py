@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from vtw_eval.versions import UpstreamChangedError
+
+_EVENT = "[memory]"
+"""How the profiler calls an allocation or a release."""
+
+_SLACK = 4096
+"""Bytes by which the allocator may round up."""
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -23,6 +33,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         What to run.
     device
         Where it runs.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If the profiler of this torch does not tell of allocations as it should.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -31,14 +46,53 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    check_profiler()
+    return _peak_of(run)
+
+
+def _peak_of(run: Callable[[], object]) -> int:
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     level = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()
+    for change in _changes(recorded):
+        level += change
         peak = max(peak, level)
     return peak
+
+
+def _changes(recorded: profile) -> list[int]:
+    """Return the bytes of each allocation and, negative, of each release, in their order.
+
+    The public list of events has what an operator allocated on the whole, and not when.
+    """
+    results: Any = recorded.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == _EVENT]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+
+
+@functools.cache
+def check_profiler() -> None:
+    """Look at allocations whose peak is known: without the profiler's private events it would be 0, without a word.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If it is another one.
+    """
+
+    def run() -> None:
+        first = torch.empty(1_000_000, dtype=torch.uint8)
+        second = torch.empty(2_000_000, dtype=torch.uint8)
+        del first
+        third = torch.empty(500_000, dtype=torch.uint8)
+        del second, third
+
+    try:
+        peak = _peak_of(run)
+    except (AttributeError, TypeError) as error:
+        raise UpstreamChangedError(f"torch's profiler does not tell of allocations ({error})", "torch") from error
+    if not 3_000_000 <= peak < 3_000_000 + _SLACK:
+        raise UpstreamChangedError(f"torch's profiler saw a peak of {peak} bytes where 3000000 were allocated", "torch")
 
 
 @contextmanager
