@@ -78,7 +78,7 @@ def register_attention() -> None:
 
     @functools.wraps(eager_mask)
     def short_eager_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor | None:
-        mask = eager_mask(*args, dtype=torch.float32, **kwargs)
+        mask = eager_mask(*args, dtype=torch.float32 if dtype == torch.float64 else dtype, **kwargs)
         return None if mask is None else mask.to(dtype)
 
     AttentionMaskInterface.register("eager", short_eager_mask)

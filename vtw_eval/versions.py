@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -62,10 +65,27 @@ def blame(packages: Iterable[str]) -> str:
     return " ".join(sentences)
 
 
+@functools.cache
+def engine_hash() -> str:
+    """Return a short hash of our own code that decides what a method computes: results of other code may differ."""
+    root = Path(__file__).parent
+    paths = [root / name for name in _ENGINE if name.endswith(".py")]
+    for folder in (name for name in _ENGINE if not name.endswith(".py")):
+        paths += sorted((root / folder).glob("*.py"))
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_ENGINE = ("anatomy.py", "gates.py", "search.py", "engine", "methods", "verify")
+
+
 def environment() -> dict[str, str]:
     """Return versions of what computes the numbers, and the platform."""
     return {
         PACKAGE: __version__,
+        "engine": engine_hash(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         **{name: installed(name) for name in ("torch", "transformers")},

@@ -1,6 +1,18 @@
 """The command ``vtw-eval``: one module per sub-command, each of them thin (parse, call, print)."""
 
-from vtw_eval.cli import bench, cost, methods, prepare_tgif, report, search_k, sweep, tasks, train_dyvte
+from vtw_eval.cli import bench, cost, methods, prepare_tgif, report, search_k, sweep, tasks, train_dyvte, verify
 from vtw_eval.cli.app import app
 
-__all__ = ["app", "bench", "cost", "methods", "prepare_tgif", "report", "search_k", "sweep", "tasks", "train_dyvte"]
+__all__ = [
+    "app",
+    "bench",
+    "cost",
+    "methods",
+    "prepare_tgif",
+    "report",
+    "search_k",
+    "sweep",
+    "tasks",
+    "train_dyvte",
+    "verify",
+]

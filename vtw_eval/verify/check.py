@@ -16,7 +16,7 @@ from vtw_eval.engine.masks import mask_kind
 from vtw_eval.methods import VTW, Method
 from vtw_eval.methods.wrapped import Wrapped
 from vtw_eval.search import search_layer
-from vtw_eval.verify.oracle import masked, traced
+from vtw_eval.verify.oracle import Kept, masked, traced
 from vtw_eval.verify.tiny import Inputs, features_in, make_inputs, make_model
 
 NEW_TOKENS = 4
@@ -68,21 +68,25 @@ def make_subject(config: PreTrainedConfig, attention: str, dtype: torch.dtype, d
     Raises
     ------
     MismatchError
-        If the unchanged model answers otherwise without a KV cache than with one.
+        If the unchanged model answers otherwise without a KV cache than with one, or without padding.
     """
     model = make_model(config, attention, dtype, device)
     oracle = model if attention == "eager" else make_model(config, "eager", dtype, device)
     inputs = make_inputs(model)
     cached, uncached = _generate(model, inputs), _generate(model, inputs, use_cache=False)
     scale = float(cached.logits.abs().max())
-    noise = float((cached.logits - uncached.logits).abs().max())
+    flash = mask_kind(attention) == "validity"
+    expected, _ = _oracle(oracle, inputs, lambda layer, vision, valid: valid, cached.tokens, flash=flash)
+    others = [uncached.logits, expected[:, inputs.length - 1 : -1], *_alone(model, inputs)]
+    mine = [cached.logits, cached.logits, *cached.logits]
+    noise = max(float((a - b).abs().max()) for a, b in zip(mine, others, strict=True))
     exact = dtype in (torch.float32, torch.float64)
     if not math.isfinite(scale) or (exact and noise > _RELATIVE * scale):
         raise MismatchError(
-            f"the unchanged model answers otherwise without a KV cache (by {noise:.1e} of {scale:.1e} in its logits)"
+            f"the unchanged model answers otherwise without a KV cache, padding or {attention} attention "
+            f"(logits differ by {noise:.1e} of {scale:.1e})"
         )
     tolerance = _RELATIVE * scale if exact else _NOISE * noise
-    flash = mask_kind(attention) == "validity"
     return Subject(model, oracle, inputs, flash, cached.logits[:, 0], scale, tolerance)
 
 
@@ -111,6 +115,11 @@ def _generate(model: Any, inputs: Inputs, *, use_cache: bool = True) -> _Generat
     return _Generation(output.sequences[:, inputs.length :], torch.stack(output.logits, dim=1).float())
 
 
+def _alone(model: PreTrainedModel, inputs: Inputs) -> list[Tensor]:
+    """Logits ``[new, vocabulary]`` of each row without its padding."""
+    return [_generate(model, inputs.row(row)).logits[0] for row in range(len(inputs.vision))]
+
+
 @dataclass(frozen=True)
 class _Attention:
     """Attention weights of the last prompt token, as a method saw them."""
@@ -122,7 +131,7 @@ class _Attention:
     places: Tensor
     """Long ``[rows, tokens]``."""
     weights: Tensor
-    """``[rows, tokens]``."""
+    """``[rows, heads, tokens]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +145,7 @@ class _Watched(Wrapped):
     def keep(self, view: LayerView) -> Tensor | Merge:
         def probe(layer: int) -> Tensor:
             weights = view.probe(layer)
-            self.rows.append(_Attention(view.layer, layer, view.index, weights.mean(dim=1)))
+            self.rows.append(_Attention(view.layer, layer, view.index, weights))
             return weights
 
         answer = self.method.keep(replace(view, probe=probe))
@@ -174,7 +183,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         ran = replace(trace)  # later runs leave this one alone
         rows, merges = list(watched.rows), bool(watched.merges)
         uncached = _generate(model, inputs, use_cache=False)
-        alone = [_generate(model, inputs.row(row)).logits[0] for row in range(len(inputs.vision))]
+        alone = _alone(model, inputs)
     layers = find_anatomy(model).num_layers
     removed = any(bool((inputs.valid & ~ran.kept(i)).any()) for i in range(layers))
     effect = float((cached.logits[:, 0] - subject.plain).abs().max())
@@ -189,13 +198,21 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         _close(subject, f"for row {row} alone and in a padded batch", logits, cached.logits[row])
     if merges or (method.positions == "rearrange" and _several_rotaries(model)):
         return ("counts", "cache", "padding")
-    expected, weights = _oracle(subject, ran, cached.tokens, attention=bool(rows))
+    expected, weights = _oracle(
+        subject.oracle,
+        inputs,
+        traced(ran),
+        cached.tokens,
+        flash=subject.flash,
+        rearrange=method.positions == "rearrange",
+        attention=bool(rows),
+    )
     answered = expected[:, inputs.length - 1 : -1]
     if bool(ran.kept(-1)[:, -1].all()):  # else the answer is read from another token
         _close(subject, "with removed and with masked tokens after the prompt", cached.logits[:, 0], answered[:, 0])
     _close(subject, "with removed and with masked tokens while decoding", cached.logits[:, 1:], answered[:, 1:])
     for seen in rows:
-        _check_attention(subject, ran, seen, weights[seen.layer][:, :, inputs.length - 1].mean(dim=1))
+        _check_attention(subject, ran, seen, weights[seen.layer][:, :, inputs.length - 1])
     return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []))
 
 
@@ -233,11 +250,18 @@ def _several_rotaries(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _oracle(subject: Subject, trace: Trace, tokens: Tensor, *, attention: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _oracle(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    kept: Kept,
+    tokens: Tensor,
+    *,
+    flash: bool,
+    rearrange: bool = False,
+    attention: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits ``[rows, tokens, vocabulary]`` of prompts and answers; attention weights of each layer if asked for."""
-    rearrange = trace.method.positions == "rearrange"
-    model, inputs = subject.oracle, subject.inputs
-    with features_in(model, inputs), masked(model, traced(trace), flash=subject.flash, rearrange=rearrange):
+    with features_in(model, inputs), masked(model, kept, flash=flash, rearrange=rearrange):
         output = model(**inputs.extended(tokens), use_cache=False, output_attentions=attention)
     return output.logits.float(), output.attentions or ()
 
@@ -247,9 +271,10 @@ def _check_attention(subject: Subject, trace: Trace, seen: _Attention, expected:
     if seen.layer == seen.asked:  # the oracle's layer hides already what the method removes here
         if trace.method.positions == "rearrange":
             return
-        mine = mine * trace.kept(seen.layer).gather(1, seen.places)
-        mine = mine / mine.sum(dim=1, keepdim=True)
-    difference = float((mine - expected.gather(1, seen.places).to(mine)).abs().max())
+        mine = mine * trace.kept(seen.layer).gather(1, seen.places)[:, None]
+        mine = mine / mine.sum(dim=-1, keepdim=True)
+    places = seen.places[:, None].expand_as(mine)
+    difference = float((mine - expected.gather(-1, places).to(mine)).abs().max())
     if not difference <= (1e-4 if subject.exact else 0.05):
         raise MismatchError(
             f"attention weights of layer {seen.layer} differ by {difference:.1e} from those of eager attention"

@@ -19,11 +19,13 @@ from transformers.cache_utils import Cache
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import Trace
 
-SHORT_MIN = torch.finfo(torch.float32).min
-"""What hides a key in additive masks of every type: upstream casts them to float32 in the softmax."""
-
 Kept = Callable[[int, Tensor, Tensor], Tensor]
 """From a layer, the vision tokens and the tokens that are not padding: which tokens the layer may see."""
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Return what hides a key in an additive mask: upstream casts masks of float64 to float32 in the softmax."""
+    return max(torch.finfo(torch.float32).min, torch.finfo(dtype).min)
 
 
 def withdrawn(k: int) -> Kept:
@@ -77,7 +79,8 @@ def masked(model: nn.Module, kept: Kept | int, *, flash: bool = False, rearrange
             seen["embeddings"][i] = module.forward(args[0], new)
 
     def edit(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kwargs = {**dict(zip(inspect.signature(layer.forward).parameters, args, strict=False)), **kwargs}
+        names = list(inspect.signature(layer.forward).parameters)
+        kwargs = {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
         mask, vision, valid = kwargs["attention_mask"], seen["vision"], seen["valid"]
         tokens = torch.arange(vision.shape[1])
         causal = tokens[None, :] <= tokens[:, None]
@@ -88,17 +91,17 @@ def masked(model: nn.Module, kept: Kept | int, *, flash: bool = False, rearrange
             dtype = torch.bool if mask is None else mask.dtype
             additive = dtype != torch.bool
             mask = (causal & near & valid[:, None, :])[:, None]
-            mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, SHORT_MIN) if additive else mask
+            mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, _least(dtype)) if additive else mask
         removed = valid & ~kept_in(i, vision, valid)
         if not removed.any():
-            return (), {**kwargs, "attention_mask": mask}
+            return args[:1], {**kwargs, "attention_mask": mask}
         if mask is None:
             mask = (causal & valid[:, None, :])[:, None]
         hidden = removed[:, None, None, :] & ~torch.eye(len(tokens), dtype=torch.bool)
-        mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, SHORT_MIN)
+        mask = mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, _least(mask.dtype))
         if rearrange:
             kwargs = {**kwargs, "position_embeddings": seen["embeddings"][i]}
-        return (), {**kwargs, "attention_mask": mask}
+        return args[:1], {**kwargs, "attention_mask": mask}
 
     handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
     if rearrange:

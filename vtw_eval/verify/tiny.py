@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine.calls import by_name, parameters
@@ -41,15 +41,13 @@ _MROPE = {"glm4v_text": [8, 12, 12], "qwen2_5_vl_text": [16, 24, 24], "qwen2_vl_
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
 
 
-def shrink(config: PreTrainedConfig, layers: int | None = None) -> PreTrainedConfig:
-    """Return a copy of a vision-language model's config with small sizes.
+def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a vision-language model's config with small sizes, and as many layers.
 
     Parameters
     ----------
     config
         Of a checkpoint, or a family's default.
-    layers
-        Decoder layers; None keeps their number.
     """
     config = copy.deepcopy(config)
     text: Any = config.get_text_config(decoder=True)
@@ -69,10 +67,6 @@ def shrink(config: PreTrainedConfig, layers: int | None = None) -> PreTrainedCon
     for name in ("alignment_intermediate_size", "hidden_size", "projection_dim", "vocab_size"):
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, VOCAB if name == "vocab_size" else HIDDEN)
-    if layers is not None:
-        text.num_hidden_layers = layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = list(text.layer_types[:layers])
     _shrink_rotary(text)
     _renumber(config, text)
     return config
@@ -85,10 +79,15 @@ def _set(config: Any, values: Mapping[str, Any]) -> None:
             setattr(config, name, value)
 
 
-def layers_of_pattern(config: PreTrainedConfig, least: int = 4) -> int:
-    """Return how many layers show every kind of layer that a model has, ``least`` or more."""
-    types = list(getattr(config.get_text_config(decoder=True), "layer_types", None) or ["all"])
-    return max(least, *(types.index(kind) + 2 for kind in set(types)))
+def family_config(model_type: str) -> PreTrainedConfig:
+    """Return the default config of a family, with no more layers than show every kind of layer that it has."""
+    config = AutoConfig.for_model(model_type)
+    text: Any = config.get_text_config(decoder=True)
+    types = list(getattr(text, "layer_types", None) or [""])
+    text.num_hidden_layers = max(4, *(types.index(kind) + 2 for kind in set(types)))
+    if types != [""]:
+        text.layer_types = types[: text.num_hidden_layers]
+    return config
 
 
 def _key_heads(text: Any) -> int:

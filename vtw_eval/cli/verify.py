@@ -1,0 +1,114 @@
+"""``vtw-eval verify``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vtw_eval.cli.app import app, user_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtw_eval.methods import Method
+
+_ALSO = ("vtw,k=0", "vtw,position=rearrange", "vtw,k=search", "fastv+vtw")
+"""Beside every method with its defaults: what takes other paths through the engine."""
+
+
+@app.command(
+    epilog="Examples: vtw-eval verify --all; vtw-eval verify --model llava-hf/llava-1.5-7b-hf --method vtw,k=16; "
+    "vtw-eval verify --family qwen2_vl --attention eager"
+)
+def verify(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoint whose config is shrunk: Hub name or folder, or shapes. Repeatable."),
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Or a family by its config.model_type, such as llava. Repeatable.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every supported family.")] = False,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method spec, such as vtw,k=16. Repeatable. Default: every method.")
+    ] = None,
+    attention: Annotated[str, typer.Option(help="Attention implementations.")] = "sdpa,eager",
+) -> None:
+    """Compare methods with masked attention on tiny random models, with the packages that are installed.
+
+    For each combination: prefill and cached decoding, padding, several images, with and without a KV cache, and the
+    attention weights that a method reads. Evaluations do this by themselves before their first answer and keep the
+    verdict; this command always looks anew. Exit status 1 if anything differs.
+    """
+    from transformers.utils import logging
+
+    from vtw_eval.versions import environment
+
+    logging.set_verbosity_error()
+    with user_errors("verify"):
+        configs = _configs(model or [], family or [], all_)
+        methods = _methods(method or [])
+    start = time.perf_counter()
+    failures = _table(configs, methods, attention.split(","))
+    versions = ", ".join(f"{name} {value}" for name, value in environment().items())
+    total = len(configs) * len(methods) * len(attention.split(","))
+    typer.echo(
+        f"\n{total - len(failures)} of {total} agree with masked attention, {time.perf_counter() - start:.0f} s."
+    )
+    typer.echo(versions)
+    for failure in failures:
+        typer.echo(f"vtw-eval verify: {failure}", err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _configs(models: Sequence[str], families: Sequence[str], everything: bool) -> dict[str, PreTrainedConfig]:
+    """Return the configs that were asked for, by name."""
+    from transformers import AutoConfig
+
+    from vtw_eval.anatomy import TESTED
+    from vtw_eval.methods.registry import suggest
+    from vtw_eval.sweep.harness import checkpoint
+    from vtw_eval.verify.tiny import family_config
+
+    known = sorted(TESTED - {"internvl_chat"})  # code that comes with checkpoints cannot be made small
+    for name in families:
+        if name not in known:
+            raise ValueError(f"unknown family {name!r}{suggest(name, known)} Known: {', '.join(known)}.")
+    if not (models or families or everything):
+        raise ValueError("name a --model or a --family, or give --all; vtw-eval verify --help shows examples.")
+    found = {name: AutoConfig.from_pretrained(checkpoint(name)) for name in models}
+    return found | {name: family_config(name) for name in (known if everything else families)}
+
+
+def _methods(specs: Sequence[str]) -> list[Method]:
+    from vtw_eval.methods import METHODS, parse_method
+
+    return [parse_method(spec) for spec in specs or (*METHODS, *_ALSO)]
+
+
+def _table(configs: dict[str, PreTrainedConfig], methods: Sequence[Method], attentions: Sequence[str]) -> list[str]:
+    """Print a line for each model and attention as soon as it is known; return what differs."""
+    from vtw_eval.verify.verdict import VerificationError, verify_config
+
+    failures: list[str] = []
+    columns = [str(method).removesuffix(",position=keep") for method in methods]
+    for number, column in enumerate(columns):
+        typer.echo(f"{number + 1:>3}  {column}")
+    head = "".join(f"{number + 1:>5}" for number in range(len(columns)))
+    typer.echo(f"\n{'':30}{head}")
+    for name, config in configs.items():
+        for attention in attentions:
+            typer.echo(f"{name:20}{attention:10}", nl=False)
+            for method in methods:
+                try:
+                    verify_config(config, method, attention, fresh=True)
+                    typer.echo("   ok", nl=False)
+                except VerificationError as error:
+                    failures.append(str(error))
+                    typer.echo("   NO", nl=False)
+            typer.echo("")
+    return failures
