@@ -16,7 +16,7 @@ from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost import eq1_prefill_flops
 from vtw_eval.engine import Trace
 from vtw_eval.methods import Method
-from vtw_eval.methods.vtw import DEFAULT_START
+from vtw_eval.methods.vtw import DEFAULT_START, VTW
 from vtw_eval.model_adapters.adapters import ADAPTERS, Adapter
 from vtw_eval.model_adapters.batching import groups, is_out_of_memory, run_in_batches
 from vtw_eval.model_adapters.costs import SampleCosts
@@ -24,6 +24,8 @@ from vtw_eval.model_adapters.family import Encoded, Family, Prompt
 from vtw_eval.model_adapters.loading import load
 from vtw_eval.model_adapters.options import parse_options
 from vtw_eval.search import Direction, SearchResult, search_layer
+from vtw_eval.verify.verdict import Verdict, skipped, verify
+from vtw_eval.versions import UpstreamChangedError
 
 
 class DocumentError(RuntimeError):
@@ -78,6 +80,8 @@ class Runner:
     ------
     ValueError
         For bad arguments and for a checkpoint that the adapter cannot open.
+    VerificationError
+        If the method does not compute what it should with the installed packages.
     """
 
     def __init__(
@@ -97,6 +101,8 @@ class Runner:
         self.family = load(adapter, self.options, simple=simple, device=device, adapters=adapters)
         self.anatomy = find_anatomy(self.family.model)
         self.method = method.bind(self.anatomy)
+        self.verdict = self._verify(self.method)
+        """Whether the method does what it should with the installed packages."""
         self.batch_size = self.options.batch_size
         self.found: dict[str, Method] = {}
         """The method of each task for which a search has found its parameter."""
@@ -104,7 +110,8 @@ class Runner:
         """Told how many documents of a call of :meth:`answer` are answered; a sweep shows it."""
         log(
             f"{adapter}: method {self.method} on {self.options.pretrained} ({self.family.model_type}, "
-            f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size})"
+            f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size}), "
+            f"{self.verdict}"
         )
 
     def exchange(self, method: Method) -> None:
@@ -114,9 +121,16 @@ class Runner:
         ------
         ValueError
             If the method is impossible for this model; the last one then stays.
+        VerificationError
+            If it does not compute what it should with the installed packages.
         """
-        self.method = method.bind(self.anatomy)
+        method = method.bind(self.anatomy)
+        self.verdict = self._verify(method)
+        self.method = method
         self.found = {}
+
+    def _verify(self, method: Method) -> Verdict:
+        return verify(self.family.model, method) if self.options.verify else skipped("verify=False")
 
     def answer(self, requests: Sequence[Request], *, progress: bool) -> list[Answer]:
         """Answer requests, in their order.
@@ -173,8 +187,9 @@ class Runner:
             shared = min(len(before), len(ids) - 1)
             same = before[:shared] == ids[:shared]
             start = shared if bool(same.all()) else int((~same).int().argmax())
-            with torch.inference_mode(), self._installed(self.method, encoded):
+            with torch.inference_mode(), self._installed(self.method, encoded) as trace:
                 logits = self.family.model(**encoded.inputs).logits[0, start - 1 : -1].float()
+            check_trace(trace, encoded, [prompt])
         target = ids[start:]
         scores = logits.log_softmax(-1).gather(1, target[:, None])
         return float(scores.sum()), bool((logits.argmax(-1) == target).all())
@@ -200,8 +215,13 @@ class Runner:
         ------
         ValueError
             For remote code, whose prompts do not go through the model's forward.
+        VerificationError
+            If the search does not find what it should with the installed packages.
         """
+        self.verdict = self._verify(VTW(k="search", start=start).bind(self.anatomy))
+        return self._searched(requests, eta, start, direction)
 
+    def _searched(self, requests: Sequence[Request], eta: float, start: int, direction: Direction) -> SearchResult:
         def prompts() -> Iterator[Mapping[str, Any]]:
             for request in tqdm(requests, desc="Searching k", disable=not self.progress):
                 prompt = self._build(request)
@@ -223,7 +243,7 @@ class Runner:
     def _search(self, task: str, requests: Sequence[Request]) -> Method:
         asked = self.method.search
         assert asked is not None
-        result = self.search(requests[: asked.samples], asked.eta, start=asked.start)
+        result = self._searched(requests[: asked.samples], asked.eta, asked.start, "vtw_full")
         method = self.method.found(result.k)
         self.log(
             f"{task}: {method} by search on {len(result.per_sample)} documents, eta {asked.eta}. " + result.advice()
@@ -256,6 +276,7 @@ class Runner:
             with self._installed(method, encoded) as trace:
                 tokens = self.family.generate(encoded, arguments)
             seconds = self._now() - start
+            check_trace(trace, encoded, prompts)
             texts = self.family.decode(tokens, generation)
             lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
             costs = self._costs(trace, len(requests), lengths, seconds, str(method))
@@ -284,9 +305,39 @@ class Runner:
                 batch_rows=rows,
                 method=method,
                 asked=str(self.method),
+                verified=str(self.verdict),
             )
             for i, flops in enumerate(eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist())
         ]
+
+
+def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[Prompt]) -> None:
+    """Check that a trace is that of one generation from these prompts.
+
+    Parameters
+    ----------
+    trace
+        After the generation.
+    encoded, prompts
+        What it was for.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If the prompts ran more than once or not at all, if other tokens entered the decoder than those that are not
+        padding, or if an image or video has no vision tokens.
+    """
+    if trace.reduction is None or trace.prefills != 1:
+        raise UpstreamChangedError(f"a generation counts as {trace.prefills} prompts", "transformers")
+    prompt, mask = trace.reduction.prompt, encoded.inputs["attention_mask"].bool()
+    beams = len(prompt.valid) // len(mask)  # generate repeats each row once per beam, side by side
+    valid, vision = prompt.valid[::beams].to(mask.device), prompt.vision[::beams]
+    if not torch.equal(valid, mask):
+        entered, given = valid.sum(dim=1).tolist(), mask.sum(dim=1).tolist()
+        raise UpstreamChangedError(f"{entered} tokens entered the decoder for prompts of {given}", "transformers")
+    for row, (shown, document) in enumerate(zip(vision.any(dim=1).tolist(), prompts, strict=True)):
+        if not shown and (document.images or document.videos):
+            raise UpstreamChangedError(f"prompt {row} of the batch has media, but no vision tokens", "transformers")
 
 
 def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:

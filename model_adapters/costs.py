@@ -31,6 +31,8 @@ class SampleCosts:
     """The method with all its parameters, also those that were searched or depend on the model."""
     asked: str
     """The method before a search; the same if there was none."""
+    verified: str
+    """Whether the method was compared with masked attention on the installed packages, and on which."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the costs as JSON types."""
@@ -45,6 +47,7 @@ class SampleCosts:
             "batch_rows": self.batch_rows,
             "method": self.method,
             "asked": self.asked,
+            "verified": self.verified,
         }
 
 

@@ -43,6 +43,10 @@ class Options:
         Decode with a KV cache.
     batch_size
         Documents per forward; halved when memory runs out.
+    verify
+        Before the first answer, compare the method on a tiny model of the same architecture with masked attention,
+        unless that was done before with the installed packages (:func:`vtw_eval.verify.verdict.verify`). ``False``
+        stands in the results.
     """
 
     pretrained: str
@@ -55,6 +59,7 @@ class Options:
     trust_remote_code: bool = False
     use_cache: bool = True
     batch_size: int = 1
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,10 @@ def sweep(
     ] = "local",
     address: Annotated[str | None, typer.Option(help="With ray: the cluster, as for ray.init.")] = None,
     num_gpus: Annotated[float | None, typer.Option(min=0, help="With ray: GPUs per worker.")] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not compare methods with masked attention first; the results say so."),
+    ] = False,
 ) -> None:
     """Evaluate models with methods on tasks; what is finished is never run again.
 
@@ -55,7 +59,8 @@ def sweep(
             return
         if plan is None:
             raise PlanError("name a plan or a preset, or --status FOLDER; vtw-eval sweep --help shows an example.")
-        changes = {"limit": limit, "workers": workers, "device": device, "batch_size": batch_size}
+        changes: dict[str, Any] = {"limit": limit, "workers": workers, "device": device, "batch_size": batch_size}
+        changes["verify"] = False if no_verify else None
         chosen = read_plan(find_plan(plan)).changed(**{k: v for k, v in changes.items() if v is not None})
         if dry_run:
             typer.echo(dry_run_table(select(resolve(chosen).cells(), only or [])))

@@ -16,6 +16,8 @@ class Settings:
     device: str | None = None
     """``None``: a GPU if there is one."""
     batch_size: int = 1
+    verify: bool = True
+    """Whether methods are first compared with masked attention, see :func:`vtw_eval.verify.verdict.verify`."""
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class KitModel:
             **spec.model_args,
             pretrained=checkpoint(spec.pretrained),
             method="baseline",
+            verify=settings.verify,
             **({"device": settings.device} if settings.device else {}),
         )
         self.runner = self.model.runner
@@ -109,6 +110,7 @@ class KitModel:
             "device": str(self.runner.family.device),
             "batch_size": "1",
             "dtype": str(self.runner.family.model.dtype).removeprefix("torch."),
+            "methods": str(self.runner.verdict),
         }
         return Evaluation(metrics, samples, self.costs.of([s.costs for s in samples], seconds), environment)
 

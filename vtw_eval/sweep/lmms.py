@@ -44,6 +44,7 @@ class LmmsModel:
             pretrained=checkpoint(spec.pretrained),
             method="baseline",
             batch_size=settings.batch_size,
+            verify=settings.verify,
             **({"device": settings.device} if settings.device else {}),
         )
         self.adapter = spec.adapter
@@ -86,6 +87,7 @@ class LmmsModel:
             "device": str(self.model.device),
             "batch_size": str(runner.batch_size),
             "dtype": str(runner.family.model.dtype).removeprefix("torch."),
+            "methods": str(runner.verdict),
         }
         return Evaluation(metrics, rows, self.costs.of([row.costs for row in rows], self.model.seconds), environment)
 

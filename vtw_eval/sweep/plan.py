@@ -144,6 +144,7 @@ class ModelEntry(_Strict):
             "method": "methods",
             "pretrained": "pretrained of the model",
             "batch_size": "batch_size of the plan",
+            "verify": "verify of the plan",
             "device": "device of the plan",
         }.items():
             if name in self.args:
@@ -167,6 +168,8 @@ class Plan(_Strict):
     seeds: list[int] = Field(default=[0], min_length=1)
     """Methods that draw at random run once per seed; the others with the first."""
     batch_size: int = Field(default=1, ge=1)
+    verify: bool = True
+    """Whether methods are first compared with masked attention on the installed packages."""
     device: str | None = None
     """``None``: a GPU if there is one."""
     dtype: str | None = None

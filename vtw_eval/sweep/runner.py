@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gc
-import platform
 import time
 import traceback
 from datetime import datetime, timezone
-from importlib.metadata import version
 
-from vtw_eval import __version__
 from vtw_eval.sweep.cell import Cell, CellSpec
 from vtw_eval.sweep.harness import ModelKey, OpenModel, Progress, Settings, open_model
 from vtw_eval.sweep.store import Store
+from vtw_eval.versions import environment
 
 
 class CellRunner:
@@ -92,17 +90,6 @@ def failed_cell(spec: CellSpec, error: str, seconds: float = 0.0) -> Cell:
         How long it took.
     """
     return Cell(spec=spec, status="failed", error=error, seconds=seconds, finished=_now(), environment=environment())
-
-
-def environment() -> dict[str, str]:
-    """Return versions of what computes the numbers."""
-    packages = {name: version(name) for name in ("torch", "transformers")}
-    return {
-        "vtw-eval": __version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        **packages,
-    }
 
 
 def _now() -> str:

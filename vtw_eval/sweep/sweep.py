@@ -63,7 +63,7 @@ def run_sweep(
         todo = [entry.spec for entry in entries if entry.state != "done"]
         watcher.planned(len(cells), len(cells) - len(todo))
         if todo:
-            settings = Settings(plan.device, plan.batch_size)
+            settings = Settings(plan.device, plan.batch_size, plan.verify)
             workers = worker_count(plan.workers, len(todo))
             if cluster is None:
                 run_local(todo, store, settings, workers, watcher)
