@@ -11,9 +11,9 @@ from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import labels_of
 from vtw_eval.report.results import Outcome, Result, Results
 from vtw_eval.report.statistics import Comparison, Interval, compare, holm, interval
+from vtw_eval.report.trust import BASELINE, withheld_flops
 from vtw_eval.sweep import CellSpec
 
-BASELINE = "baseline"
 SIGNIFICANT = 0.05
 
 Verdict = Literal["", "better", "worse"]
@@ -70,6 +70,8 @@ class ModelTable:
     """The tasks that count for FLOPs: those that every method has finished (one that finished none aside)."""
     comparisons: int
     """How many differences Holm's adjustment counts."""
+    withheld: str = ""
+    """Why no FLOPs are shown, if they cannot be believed."""
 
     @property
     def baseline(self) -> Row | None:
@@ -146,11 +148,11 @@ def _table(model: str, results: Sequence[Result], convention: str) -> ModelTable
         scores[method][title] = replace(scores[method][title], holm_p=p)
     tasks = _flops_tasks(by_method, convention)
     labels = labels_of(by_method)
-    rows = tuple(
-        Row(method, labels[method], own, scores[method], _flops(own, tasks, convention))
-        for method, own in by_method.items()
-    )
-    return ModelTable(model, columns, rows, convention, tasks, len(compared))
+    flops = {method: _flops(own, tasks, convention) for method, own in by_method.items()}
+    if withheld := withheld_flops(flops, {method: own.values() for method, own in by_method.items()}):
+        flops, tasks = dict.fromkeys(by_method), ()
+    rows = tuple(Row(method, labels[method], own, scores[method], flops[method]) for method, own in by_method.items())
+    return ModelTable(model, columns, rows, convention, tasks, len(compared), withheld)
 
 
 def _columns(results: Sequence[Result]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from vtw_eval.report.tables import (
     paired_table,
     subtask_table,
 )
+from vtw_eval.report.trust import origin_notes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
         What to show with them.
     """
     blocks: list[Block] = [Heading(1, options.title)]
+    if origins := origin_notes(results.cells):
+        blocks.append(Items(origins))
     if options.changes is not None:
         blocks += changes_blocks(options.changes)
     for table in tables:
@@ -75,6 +78,8 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
 
 def _model_blocks(results: Results, table: ModelTable, options: Options) -> list[Block]:
     blocks: list[Block] = [main_table(table, options.equivalence), Paragraph(_legend(table, options.equivalence))]
+    if table.withheld:
+        blocks.insert(0, Paragraph(Text(table.withheld, "bold")))
     blocks.append(Details("95 % intervals", [interval_table(table), Paragraph(_INTERVALS)]))
     if (paired := paired_table(table, options.equivalence)) is not None:
         blocks.append(Details("Differences to the baseline", [paired, Paragraph(_paired_note(options.equivalence))]))

@@ -55,7 +55,7 @@ def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None) -> st
                 if result is None:
                     continue
                 head = [table.model, row.method, task, title, result.state, result.documents or ""]
-                flops = [table.convention, result.flops.get(table.convention, "")]
+                flops = [table.convention, "" if table.withheld else result.flops.get(table.convention, "")]
                 if score is None:
                     writer.writerow([*head, *[""] * 14, *flops])
                     continue

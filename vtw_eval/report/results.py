@@ -49,6 +49,8 @@ class Result:
     documents: int = 0
     flops: Mapping[str, float] = field(default_factory=dict)
     """FLOPs of the prefill by convention, mean over documents."""
+    layers: int = 0
+    """Decoder layers of the model; 0 if that is not known."""
     environment: Mapping[str, str] = field(default_factory=dict)
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     """By title of the column."""
@@ -113,6 +115,7 @@ def result_of(cell: Cell, samples: Sequence[Sample], columns: Iterable[Column]) 
         methods=tuple(cell.methods),
         documents=cell.documents,
         flops=dict(cell.costs.prefill_flops) if cell.costs else {},
+        layers=len(cell.costs.tokens_per_layer) if cell.costs else 0,
         environment=cell.environment,
         outcomes=outcomes,
         answers_sha256=hashlib.sha256(answers.encode()).hexdigest(),

@@ -56,6 +56,7 @@ class _Cell(_Strict):
     methods: tuple[str, ...] = ()
     documents: int = 0
     flops: dict[str, float] = {}
+    layers: int = 0
     environment: int | None = None
     """Index in :attr:`_Summary.environments`."""
     answers_sha256: str = ""
@@ -120,6 +121,7 @@ def _pack(result: Result, documents: list[Documents], environments: list[dict[st
         methods=result.methods,
         documents=result.documents,
         flops=dict(result.flops),
+        layers=result.layers,
         environment=_index(environments, dict(result.environment)),
         answers_sha256=result.answers_sha256,
         columns={title: _pack_column(outcome, documents) for title, outcome in result.outcomes.items()},
@@ -158,6 +160,7 @@ def _unpack(cell: _Cell, documents: Sequence[Documents], environments: Sequence[
         methods=cell.methods,
         documents=cell.documents,
         flops=cell.flops,
+        layers=cell.layers,
         environment=environments[cell.environment] if cell.environment is not None else {},
         outcomes={title: _unpack_column(column, documents) for title, column in cell.columns.items()},
         answers_sha256=cell.answers_sha256,

@@ -1,0 +1,68 @@
+"""Whether numbers can be believed: costs that show that no method acted, results of other code or without a check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from vtw_eval.methods import parse_method
+from vtw_eval.methods.composite import parts_of
+from vtw_eval.report.results import Result
+from vtw_eval.versions import engine_hash
+
+BASELINE = "baseline"
+
+
+def withheld_flops(flops: Mapping[str, float | None], results: Mapping[str, Iterable[Result]]) -> str:
+    """Return why FLOPs cannot be believed, empty if they can.
+
+    They cannot if no method costs anything else than the unchanged model although some should: then none has acted, or
+    the trace is of something else than the prompt.
+
+    Parameters
+    ----------
+    flops
+        By method.
+    results
+        The cells of each method.
+    """
+    base = flops.get(BASELINE)
+    others = {method: value for method, value in flops.items() if method != BASELINE and value is not None}
+    if base is None or any(value != base for value in others.values()):
+        return ""
+    idle = [m for m in others if any(_should_act(m, r.layers) for r in results[m] if r.state == "done")]
+    if not idle:
+        return ""
+    return (
+        f"No FLOPs are shown: {', '.join(idle)} should cost less than the unchanged model, but no method of this table "
+        "does. Either no method has acted or the traces are wrong, so the scores cannot be trusted either."
+    )
+
+
+def _should_act(method: str, layers: int) -> bool:
+    """Whether a method removes anything from a prompt with an image; ``layers`` is 0 where nobody knows."""
+    try:
+        parts = parts_of(parse_method(method))
+        return any(getattr(p, "r", 1) != 0 and (not layers or len(p.layers(layers)) > 0) for p in parts)
+    except (ValueError, AssertionError):  # of another version, or with a parameter that depends on the model
+        return True
+
+
+def origin_notes(results: Sequence[Result]) -> list[str]:
+    """Return a line for each reason to be careful with where results come from."""
+    done = [result for result in results if result.state == "done"]
+    notes = []
+    engines = {result.environment.get("engine", "") for result in done} - {engine_hash()}
+    if engines:
+        names = ", ".join(sorted(engine or "not recorded" for engine in engines))
+        notes.append(
+            f"Some cells were made by another version of the engine ({names}) than the one that makes this report "
+            f"({engine_hash()}): run the sweep anew in an empty folder before comparing them with new ones."
+        )
+    unverified = [result for result in done if not result.environment.get("methods", "").startswith("verified")]
+    if unverified:
+        reasons = sorted({result.environment.get("methods", "not verified (not recorded)") for result in unverified})
+        notes.append(
+            f"{len(unverified)} of {len(done)} cells were not compared with masked attention on the packages that made "
+            f"them: {'; '.join(reasons)}."
+        )
+    return notes
