@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The nightly reproduction: evaluate models with and without visual-token reduction, write tables with statistics.
-# Needs python3 and pip; makes .venv itself. An interrupted run goes on where it was.
+# Needs python3 and pip; makes .venv itself, with the locked versions of all dependencies (LATEST=1: the newest that
+# setup.cfg allows, in .venv-latest). An interrupted run goes on where it was.
 #
 #   ./run_all.sh                  the embedded shapes model on the CPU, no downloads of weights or data (under 10 min)
 #   PROFILE=paper ./run_all.sh    Tables 2 and 8 of the VTW paper (needs the Hub and a GPU)

@@ -8,6 +8,7 @@ number of vision tokens where the family has such), ``"v"`` (a video; only the f
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel, VipLlavaConfig
 
 VOCAB = 120
 PAD = 0
@@ -100,13 +101,15 @@ def _pixtral_llava() -> PreTrainedConfig:
 
 
 def _vipllava() -> PreTrainedConfig:
+    names = inspect.signature(VipLlavaConfig).parameters
+    layers = "vision_feature_layer" if "vision_feature_layer" in names else "vision_feature_layers"  # before 5.23
     return AutoConfig.for_model(
         "vipllava",
         text_config=_text("llama"),
         vision_config=_vision("clip_vision_model", 8),
         image_token_index=IMAGE,
         image_seq_length=4,
-        vision_feature_layer=[-1, -2],
+        **{layers: [-1, -2]},
     )
 
 
@@ -330,9 +333,11 @@ def _sizes(*values: int) -> Tensor:
 
 def _plain_image(request: _Request, before: Sequence[int] = (), after: Sequence[int] = ()) -> _Vision:
     """Fixed size, fixed number of tokens."""
-    pixels = request.images()
-    (length,) = _image_lengths(request.model, pixel_values=pixels)
-    return _Vision([*before, *[IMAGE] * length, *after], {"pixel_values": pixels})
+    names = inspect.signature(request.model.model.get_image_features).parameters
+    pixels = "pixel_values" if "pixel_values" in names else "pixel_values_images"  # Video-LLaVA before 5.21
+    features = {pixels: request.images()}
+    (length,) = _image_lengths(request.model, **features)
+    return _Vision([*before, *[IMAGE] * length, *after], features)
 
 
 def _llava_next_image(request: _Request) -> _Vision:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
-from importlib.metadata import entry_points
+import sys
+from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PLACES = {"vtw_eval": "vtw_eval", "vtw_eval.model_adapters": "model_adapters", "vtw_eval.tasks": "tasks"}
@@ -14,6 +20,38 @@ def metadata() -> configparser.ConfigParser:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     return parser
+
+
+def declared(*, dev: bool) -> set[str]:
+    """Return the distributions that setup.cfg names, with or without those for development only."""
+    parser = metadata()
+    extras = parser["options.extras_require"]
+    sections = [parser["options"]["install_requires"], *(extras[name] for name in extras if dev or name != "dev")]
+    return {canonicalize_name(Requirement(line).name) for section in sections for line in section.strip().splitlines()}
+
+
+def imported(folder: str) -> set[str]:
+    """Return the top-level modules that a folder's files import anywhere, without Python's own and this project's."""
+    found: set[str] = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(str(node.module).partition(".")[0])
+    return found - sys.stdlib_module_names - {"model_adapters", "tasks", "tests", "vtw_eval"}
+
+
+@pytest.mark.parametrize("folder", ["vtw_eval", "model_adapters", "tasks", "tests"])
+def test_what_is_imported_is_declared(folder: str) -> None:
+    known = declared(dev=folder == "tests")
+    homes = packages_distributions()
+    undeclared = {
+        module
+        for module in imported(folder)
+        if not known & {canonicalize_name(name) for name in homes.get(module, [module])}
+    }
+    assert not undeclared
 
 
 def test_every_package_is_listed() -> None:
