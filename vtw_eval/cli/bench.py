@@ -5,11 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtw_eval.cli.app import app, user_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from vtw_eval.cost.bench import Plan
+    from vtw_eval.verify.verdict import Verdict
 
 
 @app.command(
@@ -40,6 +46,10 @@ def bench(
         bool, typer.Option("--compile", help="Compile the decoder layers with torch.compile; hooks stay outside.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of weights, prompts and the order of runs.")] = 0,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not compare methods with masked attention first; the results say so."),
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for bench.json and bench.md.")] = None,
 ) -> None:
     """Measure latency and memory of methods beside their FLOPs, interleaved, as ratios to the unchanged model."""
@@ -62,6 +72,7 @@ def bench(
     from vtw_eval.cost.bench_table import bench_markdown
     from vtw_eval.cost.presets import get_geometry
     from vtw_eval.files import write_atomically
+    from vtw_eval.verify.verdict import skipped
 
     with user_errors("bench", (ValueError, OSError, RuntimeError, ImportError)):
         if (geometry is None) == (model is None):
@@ -93,6 +104,7 @@ def bench(
             warmup=warmup,
             seed=seed,
         )
+        verdict = skipped("--no-verify") if no_verify else _verify(subject.model.config, plan)
         if compiled:
             if not warmup:
                 raise ValueError("--compile needs --warmup 1 or more: the first run of each method compiles.")
@@ -118,7 +130,7 @@ def bench(
             seed=seed,
             compiled=compiled,
             command=shlex.join(["vtw-eval", *sys.argv[1:]]),
-            environment=environment_line(),
+            environment=f"{environment_line()}; methods {verdict}",
             settings=settings,
         )
         document = bench_markdown(found)
@@ -129,6 +141,16 @@ def bench(
     typer.echo(document, nl=False)
     if any(row.status == "failed" for setting in settings for row in setting.rows):
         raise typer.Exit(1)
+
+
+def _verify(config: PreTrainedConfig, plan: Plan) -> Verdict:
+    """Compare each method of a plan with masked attention, under each of its attention implementations."""
+    from vtw_eval.verify.verdict import verify_config
+
+    found = [
+        verify_config(config, method, attention) for attention in plan.attentions for method in plan.named.values()
+    ]
+    return found[-1]
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,7 +7,6 @@ after another, and each is divided by the baseline of the same round.
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import itertools
 import platform
 import statistics
@@ -30,6 +29,7 @@ from vtw_eval.cost.timing import Clock, Spread, clock_for, interleaved, paired_r
 from vtw_eval.engine.calls import with_cache
 from vtw_eval.methods import Baseline, Method, parse_method
 from vtw_eval.methods.registry import suggest
+from vtw_eval.versions import environment
 
 BASELINE = "baseline"
 
@@ -524,7 +524,7 @@ def device_name(device: torch.device) -> str:
 
 def environment_line() -> str:
     """Return versions and system in one line."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("vtw-eval", "transformers", "torch")]
+    versions = [f"{name} {environment()[name]}" for name in ("vtw-eval", "engine", "transformers", "torch")]
     cuda = f", CUDA {torch.version.cuda}" if torch.cuda.is_available() else ""
     return f"{', '.join(versions)}{cuda}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
 
