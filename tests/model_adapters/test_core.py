@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from tests.harness_data import picture, question, write_video
+from vtw_eval.methods import VTW, parse_method
+from vtw_eval.model_adapters import core
 from vtw_eval.model_adapters.core import DocumentError, Request, Runner
 from vtw_eval.model_adapters.family import Family, Prompt
 from vtw_eval.model_adapters.internvl_remote import tile_grid, tiles, to_tensor
+from vtw_eval.verify.verdict import VerificationError
 
 ADAPTERS: Mapping[str, tuple[str, bool]] = {
     "llava": ("llava_vtw", False),
@@ -199,6 +202,63 @@ def test_different_generation_arguments_are_not_mixed(runner: Callable[..., Runn
     answers = made.answer(mixed, progress=False)
     assert [answer.costs.output_tokens for answer in answers] == [2, 5] * 7
     assert [answer.text for answer in answers[::2]] == [a.text for a in made.answer(short, progress=False)]
+
+
+def test_a_method_is_verified_before_its_first_answer(
+    runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    made = runner("llava", k=1, log=lines.append)
+    assert made.verdict.verified
+    assert lines[0].endswith(str(made.verdict))
+    (answer, *_) = made.answer(requests_of(None), progress=False)
+    assert answer.costs.verified == str(made.verdict)
+    assert answer.costs.verified.startswith("verified with torch")
+
+    def refuse(model: Any, method: Any) -> Any:
+        raise VerificationError(f"{method} is wrong here")
+
+    monkeypatch.setattr(core, "verify", refuse)
+    with pytest.raises(VerificationError, match="fastv"):
+        made.exchange(parse_method("fastv"))
+    assert made.method == VTW(k=1), "the last method stays"
+    with pytest.raises(VerificationError, match="vtw"):
+        runner("llava", k=1)
+    skipped = runner("llava", k=1, verify=False)
+    (answer, *_) = skipped.answer(requests_of(None), progress=False)
+    assert answer.costs.verified == "not verified (verify=False)"
+
+
+def test_remote_code_is_not_verified_and_says_so(runner: Callable[..., Runner]) -> None:
+    assert str(runner("internvl_remote", k=1).verdict).startswith("not verified (code that comes with a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda trace: setattr(trace, "prefills", 5), "a generation counts as 5 prompts"),
+        (lambda trace: setattr(trace, "prefills", 0), "a generation counts as 0 prompts"),
+        (lambda trace: trace.reduction.prompt.valid.__setitem__((0, -1), False), "tokens entered the decoder for"),
+        (lambda trace: trace.reduction.prompt.vision.fill_(False), "has media, but no vision tokens"),
+    ],
+)
+def test_a_trace_of_something_else_than_the_prompt_is_refused(
+    change: Callable[[Any], Any], message: str, runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runner("llava", k=1)
+    prompt = made.family.chat_prompt(message_of_a_picture())
+    request = Request("task t, split s, doc_id 7", 1, {"max_new_tokens": 2}, lambda family: prompt)
+    made.answer([request], progress=False)
+    check = core.check_trace
+    monkeypatch.setattr(core, "check_trace", lambda trace, *more: (change(trace), check(trace, *more)))
+    with pytest.raises(
+        DocumentError, match=rf"doc_id 7: UpstreamChangedError: .*{message}.*transformers .* is installed"
+    ):
+        made.answer([request], progress=False)
+
+
+def message_of_a_picture() -> list[dict[str, Any]]:
+    return message("Is there a disc?", {"type": "image", "url": picture(1)})
 
 
 def test_beams_cost_once(runner: Callable[..., Runner]) -> None:

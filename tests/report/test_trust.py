@@ -1,0 +1,83 @@
+"""A report does not show costs that cannot be right, and says when its cells come from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.report.made import make_store
+from tests.report.test_report import markdown_tables, run
+from vtw_eval.report.analysis import analyse
+from vtw_eval.report.results import Results
+from vtw_eval.report.source import read_results
+from vtw_eval.report.trust import origin_notes
+from vtw_eval.sweep.store import Store
+from vtw_eval.versions import engine_hash
+
+
+def with_flops(results: Results, flops: dict[str, float], layers: int = 10) -> Results:
+    """Return results whose methods have these FLOPs."""
+    cells = [replace(cell, flops={"eq1": flops[cell.spec.method]}, layers=layers) for cell in results.cells]
+    return replace(results, cells=tuple(cells))
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "withheld"),
+    [
+        ("vtw,k=2", 10, True),
+        ("vtw,k=2", 0, True),  # of a summary that does not tell
+        ("vtw,k=10", 10, False),  # the unchanged model, and meant so
+        ("fastv,k=2,r=0.0", 10, False),
+        ("fastv+vtw,fastv.k=2,vtw.k=10", 10, True),
+        ("dyvte", 10, True),
+    ],
+)
+def test_flops_of_methods_that_did_not_act_are_withheld(
+    method: str, layers: int, withheld: bool, tmp_path: Path
+) -> None:
+    results = read_results(make_store(tmp_path, ["baseline", method], tasks=["shapes_vqa"]).root)
+    same = {cell.spec.method: 3.94e6 for cell in results.cells}
+    [table] = analyse(with_flops(results, same, layers))
+    assert bool(table.withheld) == withheld
+    assert all((row.flops is None) == withheld for row in table.rows)
+    if withheld:
+        name = results.cells[-1].spec.method
+        assert f"{name} should cost less than the unchanged model" in table.withheld
+    [table] = analyse(with_flops(results, {**same, results.cells[-1].spec.method: 3.9e6}, layers))
+    assert not table.withheld
+
+
+def test_the_report_says_why_there_is_no_column(tmp_path: Path) -> None:
+    store = make_store(tmp_path, ["baseline", "vtw,k=2"], tasks=["shapes_vqa"])
+    for cell in store.cells():  # a method that left all tokens in
+        assert cell.costs is not None
+        equal = cell.costs.model_copy(update={"prefill_flops": {"eq1": 1e9}})
+        store.save(cell.model_copy(update={"costs": equal}), store.samples(cell))
+    text = run(tmp_path)
+    assert "No FLOPs are shown: vtw,k=2,position=keep should cost less" in text.replace("\\", "")
+    assert markdown_tables(text)[0][0] == ["method", "vqa ↑"]
+    lines = run(tmp_path, "--format", "csv").splitlines()
+    assert all(line.endswith("eq1,") for line in lines[1:])
+
+
+def stamp(store: Store, **environment: str) -> None:
+    for cell in store.cells():
+        store.save(cell.model_copy(update={"environment": environment}), store.samples(cell))
+
+
+def test_cells_of_another_engine_or_without_a_check_are_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path, ["baseline", "vtw,k=2"], tasks=["shapes_vqa"])
+    stamp(store, engine=engine_hash(), methods="verified with torch 9, transformers 9")
+    assert origin_notes(read_results(tmp_path).cells) == []
+    stamp(store, engine="0123456789ab", methods="verified with torch 9, transformers 9")
+    [note] = origin_notes(read_results(tmp_path).cells)
+    assert "another version of the engine (0123456789ab)" in note and engine_hash() in note
+    stamp(store, engine=engine_hash(), methods="not verified (verify=False)")
+    [note] = origin_notes(read_results(tmp_path).cells)
+    assert "2 of 2 cells were not compared" in note and "not verified (verify=False)" in note
+    stamp(store)
+    first, second = origin_notes(read_results(tmp_path).cells)
+    assert "(not recorded)" in first and "not verified (not recorded)" in second
+    assert "not recorded" in run(tmp_path)
