@@ -61,7 +61,10 @@ def blame(packages: Iterable[str]) -> str:
     for package in packages:
         good = tested(package)
         known = f"; {PACKAGE} {__version__} is tested with {package}{good}" if good else ""
-        sentences.append(f"{package} {installed(package)} is installed{known}.")
+        found = installed(package)
+        sentences.append(
+            f"{package} is {found}{known}." if found == UNINSTALLED else f"{package} {found} is installed{known}."
+        )
     return " ".join(sentences)
 
 
