@@ -218,8 +218,8 @@ class Runner:
         VerificationError
             If the search does not find what it should with the installed packages.
         """
-        self.verdict = self._verify(VTW(k="search", start=start).bind(self.anatomy))
-        return self._searched(requests, eta, start, direction)
+        verdict = self._verify(VTW(k="search", start=start).bind(self.anatomy))
+        return replace(self._searched(requests, eta, start, direction), verified=str(verdict))
 
     def _searched(self, requests: Sequence[Request], eta: float, start: int, direction: Direction) -> SearchResult:
         def prompts() -> Iterator[Mapping[str, Any]]:

@@ -27,6 +27,7 @@ def search_task(
     direction: Any,
     model_args: str = "",
     device: str | None = None,
+    verify: bool = True,
 ) -> SearchResult:
     """Search k on the first documents of a task.
 
@@ -42,6 +43,8 @@ def search_task(
         Threshold; None takes the paper's for the checkpoint.
     start, direction
         See :func:`vtw_eval.search.search_layer`.
+    verify
+        Whether the search is first compared with single runs on a tiny model.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def search_task(
         def generate_until(self, requests: list[Any]) -> list[Any]:
             raise _CollectedError([self._request(request) for request in requests])
 
-    arguments = {"method": "baseline", **simple_parse_args_string(model_args)}
+    arguments = {"method": "baseline", "verify": verify, **simple_parse_args_string(model_args)}
     model = Collector(pretrained=pretrained, **arguments, **({"device": device} if device else {}))
     try:
         evaluator.simple_evaluate(model=model, tasks=[task], limit=samples, task_manager=manager)

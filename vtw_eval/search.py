@@ -73,6 +73,8 @@ class SearchResult:
     direction: Direction
     found: bool
     """Whether any candidate passed."""
+    verified: str = "not verified"
+    """Whether the search was compared with single runs on the installed packages, see :mod:`vtw_eval.verify`."""
 
     def bootstrap(self, resamples: int = _RESAMPLES, seed: int = 0) -> dict[int, float]:
         """Return how often each k comes out when the samples are drawn anew with replacement, by k.

@@ -34,6 +34,10 @@ def search_k(
     model_args: Annotated[str, typer.Option(help="More options of the adapter, as in lmms_eval --model_args.")] = "",
     device: Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot of KL versus k to this file (.png, .svg).")] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not compare the search with single runs first; the result says so."),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write KL by k to this file, for vtw-eval report --kl.")] = None,
 ) -> None:
     """Search the withdrawal layer k of VTW (Algorithm 1) in one pass per document."""
@@ -42,10 +46,20 @@ def search_k(
 
     with user_errors("search-k", (ValueError, OSError, RuntimeError)):
         result = search_task(
-            adapter, model, task, samples, eta, start=start, direction=direction, model_args=model_args, device=device
+            adapter,
+            model,
+            task,
+            samples,
+            eta,
+            start=start,
+            direction=direction,
+            model_args=model_args,
+            device=device,
+            verify=not no_verify,
         )
     typer.echo(divergence_table(result))
     typer.echo(f"\nk={result.k} (first mean KL below eta={result.eta}). {result.advice()}")
+    typer.echo(f"Search {result.verified}.")
     if plot is not None:
         divergence_plot(result, plot)
     if json is not None:

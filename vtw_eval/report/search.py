@@ -58,7 +58,8 @@ def save_divergence(result: SearchResult, task: str, path: Path) -> None:
     """Keep mean KL by k of a search, for the plot of scores versus k in a report (``vtw-eval report --kl``)."""
     means = result.per_sample.numpy().mean(axis=0)
     curve = [[k, float(means[k])] for k in range(result.start, len(means))]
-    write_atomically(path, json.dumps({"task": task, "k": result.k, "eta": result.eta, "mean_kl": curve}) + "\n")
+    kept = {"task": task, "k": result.k, "eta": result.eta, "verified": result.verified, "mean_kl": curve}
+    write_atomically(path, json.dumps(kept) + "\n")
 
 
 def read_divergence(path: Path) -> tuple[str, list[tuple[int, float]]]:
