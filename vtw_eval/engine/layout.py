@@ -89,6 +89,11 @@ class Reduction:
         """Whether no layer needs a mask or other positions in a decode step; to be asked after the prefill only."""
         return all(layout is None or layout.plain for layout in self.layouts)
 
+    @functools.cached_property
+    def gone(self) -> tuple[int, ...]:
+        """How many slots fewer than the prompt each layer has; to be asked after the prefill only."""
+        return tuple(self.missing(layer) for layer in range(len(self.layouts)))
+
     def missing(self, layer: int) -> int:
         """Return how many slots fewer than the prompt a layer has."""
         layout = self.layouts[layer]
