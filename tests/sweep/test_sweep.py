@@ -193,7 +193,8 @@ def test_killed_interrupted_and_spoilt_it_ends_the_same(finished: Finished, cont
     (store.folder(first.spec) / "samples.jsonl").write_text(lines.replace('"answer": "', '"answer": "not ', 1))
     (store.folder(second.spec) / "cell.json").write_text("{")
     sweep = Running(finished.plan, folder, next(logs), "--workers", "1")
-    sweep.until(lambda: len(sweep.children()) > 0 and "corrupt" in sweep.log.read_text())
+    # Not while modules are imported: some swallow an interrupt.
+    sweep.until(lambda: len(sweep.children()) > 0 and "cells are done already" in sweep.log.read_text())
     time.sleep(moments.random())
     children = sweep.children()
     os.killpg(sweep.process.pid, signal.SIGINT)
