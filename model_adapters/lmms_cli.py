@@ -8,7 +8,7 @@ For data parallelism: ``accelerate launch -m vtw_eval.model_adapters.lmms_cli --
 from __future__ import annotations
 
 import argparse
-import functools
+import inspect
 import os
 import sys
 import time
@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+from vtw_eval.importing import HarnessImportError, culprits_of, importing
+from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 from vtw_eval.tasks.loading import dataset_failures_told
+from vtw_eval.touch_points import check_touch_points
+from vtw_eval.versions import UpstreamChangedError, blame
 
 _WITHOUT_TASKS = frozenset({"--help", "-h", "mcp", "models", "version"})
 """First arguments after which lmms-eval reads no task, so that its slow modules need not be loaded."""
@@ -47,8 +50,15 @@ def include_paths(given: str | Sequence[str] | None) -> list[str]:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's message in one line, with its type unless it is written for users."""
+    """Return an exception's message in one line, with its type unless it is written for users.
+
+    An import that fails, perhaps in the middle of an evaluation, comes with the packages that are to blame.
+    """
     text = " ".join(str(error).split())
+    if isinstance(error, HarnessImportError):
+        return text
+    if isinstance(error, ImportError):
+        return f"{type(error).__name__}: {text.rstrip('.')}. {blame(culprits_of(error))}".strip()
     if isinstance(error, ValueError | OSError | NotImplementedError | RuntimeError) and text:
         return text
     return f"{type(error).__name__}: {text}"
@@ -81,73 +91,100 @@ def check_results(arguments: argparse.Namespace, results: dict[str, Any] | None,
 
 
 @contextmanager
-def our_tasks() -> Iterator[None]:
+def our_tasks(patches: Patches) -> Iterator[None]:
     """Let lmms-eval's task managers search our tasks too."""
-    from lmms_eval.tasks import TaskManager
 
-    original = TaskManager.__init__
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
 
-    @functools.wraps(original)
-    def init(self: Any, verbosity: str = "INFO", include_path: Any = None, *args: Any, **kwargs: Any) -> None:
-        original(self, verbosity, include_paths(include_path), *args, **kwargs)
+        def init(self: Any, *args: Any, **given: Any) -> None:
+            bound = signature.bind(self, *args, **given)
+            bound.arguments["include_path"] = include_paths(bound.arguments.get("include_path"))
+            original(*bound.args, **bound.kwargs)
 
-    with mock.patch.object(TaskManager, "__init__", init):
+        return init
+
+    with patches.replaced("tasks", make):
         yield
 
 
 @contextmanager
-def failures_noted(failures: list[str]) -> Iterator[None]:
+def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
     """Note a message for each evaluation of lmms-eval that fails.
 
     In a single process the evaluations of a ``--config`` list that follow still run. One process of several leaves at
     once, because the others wait for it; the launcher ends them.
     """
-    from lmms_eval import __main__ as upstream
 
-    evaluate: Callable[[argparse.Namespace], Any] = upstream.cli_evaluate_single
+    def make(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(args: argparse.Namespace) -> Any:
+            since, calls = time.time(), patches.calls.copy()
+            try:
+                if args.tasks is None:
+                    raise ValueError("name at least one task, for instance --tasks mme,pope; --tasks list shows all.")
+                results, samples = evaluate(args)
+                patches.require(["tasks"], calls)
+                check_results(args, results, since)
+            except Exception as error:
+                if args.verbosity == "DEBUG":
+                    raise
+                if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                    sys.exit(f"lmms_eval: error: {describe(error)}")
+                failures.append(describe(error))
+                return None, None
+            return results, samples
 
-    @functools.wraps(evaluate)
-    def noting(arguments: argparse.Namespace) -> Any:
-        since = time.time()
-        try:
-            if arguments.tasks is None:
-                raise ValueError("name at least one task, for instance --tasks mme,pope; --tasks list shows all.")
-            results, samples = evaluate(arguments)
-            check_results(arguments, results, since)
-        except Exception as error:
-            if arguments.verbosity == "DEBUG":
-                raise
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                sys.exit(f"lmms_eval: error: {describe(error)}")
-            failures.append(describe(error))
-            return None, None
-        return results, samples
+        return noting
 
-    with mock.patch.object(upstream, "cli_evaluate_single", noting):
+    with patches.replaced("evaluate", make):
         yield
+
+
+def evaluates(arguments: Sequence[str]) -> bool:
+    """Whether lmms-eval evaluates something if it gets these arguments and ends well."""
+    asked = any(word.split("=")[0] in ("--config", "--model", "--tasks") for word in arguments)
+    planned = {"--help", "-h", "--power_analysis", "--power-analysis", "--tui"} & set(arguments)
+    return asked and not planned and (arguments[0] == "eval" or arguments[0].startswith("-"))
 
 
 def main() -> None:
     """Run lmms-eval's command line; exit with 1 if an evaluation failed."""
-    from lmms_eval.cli import dispatch
-
-    first = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if first in _WITHOUT_TASKS:
-        dispatch.main()
-        return
-    failures: list[str] = []
-    debug = "DEBUG" in " ".join(sys.argv)
-    with our_tasks(), dataset_failures_told(), failures_noted(failures):
-        try:
-            dispatch.main()
-        except Exception as error:
-            if debug:
-                raise
-            failures.append(describe(error))
+    try:
+        failures = _run(sys.argv[1:])
+    except (HarnessImportError, UpstreamChangedError) as error:
+        failures = [str(error)]
     for failure in failures:
         print(f"lmms_eval: error: {failure}", file=sys.stderr)
     if failures:
         sys.exit(1)
+
+
+def _run(arguments: Sequence[str]) -> list[str]:
+    """Run lmms-eval's command line and return a message for each failure."""
+    with importing("lmms-eval"):
+        from lmms_eval.cli import dispatch
+
+    if (arguments[0] if arguments else "--help") in _WITHOUT_TASKS:
+        dispatch.main()
+        return []
+    with importing("lmms-eval"):
+        import lmms_eval.__main__  # noqa: F401
+
+        check_touch_points(["lmms-eval"])
+    patches, failures = Patches(LMMS_EVAL), list[str]()
+    with our_tasks(patches), dataset_failures_told(patches), failures_noted(failures, patches):
+        try:
+            dispatch.main()
+        except SystemExit as stop:
+            if stop.code or not evaluates(arguments) or patches.calls["evaluate"]:
+                raise
+        except Exception as error:
+            if "DEBUG" in " ".join(arguments):
+                raise
+            return [*failures, describe(error)]
+    if evaluates(arguments):
+        patches.require(["evaluate"])
+    return failures
 
 
 if __name__ == "__main__":

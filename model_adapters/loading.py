@@ -67,7 +67,7 @@ def load(
 
 def _read_config(options: Options) -> dict[str, Any]:
     try:
-        config, _ = transformers.PretrainedConfig.get_config_dict(options.pretrained, revision=options.revision)
+        config, _ = transformers.PreTrainedConfig.get_config_dict(options.pretrained, revision=options.revision)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vtw_eval.importing import importing
+
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -18,7 +20,8 @@ _CLASSES = {
 def manifests() -> list[ModelManifest]:
     """Return one manifest per adapter, each with a class for the chat protocol and one for the simple protocol."""
     # lmms-eval reads entry points while it is being imported, so importing it above could meet this module half-made.
-    from lmms_eval.models.registry_v2 import ModelManifest
+    with importing("lmms-eval"):
+        from lmms_eval.models.registry_v2 import ModelManifest
 
     module = "vtw_eval.model_adapters.lmms_models"
     return [

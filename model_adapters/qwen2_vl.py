@@ -26,6 +26,7 @@ from vtw_eval.model_adapters.family import (
 )
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import Clip, read_clip
+from vtw_eval.touch_guards import qwen_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,7 @@ class Qwen2VL(Family[QwenOptions]):
         """Encode a batch with images and frames resized as ``qwen_vl_utils`` does."""
         from qwen_vl_utils import fetch_image
 
+        qwen_frames()
         media: dict[str, Any] = {}
         if images := all_images(prompts):
             if self.recipe.jpeg:
@@ -168,6 +170,7 @@ class Qwen2VL(Family[QwenOptions]):
         """Choose an even number of frames, at most ``max_num_frames``, at even distances."""
         from qwen_vl_utils.vision_process import smart_nframes
 
+        qwen_frames()
         most = self.options.max_num_frames
         rate = self.options.fps or self.recipe.fps
         if rate is None:
@@ -184,6 +187,7 @@ class Qwen2VL(Family[QwenOptions]):
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.functional import resize
 
+        qwen_frames()
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
         factor = 14 * qwen.SPATIAL_MERGE_SIZE
         low, high = self.bounds["min_pixels"], self.bounds["max_pixels"]

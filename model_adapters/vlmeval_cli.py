@@ -16,11 +16,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
+from vtw_eval.importing import HarnessImportError, importing
 from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.lmms_cli import describe
+from vtw_eval.model_adapters.patches import VLMEVALKIT, Patches
+from vtw_eval.touch_points import check_touch_points
+from vtw_eval.versions import UpstreamChangedError
+
+if TYPE_CHECKING:
+    from vtw_eval.model_adapters.vlmeval_run import Session
 
 PROGRAM = "vtw-vlmeval"
 
@@ -53,8 +60,8 @@ SCORED_ELSEWHERE = frozenset(
 )
 """Reasons of the kit's for not scoring a dataset that are no failure."""
 
-COLLECTIVE = ("build_dataset", "build_dataset_from_config", "infer_data_job", "infer_data_job_video")
-"""Functions that all processes call together."""
+COLLECTIVE = ("build", "configured", "image job", "video job")
+"""Functions that all processes call together, by their names among the patches."""
 
 
 def parse_model_args(text: str | None) -> dict[str, str]:
@@ -72,9 +79,22 @@ def parse_model_args(text: str | None) -> dict[str, str]:
 
 
 class Outcomes:
-    """What became of each dataset of a model, as the kit reports it while it runs."""
+    """What became of each dataset of a model, as the kit reports it while it runs.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    kit
+        What is replaced in the kit.
+    args
+        The kit's arguments.
+    """
+
+    def __init__(self, kit: Session, args: argparse.Namespace) -> None:
+        self.kit = kit
+        self.args = args
+        self.calls = kit.patches.calls.copy()
+        """Calls of what is replaced, before the dataset that the kit is at."""
+        self.started = self.calls
         self.failures: dict[str, str] = {}
         """A message for each dataset that failed."""
         self.finished: set[str] = set()
@@ -83,13 +103,13 @@ class Outcomes:
     def noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return the kit's function that writes ``status.json``, noting what it is told."""
 
-        @functools.wraps(original)
         def upsert_dataset_status(**given: Any) -> Any:
             name = given["dataset_name"]
             if given.get("status") == "done":
                 self.finished.add(name)
-                if problem := self._problem(given):
+                if problem := self._problem(given) or self._passed_over(name):
                     self.failures[name] = problem
+                self.calls = self.kit.patches.calls.copy()
             return original(**given)
 
         return upsert_dataset_status
@@ -105,6 +125,14 @@ class Outcomes:
             return None
         return "the kit computed no score." if reason == "evaluate_returned_none" else f"{reason}."
 
+    def _passed_over(self, name: str) -> str | None:
+        """Return what the kit did without our replacements, so that the answers cannot be trusted."""
+        try:
+            self.kit.check(name, self.args, self.calls)
+        except UpstreamChangedError as error:
+            return str(error)
+        return None
+
     @staticmethod
     def _has_score(scores: Any) -> bool:
         from vlmeval.smp.status_report import flatten_summary_metrics
@@ -112,7 +140,9 @@ class Outcomes:
         return scores is not None and bool(flatten_summary_metrics(scores))
 
 
-def run_model(run: Any, args: argparse.Namespace, name: str, config: Mapping[str, Any] | None) -> list[str]:
+def run_model(
+    run: Any, args: argparse.Namespace, name: str, config: Mapping[str, Any] | None, kit: Session
+) -> list[str]:
     """Evaluate one model on all datasets and return a message for each failure.
 
     Parameters
@@ -125,21 +155,24 @@ def run_model(run: Any, args: argparse.Namespace, name: str, config: Mapping[str
         The model.
     config
         The content of the ``--config`` file, if there is one.
+    kit
+        What is replaced in the kit.
     """
     one = argparse.Namespace(**{**vars(args), "model": [name]})
-    outcomes = Outcomes()
+    outcomes = Outcomes(kit, args)
     with ExitStack() as stack:
-        noting = outcomes.noting(run.upsert_dataset_status)
-        stack.enter_context(mock.patch.object(run, "upsert_dataset_status", noting))
+        stack.enter_context(kit.patches.replaced("status", outcomes.noting))
         if config is None:
             datasets = list(args.data)
         else:
             datasets = list(config["data"])
             only = {"model": {name: config["model"][name]}, "data": config["data"]}
-            stack.enter_context(mock.patch.object(run, "load", return_value=only))
+            stack.enter_context(kit.patches.replaced("config", lambda original: lambda *args, **given: only))
             one.data = one.model = None
         try:
             run.run_task(one)
+            if config is not None:
+                kit.patches.require(["config"], outcomes.started)
         except Exception as error:
             return [f"model {name}: {describe(error)}"]
     if run.RANK:
@@ -173,7 +206,6 @@ def in_processes(run: Any) -> Iterator[None]:
     import torch
 
     def leaving(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
         def call(*args: Any, **given: Any) -> Any:
             try:
                 return function(*args, **given)
@@ -183,8 +215,9 @@ def in_processes(run: Any) -> Iterator[None]:
         return call
 
     with ExitStack() as stack:
+        patches = Patches(VLMEVALKIT)
         for name in COLLECTIVE:
-            stack.enter_context(mock.patch.object(run, name, leaving(getattr(run, name))))
+            stack.enter_context(patches.replaced(name, leaving))
         if not torch.cuda.is_available():
             start = torch.distributed.init_process_group
             gloo = functools.wraps(start)(lambda backend, **given: start("gloo", **given))
@@ -224,8 +257,9 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
             given[name] = {"class": cls.__name__, **{key: value for key, value in entry.items() if key != "class"}}
     if model_args and not makers:
         raise ValueError(f"--model-args belongs to vtw-eval's models, but {', '.join(models)} are the kit's.")
-    with session(given), mock.patch.dict(supported_VLM, makers), in_processes(run):
+    with session(given) as kit, mock.patch.dict(supported_VLM, makers), in_processes(run):
         for name in models:
+            made = None
             try:
                 _check_model(name, config, supported_VLM, args)
                 if name in given:
@@ -233,21 +267,38 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
                     adapter = next(a for a, cls in registry.CLASSES.items() if cls.__name__ == given[name]["class"])
                     check_arguments(adapter, own)
                 if name in makers and args.mode != "eval" and config is None:
-                    model = _alone(makers[name])
-                    supported_VLM[name] = functools.partial(_same, model)
+                    supported_VLM[name] = made = _Made(_alone(makers[name]))
             except Exception as error:
                 failures.append(f"model {name}: {describe(error)}")
                 continue
-            failures += run_model(run, args, name, config)
-            model = None
+            found = run_model(run, args, name, config, kit)
+            if made is not None and not found and not args.reuse:
+                found = _unused(name, made)
+            failures += found
             supported_VLM.pop(name, None) if name in makers else None
     return failures
 
 
-def _same(model: Any, **given: Any) -> Any:
-    if given.get("use_vllm"):
-        raise ValueError("--use-vllm is not possible: methods hook the layers of transformers models.")
-    return model
+class _Made:
+    """Gives the kit one model whenever it makes the model of that name, and counts how often."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.calls = 0
+
+    def __call__(self, **given: Any) -> Any:
+        if given.get("use_vllm"):
+            raise ValueError("--use-vllm is not possible: methods hook the layers of transformers models.")
+        self.calls += 1
+        return self.model
+
+
+def _unused(name: str, made: _Made) -> list[str]:
+    """Return a message if the kit has answered questions without the model that we made for it."""
+    if made.calls:
+        return []
+    what = "VLMEvalKit has answered without the model that its table supported_VLM holds for this run"
+    return [f"model {name}: {UpstreamChangedError(what, 'ms-vlmeval')}"]
 
 
 def _alone(maker: Callable[[], Any]) -> Any:
@@ -307,15 +358,20 @@ def main() -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--model-args")
     mine, words = own.parse_known_args()
-    # First of all, because it chooses the process's GPUs.
-    from vlmeval import run
+    try:
+        with importing("ms-vlmeval"):
+            # First of all, because it chooses the process's GPUs.
+            from vlmeval import run
 
-    from vtw_eval.model_adapters import vlmeval_registry
-    from vtw_eval.model_adapters.vlmeval_run import kit_arguments
-    from vtw_eval.tasks.kit_datasets import register_kit_datasets
+            from vtw_eval.model_adapters import vlmeval_registry
+            from vtw_eval.model_adapters.vlmeval_run import kit_arguments
+            from vtw_eval.tasks.kit_datasets import register_kit_datasets
 
-    vlmeval_registry.register()
-    register_kit_datasets()
+            vlmeval_registry.register()
+            register_kit_datasets()
+            check_touch_points(["ms-vlmeval"])
+    except (HarnessImportError, UpstreamChangedError) as error:
+        _exit([str(error)], int(os.environ.get("RANK", 0)))
     try:
         args = kit_arguments(run, words, PROGRAM)
     except SystemExit as stop:
@@ -324,7 +380,7 @@ def main() -> None:
         raise
     try:
         failures = evaluate_all(run, args, parse_model_args(mine.model_args))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UpstreamChangedError) as error:
         _exit([describe(error)], run.RANK)
     if failures:
         _exit(failures, run.RANK)

@@ -25,6 +25,7 @@ from vtw_eval.model_adapters.vlmeval_family import (
     images_and_videos,
     is_chinese,
 )
+from vtw_eval.touch_guards import qwen_frames
 
 PIXELS = (1280 * 28 * 28, 16384 * 28 * 28)
 """Smallest and largest area of an image in the kit's entries for these checkpoints."""
@@ -124,6 +125,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         """Interleave texts, images resized as ``qwen_vl_utils`` does, and videos."""
         from qwen_vl_utils import fetch_image
 
+        qwen_frames()
         bounds = self.bounds
         if question.dataset == "OCRBench":
             bounds = {**bounds, "min_pixels": OCRBENCH_MIN_PIXELS}

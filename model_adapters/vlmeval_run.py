@@ -9,6 +9,8 @@ What is changed while :func:`session` lasts, without a change to the kit's files
 - ``--limit`` holds for video datasets too, and the frames of one do not depend on the one before it;
 - multiple-choice and yes-or-no answers are scored by exact matching unless a judge is named;
 - a dataset that does not exist is an error that names the closest one.
+
+A kit that no longer calls what is changed is refused, see :class:`Session`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ import pandas as pd
 
 from vtw_eval.files import write_atomically
 from vtw_eval.methods.registry import suggest
+from vtw_eval.model_adapters.patches import VLMEVALKIT, Make, Patches
+from vtw_eval.versions import UpstreamChangedError
 
 WITHOUT_JUDGE = frozenset({"MCQ", "Y/N", "MCQ_MMMU_Pro", "Video-MCQ"})
 """Types of datasets whose answers are scored by exact matching unless a judge is named."""
@@ -50,8 +54,55 @@ class KitResult:
     """Files that the kit wrote for the dataset."""
 
 
+@dataclass
+class Session:
+    """What is replaced in the kit, and the datasets that it built meanwhile."""
+
+    patches: Patches = field(default_factory=lambda: Patches(VLMEVALKIT))
+    built: dict[str, Any] = field(default_factory=dict)
+    """The kit's datasets by the names that it was given."""
+    table: Path = Path()
+    """Where the answers about videos go that the kit is asking for."""
+
+    def check(self, name: str, args: Namespace, since: Mapping[str, int]) -> None:
+        """Check that the kit evaluated a dataset, on the main process, through the functions that are replaced.
+
+        Parameters
+        ----------
+        name
+            The dataset.
+        args
+            The kit's arguments.
+        since
+            Calls of the replacements before the dataset.
+
+        Raises
+        ------
+        UpstreamChangedError
+            If one of them was not called, or more questions were asked than the limit allows.
+        """
+        self.patches.require(["build|configured", "judge", "fresh"], since)
+        dataset = self.built[name]
+        if args.mode == "eval":
+            return
+        if dataset.MODALITY == "VIDEO":
+            # Where all answers are there, the kit does not come to ask.
+            self.patches.require(["video job"] if args.reuse else ["video job", "videos"], since)
+        elif dataset.TYPE != "MT":
+            self.patches.require(["images"], since)
+        check_count(dataset, args.limit)
+
+
+def check_count(dataset: Any, limit: int | None) -> None:
+    """Raise :class:`UpstreamChangedError` if the kit has asked more questions of a dataset than the limit allows."""
+    if limit is not None and len(dataset.data) > limit:
+        raise UpstreamChangedError(
+            f"{dataset.dataset_name} was asked {len(dataset.data)} questions with a limit of {limit}", "ms-vlmeval"
+        )
+
+
 @contextmanager
-def session(arguments: Mapping[str, Any]) -> Iterator[None]:
+def session(arguments: Mapping[str, Any]) -> Iterator[Session]:
     """Change the kit's functions as the module says, until the end of the block.
 
     Parameters
@@ -59,30 +110,35 @@ def session(arguments: Mapping[str, Any]) -> Iterator[None]:
     arguments
         What makes each model of ours, by its name; ``--reuse`` compares it.
 
+    Yields
+    ------
+    Session
+        Ask it whether the kit called what was changed.
+
     Raises
     ------
     ValueError
         If the environment asks the kit to go on after errors, or names a data folder that does not exist.
+    UpstreamChangedError
+        If the kit does not have one of the functions, or it takes other arguments.
     """
     _check_environment()
-    from vlmeval import inference, inference_video, run
-
+    if find_spec("modelscope") is None:  # the kit's default, whether or not it is installed
+        os.environ.setdefault("VLMEVALKIT_USE_MODELSCOPE", "0")
+    kit = Session()
+    changes: Mapping[str, Make] = {
+        "fresh": functools.partial(_fresh_or_same, arguments=arguments),
+        "build": functools.partial(_existing, built=kit.built),
+        "configured": functools.partial(_configured, built=kit.built),
+        "judge": _without_judge,
+        "images": _keeping_records,
+        "videos": functools.partial(_keeping_costs, kit=kit),
+        "video job": functools.partial(_limited, kit=kit),
+    }
     with ExitStack() as stack:
-
-        def replace(module: Any, name: str, make: Callable[..., Callable[..., Any]], *given: Any) -> None:
-            original = getattr(module, name)
-            stack.enter_context(mock.patch.object(module, name, functools.wraps(original)(make(original, *given))))
-
-        if find_spec("modelscope") is None:  # the kit's default, whether or not it is installed
-            os.environ.setdefault("VLMEVALKIT_USE_MODELSCOPE", "0")
-        replace(run, "prepare_reuse_files", _fresh_or_same, arguments)
-        replace(run, "build_dataset", _existing)
-        replace(run, "build_dataset_from_config", _configured)
-        replace(run, "get_judge_kwargs", _without_judge)
-        replace(inference, "infer_data", _keeping_records)
-        replace(inference_video, "infer_data", _keeping_costs)
-        replace(run, "infer_data_job_video", _limited)
-        yield
+        for name, make in changes.items():
+            stack.enter_context(kit.patches.replaced(name, make))
+        yield kit
 
 
 def evaluate(
@@ -120,7 +176,7 @@ def evaluate(
     from vlmeval import run
     from vlmeval.smp.status_report import flatten_summary_metrics
 
-    with session({}):
+    with session({}) as kit:
         args = kit_arguments(run, [] if judge is None else ["--judge", judge])
         if isinstance(dataset, str):
             built = run.build_dataset(dataset)
@@ -140,6 +196,8 @@ def evaluate(
             raise ValueError(f"{name} is a conversation of several turns, which these models do not hold.")
         else:
             run.infer_data_job(model, **given)
+        kit.patches.require(["videos" if built.MODALITY == "VIDEO" else "images"])
+        check_count(built, limit)
         scores = built.evaluate(file, **run.get_judge_kwargs(name, built.TYPE, args))
         metrics = {
             key: float(value)
@@ -217,9 +275,28 @@ def write_costs(file: Path, costs: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _unfinished(prediction_file: Path, dataset_name: str) -> set[Path]:
     """Return the parts that the processes of an interrupted run left."""
-    stems = (prediction_file.stem, dataset_name)
-    parts = {file for stem in stems for file in prediction_file.parent.glob(f"*_{stem}.pkl")}
-    return {file for file in parts if file.name.split("_")[0].isdigit()}
+    return {file for file in prediction_file.parent.glob("*.pkl") if _is_part(file, prediction_file.stem, dataset_name)}
+
+
+def _is_part(file: Path, *stems: str) -> bool:
+    number, _, rest = file.name.partition("_")
+    return number.isdigit() and rest in {f"{stem}.pkl" for stem in stems}
+
+
+def _check_part(file: Path, *stems: str) -> None:
+    """Check that :func:`_unfinished` would know a process's part of the answers, else a later run could take it.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If the kit calls it otherwise.
+    """
+    if not _is_part(file, *stems):
+        raise UpstreamChangedError(
+            f"VLMEvalKit writes a process's answers for {stems[0]} to {file.name}, where vtw-eval would not find "
+            "those that an interrupted run leaves",
+            "ms-vlmeval",
+        )
 
 
 def _check_environment() -> None:
@@ -251,7 +328,7 @@ def _fresh_or_same(original: Callable[..., Any], arguments: Mapping[str, Any]) -
     return prepare_reuse_files
 
 
-def _existing(original: Callable[..., Any]) -> Callable[..., Any]:
+def _existing(original: Callable[..., Any], built: dict[str, Any]) -> Callable[..., Any]:
     def build_dataset(dataset_name: str, **given: Any) -> Any:
         from vlmeval.dataset import SUPPORTED_DATASETS
         from vlmeval.dataset.video_dataset_config import supported_video_datasets
@@ -259,19 +336,20 @@ def _existing(original: Callable[..., Any]) -> Callable[..., Any]:
 
         # The kit itself hands all its command-line arguments to video datasets, which take none of them.
         is_video = dataset_name in supported_video_datasets
-        built = original(dataset_name) if is_video else original(dataset_name, **given)
-        if built is None:
+        dataset = original(dataset_name) if is_video else original(dataset_name, **given)
+        if dataset is None:
             names = [*SUPPORTED_DATASETS, *supported_video_datasets]
             raise ValueError(
                 f"unknown dataset {dataset_name!r}{suggest(dataset_name, names) or '.'} A dataset of your own needs a "
                 f"table {dataset_name}.tsv with a column 'question' in {LMUDataRoot()}."
             )
-        return built
+        built[dataset_name] = dataset
+        return dataset
 
     return build_dataset
 
 
-def _configured(original: Callable[..., Any]) -> Callable[..., Any]:
+def _configured(original: Callable[..., Any], built: dict[str, Any]) -> Callable[..., Any]:
     def build_dataset_from_config(config: Mapping[str, Any], dataset_name: str) -> Any:
         from vlmeval.dataset.video_dataset_config import supported_video_datasets
 
@@ -280,7 +358,8 @@ def _configured(original: Callable[..., Any]) -> Callable[..., Any]:
                 f"{dataset_name} needs a 'class' in the config, for instance {{'class': 'ImageYORNDataset', 'dataset': "
                 f"'MME'}}; only the kit's names of video settings go without."
             )
-        return original(config, dataset_name)
+        built[dataset_name] = original(config, dataset_name)
+        return built[dataset_name]
 
     return build_dataset_from_config
 
@@ -308,6 +387,7 @@ def _keeping_records(original: Callable[..., Any]) -> Callable[..., Any]:
     def infer_data(*, model_name: str, work_dir: str, dataset: Any, out_file: str, **given: Any) -> Any:
         from vlmeval.smp import dump, get_pred_file_path, load
 
+        _check_part(Path(out_file), dataset.dataset_name, f"{model_name}_{dataset.dataset_name}")
         table = Path(get_pred_file_path(work_dir, model_name, dataset.dataset_name, use_env_format=True))
         earlier: dict[str, Any] = {}
         if table.exists() and COSTS in (rows := read_predictions(table)):
@@ -330,7 +410,7 @@ def _keeping_records(original: Callable[..., Any]) -> Callable[..., Any]:
     return infer_data
 
 
-def _keeping_costs(original: Callable[..., Any]) -> Callable[..., Any]:
+def _keeping_costs(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
     """Write the costs of a process's answers beside its part of the answers, which become text."""
 
     def infer_data(*, out_file: str, **given: Any) -> Any:
@@ -338,6 +418,7 @@ def _keeping_costs(original: Callable[..., Any]) -> Callable[..., Any]:
 
         from vtw_eval.model_adapters.vlmeval_models import CostedAnswer
 
+        _check_part(Path(out_file), kit.table.stem, given["dataset"].dataset_name)
         model = original(out_file=out_file, **given)
         if not Path(out_file).exists():  # all answers were there before
             return model
@@ -353,13 +434,14 @@ def _keeping_costs(original: Callable[..., Any]) -> Callable[..., Any]:
     return infer_data
 
 
-def _limited(original: Callable[..., Any]) -> Callable[..., Any]:
+def _limited(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
     def infer_data_job_video(model: Any, **given: Any) -> Any:
         from vlmeval.smp import get_rank_and_world_size
 
         from vtw_eval.model_adapters.vlmeval_models import VTWKitModel
 
         dataset, table = given["dataset"], Path(given["result_file"])
+        kit.table = table
         if limit := given.get("limit"):
             dataset.data = dataset.data.iloc[:limit].copy()
         if isinstance(model, VTWKitModel):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
+
+from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 
 _LONGEST = 400
 """Characters of a loader's own message that are shown; ``datasets`` lists every file type it knows."""
@@ -27,32 +27,37 @@ def place_of(dataset: str) -> str:
 
 
 @contextmanager
-def dataset_failures_told() -> Iterator[None]:
+def dataset_failures_told(patches: Patches | None = None) -> Iterator[None]:
     """Let lmms-eval tell which dataset could not be loaded, and why; it shows "RetryError" alone.
+
+    Parameters
+    ----------
+    patches
+        What else is replaced in lmms-eval.
 
     Raises
     ------
     DatasetError
         From the loading of a task, after lmms-eval's own five attempts.
     """
-    from lmms_eval.api.task import ConfigurableTask
     from tenacity import RetryError
 
-    original = ConfigurableTask.download
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def download(self: Any, *args: Any, **given: Any) -> Any:
+            try:
+                return original(self, *args, **given)
+            except RetryError as error:
+                cause = error.last_attempt.exception()
+                reason = " ".join(f"{type(cause).__name__}: {cause}".split())
+                shown = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+                name = self.DATASET_PATH + (f" ({self.DATASET_NAME})" if self.DATASET_NAME else "")
+                raise DatasetError(
+                    f"task {self.config.task}: the dataset {name} cannot be loaded. Its files belong in "
+                    f"{place_of(self.DATASET_PATH)}, where they are fetched from the Hub if the folder is deleted. "
+                    f"{shown}"
+                ) from cause
 
-    @functools.wraps(original)
-    def download(self: Any, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        try:
-            original(self, dataset_kwargs)
-        except RetryError as error:
-            cause = error.last_attempt.exception()
-            reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-            shown = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
-            name = self.DATASET_PATH + (f" ({self.DATASET_NAME})" if self.DATASET_NAME else "")
-            raise DatasetError(
-                f"task {self.config.task}: the dataset {name} cannot be loaded. Its files belong in "
-                f"{place_of(self.DATASET_PATH)}, where they are fetched from the Hub if the folder is deleted. {shown}"
-            ) from cause
+        return download
 
-    with mock.patch.object(ConfigurableTask, "download", download):
+    with (patches or Patches(LMMS_EVAL)).replaced("download", make):
         yield

@@ -241,7 +241,7 @@ def dataset_path(name: str, cache: Path | None = None) -> Path:
     rows = TEST_SETS[name]()
     features = {key: datasets.Value("string") for key in rows[0]} | {"image": datasets.Image()}
     if "options" in rows[0]:
-        features["options"] = datasets.Sequence(datasets.Value("string"))
+        features["options"] = datasets.List(datasets.Value("string"))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
     cache.mkdir(parents=True, exist_ok=True)
