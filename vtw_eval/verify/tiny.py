@@ -240,7 +240,7 @@ class _Image:
 
 _SMALL, _LARGE = _Image(4, 2, 2), _Image(6, 2, 3)
 _ROWS: tuple[tuple[int | _Image, ...], ...] = ((5, _SMALL, 6), (3, _LARGE, 2, _SMALL, 4), (7,))
-"""Prompts as numbers of words, and images."""
+"""Prompts as numbers of words, and images; the first has an image and gets padding."""
 
 
 def make_inputs(model: PreTrainedModel) -> Inputs:
