@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.methods.test_methods import EXAMPLES
 from tests.oracle import FLASH, register_attention
-from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe
+from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe, anatomy, touch_points
 from vtw_eval.anatomy import TESTED
 from vtw_eval.cli import app
 from vtw_eval.engine import cache as engine_cache
@@ -27,6 +27,7 @@ from vtw_eval.verify import verdict
 from vtw_eval.verify.check import MismatchError, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import family_config, make_inputs, make_model, shrink
 from vtw_eval.verify.verdict import VerificationError, verify_config
+from vtw_eval.versions import UpstreamChangedError
 
 CPU = torch.device("cpu")
 
@@ -208,6 +209,13 @@ def test_the_embedded_checkpoint_with_its_gates_passes() -> None:
         assert verify_config(config, method, "sdpa").verified
 
 
+def raise_changed() -> None:
+    raise UpstreamChangedError("torch counts otherwise", "torch")
+
+
+broken = touch_points.TouchPoint("torch", "counting", "a.py", "count", "counts would be wrong", raise_changed)
+
+
 def test_the_command_prints_a_table_and_tells_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke
     shown = run(app, ["verify", "--family", "llava", "--method", "vtw,k=1", "--method", "fastv"])
@@ -219,6 +227,13 @@ def test_the_command_prints_a_table_and_tells_a_failure(monkeypatch: pytest.Monk
     assert shown.exit_code == 1
     assert "0 of 1 agree" in shown.output
     assert "logits differ" in shown.stderr
+    monkeypatch.setattr(touch_points, "TOUCH_POINTS", (broken,))
+    monkeypatch.setattr(verdict, "check_method", Counting())
+    monkeypatch.setattr(anatomy, "TESTED", frozenset({"llava"}))
+    shown = run(app, ["verify", "--all", "--method", "vtw,k=1"])
+    assert shown.exit_code == 1
+    assert "2 of 2 agree" in shown.output and "0 of 1 things" in shown.output
+    assert "vtw-eval verify: torch: torch counts otherwise" in shown.stderr
     for arguments, message in [
         ([], "give --all"),
         (["--family", "lava"], "did you mean 'llava'?"),

@@ -31,7 +31,9 @@ def verify(
     family: Annotated[
         list[str] | None, typer.Option(help="Or a family by its config.model_type, such as llava. Repeatable.")
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every supported family.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every supported family, and what else this project relies on in others.")
+    ] = False,
     method: Annotated[
         list[str] | None, typer.Option(help="Method spec, such as vtw,k=16. Repeatable. Default: every method.")
     ] = None,
@@ -41,7 +43,8 @@ def verify(
 
     For each combination: prefill and cached decoding, padding, several images, with and without a KV cache, and the
     attention weights that a method reads. Evaluations do this by themselves before their first answer and keep the
-    verdict; this command always looks anew. Exit status 1 if anything differs.
+    verdict; this command always looks anew. With --all it also runs the feature test of each thing that is used here
+    though the other package does not promise it (vtw_eval/touch_points.py). Exit status 1 if anything differs.
     """
     from transformers.utils import logging
 
@@ -59,6 +62,8 @@ def verify(
         f"\n{total - len(failures)} of {total} agree with masked attention, {time.perf_counter() - start:.0f} s."
     )
     typer.echo(versions)
+    if all_:
+        failures += _touch_points()
     for failure in failures:
         typer.echo(f"vtw-eval verify: {failure}", err=True)
     if failures:
@@ -111,4 +116,23 @@ def _table(configs: dict[str, PreTrainedConfig], methods: Sequence[Method], atte
                     failures.append(str(error))
                     typer.echo("   NO", nl=False)
             typer.echo("")
+    return failures
+
+
+def _touch_points() -> list[str]:
+    """Run the feature tests of the packages that are installed; print how many pass, return what differs."""
+    from vtw_eval.importing import HarnessImportError
+    from vtw_eval.touch_points import TOUCH_POINTS, check
+    from vtw_eval.versions import UNINSTALLED, UpstreamChangedError, installed
+
+    points = [point for point in TOUCH_POINTS if installed(point.package) != UNINSTALLED]
+    failures: list[str] = []
+    for point in points:
+        try:
+            check(point)
+        except (HarnessImportError, UpstreamChangedError) as error:
+            failures.append(f"{point.package}: {error}")
+    packages = ", ".join(f"{name} {installed(name)}" for name in dict.fromkeys(point.package for point in points))
+    typer.echo(f"{len(points) - len(failures)} of {len(points)} things that others do not promise are as expected.")
+    typer.echo(packages)
     return failures

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vtw_eval.importing import importing
 from vtw_eval.sweep.cell import CellCosts, CellSpec, Metric, Sample
 
 
@@ -70,13 +71,15 @@ def open_model(spec: CellSpec, settings: Settings) -> OpenModel:
     ------
     ValueError
         If the checkpoint, or the harness, cannot be used.
+    HarnessImportError
+        If the harness cannot be imported, with the package that is to blame.
     """
     if spec.harness == "lmms-eval":
-        from vtw_eval.sweep.lmms import LmmsModel
-
+        with importing("lmms-eval"):
+            from vtw_eval.sweep.lmms import LmmsModel
         return LmmsModel(spec, settings)
-    from vtw_eval.sweep.kit import KitModel
-
+    with importing("ms-vlmeval"):
+        from vtw_eval.sweep.kit import KitModel
     return KitModel(spec, settings)
 
 
