@@ -125,7 +125,7 @@ def _skipped(names: str) -> None:
 @pytest.mark.parametrize(
     ("guard", "needs", "target", "value"),
     [
-        ("limits_recompilation", "", "torch._dynamo.config.recompile_limit", None),
+        ("limits_recompilation", "", "torch._dynamo.config", object()),
         ("names_attention", "", "transformers.PreTrainedConfig._attn_implementation", None),
         ("knows_masks", "", "vtw_eval.engine.masks.sdpa_mask", None),
         ("reduces_caches", "", "transformers.DynamicCache.get_seq_length", lambda self, layer_idx=0: 0),

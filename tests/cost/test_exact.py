@@ -105,9 +105,10 @@ def test_tower_and_projector_equal_torchs_counter(family: str) -> None:
     model = make_model(family, dtype=torch.float32)
     geometry = Geometry.from_config(model.config)
     inputs = make_inputs(family, model, [["t3", "i", "t4"]])
-    features = {key: value for key, value in inputs.items() if key in ("pixel_values", "image_sizes")}
+    features = {key: value for key, value in inputs.items() if key.startswith(("pixel_values", "image_sizes"))}
+    pixels = next(value for key, value in features.items() if key.startswith("pixel_values"))
     assert geometry.vision is not None
-    images = inputs["pixel_values"].flatten(end_dim=-4).shape[0]
+    images = pixels.flatten(end_dim=-4).shape[0]
     geometry = replace(geometry, vision=replace(geometry.vision, images=images))
     with flop_counter() as counter, torch.no_grad():
         model.model.get_image_features(**features)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +29,7 @@ from vtw_eval.cost.timing import Clock, Spread, clock_for, interleaved, paired_r
 from vtw_eval.engine.calls import with_cache
 from vtw_eval.methods import Baseline, Method, parse_method
 from vtw_eval.methods.registry import suggest
-from vtw_eval.versions import environment
+from vtw_eval.versions import UpstreamChangedError, environment
 
 BASELINE = "baseline"
 
@@ -529,6 +529,20 @@ def environment_line() -> str:
     return f"{', '.join(versions)}{cuda}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
 
 
+def recompile_limit() -> str:
+    """Return how this torch calls the limit of recompilations; its public name came after torch 2.6.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If it has neither name, so that layers would silently run uncompiled.
+    """
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(torch._dynamo.config, name):
+            return name
+    raise UpstreamChangedError("torch.compile has no limit of recompilations", "torch")
+
+
 def compile_layers(subject: Subject) -> None:
     """Compile the forward of each decoder layer, with lengths that may change; hooks stay outside.
 
@@ -536,6 +550,8 @@ def compile_layers(subject: Subject) -> None:
     """
     layers = find_anatomy(subject.model).layers
     # Each layer is compiled for itself (it knows its index), and again for a prefill, a decode step and new masks.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(layers))
+    config: Any = torch._dynamo.config
+    limit = recompile_limit()
+    setattr(config, limit, max(getattr(config, limit), 8 * len(layers)))
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
