@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vtw_eval.importing import importing
 from vtw_eval.methods.vtw import default_eta
 from vtw_eval.search import SearchResult
+from vtw_eval.touch_points import check_touch_points
 
 
 class _CollectedError(Exception):
@@ -51,14 +53,17 @@ def search_task(
     ValueError
         If the adapter or the task is unknown, or the checkpoint unsuitable.
     """
-    from lmms_eval import evaluator
-    from lmms_eval.tasks import TaskManager
-    from lmms_eval.utils import simple_parse_args_string
-
-    from vtw_eval.model_adapters import lmms_models
     from vtw_eval.model_adapters.adapters import ADAPTERS
-    from vtw_eval.model_adapters.lmms_cli import tasks_folder
 
+    with importing("lmms-eval"):
+        from lmms_eval import evaluator
+        from lmms_eval.tasks import TaskManager
+        from lmms_eval.utils import simple_parse_args_string
+
+        from vtw_eval.model_adapters import lmms_models
+        from vtw_eval.model_adapters.lmms_cli import tasks_folder
+
+        check_touch_points(["lmms-eval"])
     chat = [cls for cls in lmms_models.VTWModel.__subclasses__() if cls is not lmms_models.SimpleVTWModel]
     classes = {cls.adapter: cls for cls in chat}
     if adapter not in classes:

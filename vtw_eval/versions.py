@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from vtw_eval._version import __version__
 
@@ -51,7 +52,8 @@ def tested(package: str) -> str:
         lines = requires(PACKAGE) or []
     except PackageNotFoundError:  # run from a source tree
         return ""
-    found = [r.specifier for r in map(Requirement, lines) if r.name == package and str(r.specifier)]
+    name = canonicalize_name(package)
+    found = [r.specifier for r in map(Requirement, lines) if canonicalize_name(r.name) == name and str(r.specifier)]
     return ",".join(sorted(str(part) for part in found[0])[::-1]) if found else ""
 
 

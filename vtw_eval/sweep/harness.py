@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vtw_eval.importing import importing
 from vtw_eval.sweep.cell import CellCosts, CellSpec, Metric, Sample
+from vtw_eval.touch_points import check_touch_points
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,19 @@ def open_model(spec: CellSpec, settings: Settings) -> OpenModel:
     ------
     ValueError
         If the checkpoint, or the harness, cannot be used.
-    HarnessImportError
-        If the harness cannot be imported, with the package that is to blame.
+    HarnessImportError, UpstreamChangedError
+        If the harness cannot be imported, or is not what it was, with the package that is to blame.
     """
     if spec.harness == "lmms-eval":
         with importing("lmms-eval"):
             from vtw_eval.sweep.lmms import LmmsModel
+
+            check_touch_points(["lmms-eval"])
         return LmmsModel(spec, settings)
     with importing("ms-vlmeval"):
         from vtw_eval.sweep.kit import KitModel
+
+        check_touch_points(["ms-vlmeval"])
     return KitModel(spec, settings)
 
 

@@ -20,6 +20,7 @@ from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, Progress, Settings, checkpoint
 from vtw_eval.sweep.tasks import own_tasks
+from vtw_eval.tasks.loading import dataset_failures_told
 
 _SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234}
 """lmms-eval's own, to which the seed of a cell is added."""
@@ -103,7 +104,8 @@ class LmmsModel:
     def _task(self, name: str) -> Any:
         """Return a task with its documents, made once for all methods."""
         if name not in self._tasks:
-            found = get_task_dict([name], self._manager(name), "chat")
+            with dataset_failures_told():
+                found = get_task_dict([name], self._manager(name), "chat")
             if list(found) != [name]:
                 raise ValueError(f"{name} is no single task: it stands for {', '.join(map(str, found))}.")
             self._tasks[name] = found[name]
