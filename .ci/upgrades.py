@@ -111,7 +111,7 @@ class Environment:
         return self
 
     def newer(self, wanted: Iterable[str]) -> Versions:
-        """Return which versions pip would install to have the newest of requirements and of what they need."""
+        """Return which releases pip would install to have the newest of requirements and of what they need."""
         command = ["install", "--dry-run", "--quiet", "--report", "-", "--upgrade", "--upgrade-strategy", "eager"]
         report = json.loads(self._pip(*command, *wanted))
         found = [item["metadata"] for item in report["install"]]
@@ -119,7 +119,8 @@ class Environment:
         return {
             name: version
             for name, version in sorted(versions.items())
-            if name not in self.locked or Version(version) > Version(self.locked[name])
+            if name not in self.locked
+            or (Version(version) > Version(self.locked[name]) and not Version(version).is_prerelease)
         }
 
     def add(self, versions: Mapping[str, str]) -> None:

@@ -108,8 +108,9 @@ def test_a_cap_moves_just_above_a_version(package: str, version: str, old: str, 
     assert upgrades.raise_cap(SETUP_CFG, package, version) == SETUP_CFG.replace(old, new)
 
 
-def test_nothing_newer_checks_nothing() -> None:
-    machine = FakeMachine({})
+@pytest.mark.parametrize("newest", [{}, {"leaf": "2.0rc1"}])
+def test_nothing_newer_checks_nothing(newest: dict[str, str]) -> None:
+    machine = FakeMachine(newest)
     findings = examine(machine)
     assert findings.complete and not findings.passed and not machine.checked
     assert "Nothing is newer" in upgrades.report(findings)
