@@ -52,7 +52,10 @@ class SampleCosts:
 
 
 def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
-    """Return means over samples by name; ``layer_tokens`` and ``layer_vision_tokens`` are means over layers too."""
+    """Return means over samples by name; ``layer_tokens`` and ``layer_vision_tokens`` are means over layers too.
+
+    ``verified`` is the share of answers whose method was verified: a harness keeps means of numbers only.
+    """
     if not costs:
         return {}
     n = len(costs)
@@ -63,4 +66,5 @@ def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
         "layer_vision_tokens": sum(sum(c.vision_per_layer) / len(c.vision_per_layer) for c in costs) / n,
         "prefill_flops": sum(c.prefill_flops for c in costs) / n,
         "latency_s": sum(c.latency_s for c in costs) / n,
+        "verified": sum(c.verified.startswith("verified") for c in costs) / n,
     }

@@ -114,6 +114,7 @@ def test_a_cell_says_what_lmms_eval_says(
         tokens = [row["token_counts"][0]["tokens_per_layer"] for row in logged]
         assert costs.tokens_per_layer == [sum(column) / 8 for column in zip(*tokens, strict=True)]
         assert math.isclose(costs.prefill_flops["eq1"], theirs["throughput"]["avg_prefill_flops"])
+        assert theirs["throughput"]["avg_verified"] == 1
         # keys and values, 4 key-value heads of 32 numbers, 4 bytes each: see the checkpoint's config
         text = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]
         width = text.get("num_key_value_heads", text["num_attention_heads"]) * text["head_dim"]
