@@ -64,7 +64,7 @@ def run(data: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             "COLUMNS": "200",
             **environment,
         }
-        return subprocess.run(command, cwd=data, env=variables, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=data, env=variables, capture_output=True, text=True, timeout=600)
 
     return call
 

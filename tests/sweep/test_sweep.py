@@ -130,7 +130,13 @@ class Running:
         self.log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                command(plan, folder, *more), env=environment(), stdout=out, stderr=out, start_new_session=True
+                command(plan, folder, *more),
+                env=environment(),
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                # A shell that runs the tests in the background lets everything in it ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def cells(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from vtw_eval.sweep.cell import Cell, CellSpec
 from vtw_eval.sweep.harness import ModelKey, OpenModel, Progress, Settings, open_model
@@ -93,4 +93,4 @@ def failed_cell(spec: CellSpec, error: str, seconds: float = 0.0) -> Cell:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
