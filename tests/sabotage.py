@@ -157,25 +157,28 @@ def own_keys(source: str) -> str:
 
 def tokens_first_rotary(source: str) -> str:
     """Position embeddings have their tokens in front."""
-    return changed(
+    return _rotary(
         source,
-        (
-            r"return cos.to\(dtype=x.dtype\), sin.to\(dtype=x.dtype\)",
-            "return cos.to(dtype=x.dtype).transpose(0, 1), sin.to(dtype=x.dtype).transpose(0, 1)",
-        ),
-        (r"cos, sin = position_embeddings\n", "cos, sin = (part.transpose(0, 1) for part in position_embeddings)\n"),
+        "return cos.to(dtype=x.dtype).transpose(0, 1), sin.to(dtype=x.dtype).transpose(0, 1)",
+        "cos, sin = (part.transpose(0, 1) for part in position_embeddings)",
     )
 
 
 def packed_rotary(source: str) -> str:
     """Position embeddings are one tensor, sine in front of cosine."""
+    return _rotary(
+        source,
+        "return torch.cat([sin.to(dtype=x.dtype), cos.to(dtype=x.dtype)], dim=-1)",
+        "sin, cos = position_embeddings.chunk(2, dim=-1)",
+    )
+
+
+def _rotary(source: str, made: str, read: str) -> str:
+    """Change how position embeddings leave the rotary module and how attention reads them."""
     return changed(
         source,
-        (
-            r"return cos.to\(dtype=x.dtype\), sin.to\(dtype=x.dtype\)",
-            "return torch.cat([sin.to(dtype=x.dtype), cos.to(dtype=x.dtype)], dim=-1)",
-        ),
-        (r"cos, sin = position_embeddings\n", "sin, cos = position_embeddings.chunk(2, dim=-1)\n"),
+        (r"return cos.to\(dtype=x.dtype\), sin.to\(dtype=x.dtype\)", made),
+        (r"cos, sin = position_embeddings\n", f"{read}\n"),
     )
 
 
