@@ -279,7 +279,7 @@ class Runner:
             check_trace(trace, encoded, prompts)
             texts = self.family.decode(tokens, generation)
             lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
-            costs = self._costs(trace, len(requests), lengths, seconds, str(method))
+            costs = self._costs(trace, lengths, seconds, str(method), _notes(prompts, encoded))
         return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
 
     def _now(self) -> float:
@@ -287,7 +287,10 @@ class Runner:
             torch.cuda.synchronize(self.family.device)
         return time.perf_counter()
 
-    def _costs(self, trace: Trace, rows: int, lengths: Sequence[int], seconds: float, method: str) -> list[SampleCosts]:
+    def _costs(
+        self, trace: Trace, lengths: Sequence[int], seconds: float, method: str, notes: Sequence[tuple[str, ...]]
+    ) -> list[SampleCosts]:
+        rows = len(lengths)
         beams = trace.tokens_per_layer.shape[0] // rows  # generate repeats each row once per beam, side by side
         tokens = trace.tokens_per_layer[::beams]
         vision = trace.vision_per_layer[::beams]
@@ -306,6 +309,7 @@ class Runner:
                 method=method,
                 asked=str(self.method),
                 verified=str(self.verdict),
+                media=notes[i],
             )
             for i, flops in enumerate(eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist())
         ]
@@ -338,6 +342,12 @@ def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[Prompt]) -> No
     for row, (shown, document) in enumerate(zip(vision.any(dim=1).tolist(), prompts, strict=True)):
         if not shown and (document.images or document.videos):
             raise UpstreamChangedError(f"prompt {row} of the batch has media, but no vision tokens", "transformers")
+
+
+def _notes(prompts: Sequence[Prompt], encoded: Encoded) -> list[tuple[str, ...]]:
+    """Return the notes on each row's media, each once."""
+    added = encoded.notes or ((),) * len(prompts)
+    return [tuple(dict.fromkeys((*p.notes, *more))) for p, more in zip(prompts, added, strict=True)]
 
 
 def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:

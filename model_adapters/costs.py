@@ -33,6 +33,8 @@ class SampleCosts:
     """The method before a search; the same if there was none."""
     verified: str
     """Whether the method was compared with masked attention on the installed packages, and on which."""
+    media: tuple[str, ...] = ()
+    """A short reason for each way in which the model was shown something else than a viewer shows of the media."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the costs as JSON types."""
@@ -48,13 +50,15 @@ class SampleCosts:
             "method": self.method,
             "asked": self.asked,
             "verified": self.verified,
+            "media": list(self.media),
         }
 
 
 def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
     """Return means over samples by name; ``layer_tokens`` and ``layer_vision_tokens`` are means over layers too.
 
-    ``verified`` is the share of answers whose method was verified: a harness keeps means of numbers only.
+    ``verified`` is the share of answers whose method was verified, ``media_noted`` that of answers to media which the
+    model was shown otherwise than a viewer shows them: a harness keeps means of numbers only.
     """
     if not costs:
         return {}
@@ -67,4 +71,5 @@ def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
         "prefill_flops": sum(c.prefill_flops for c in costs) / n,
         "latency_s": sum(c.latency_s for c in costs) / n,
         "verified": sum(c.verified.startswith("verified") for c in costs) / n,
+        "media_noted": sum(bool(c.media) for c in costs) / n,
     }

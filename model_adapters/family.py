@@ -5,24 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vtw_eval.model_adapters.media import Media, Visual, is_video, open_pictures
 from vtw_eval.model_adapters.options import Options
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
-Visual = Image.Image | str
-"""An image, or the path of an image or a video."""
-
 Message = Mapping[str, Any]
 """``{"role": ..., "content": [{"type": "text" | "image" | "video", ...}, ...]}``."""
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,8 @@ class Prompt:
     text: str
     images: tuple[Image.Image, ...] = ()
     videos: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """A short reason for each way in which the model is shown something else than a viewer shows."""
 
 
 @dataclass(frozen=True)
@@ -42,59 +39,39 @@ class Encoded:
     """Keyword arguments of ``forward`` and ``generate``; ``input_ids`` and ``attention_mask`` are among them."""
     vision_mask: Tensor | None = None
     """Boolean ``[rows, tokens]`` for models whose decoder never sees the ids, else None."""
+    notes: tuple[tuple[str, ...], ...] = ()
+    """For each row what encoding it added to its prompt's notes, such as those on videos; empty: nothing for any."""
 
 
-def open_image(visual: Any) -> Image.Image:
-    """Return an image given as such or as a path.
+def media_of(
+    messages: Sequence[Message], media: Media
+) -> tuple[tuple[Image.Image, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the images and the video paths of chat messages, each in order, and the notes on the images.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    TypeError
-        For anything else.
-    """
-    if isinstance(visual, Image.Image):
-        return visual
-    if isinstance(visual, str | Path):
-        return Image.open(visual)
-    raise TypeError(f"cannot open an image given as {type(visual).__name__}: pass a PIL image or a path.")
-
-
-def is_video(visual: Visual) -> bool:
-    """Tell a video's path from an image or an image's path.
-
-    Raises
-    ------
-    TypeError
-        For media that are neither, such as audio.
-    """
-    if isinstance(visual, Image.Image):
-        return False
-    if isinstance(visual, str):
-        return Path(visual).suffix.lower() not in IMAGE_SUFFIXES
-    raise TypeError(f"only images and videos are supported, this document has a {type(visual).__name__}.")
-
-
-def media_of(messages: Sequence[Message]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
-    """Return the images and the video paths of chat messages, each in order.
+    Parameters
+    ----------
+    messages
+        The messages.
+    media
+        See :func:`vtw_eval.model_adapters.media.open_picture`.
 
     Raises
     ------
     TypeError
         For other media.
     """
-    images: list[Image.Image] = []
+    visuals: list[Visual] = []
     videos: list[str] = []
     for message in messages:
         for part in message["content"]:
             if part["type"] == "image":
-                images.append(open_image(part["url"]))
+                visuals.append(part["url"])
             elif part["type"] == "video" and isinstance(part["url"], str):
                 videos.append(part["url"])
             elif part["type"] != "text":
                 raise TypeError(f"only text, images and video files are supported, this document has {part['type']}.")
-    return tuple(images), tuple(videos)
+    images, notes = open_pictures(visuals, media)
+    return images, tuple(videos), notes
 
 
 def content_of(context: str, visuals: Sequence[Visual]) -> list[dict[str, Any]]:
@@ -208,7 +185,7 @@ class Family(ABC, Generic[AnyOptions]):
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a document under the chat protocol."""
-        return Prompt(self.render(messages), *media_of(messages))
+        return Prompt(self.render(messages), *media_of(messages, self.options.media))
 
     def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
         """Return the prompt of a document under the simple protocol."""

@@ -15,9 +15,8 @@ from vtw_eval.model_adapters.family import (
     all_images,
     all_videos,
     greedy_unless_asked,
-    is_video,
-    open_image,
 )
+from vtw_eval.model_adapters.media import is_video, open_pictures
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import read_clip, uniform
 
@@ -65,7 +64,7 @@ class Llava(Family[LlavaOptions]):
     def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
         """Put one placeholder per visual before a context without any, and apply the tokenizer's chat template."""
         videos = tuple(str(visual) for visual in visuals if is_video(visual))
-        images = tuple(open_image(visual) for visual in visuals if not is_video(visual))
+        images, notes = open_pictures([visual for visual in visuals if not is_video(visual)], self.options.media)
         if visuals and "<image>" not in context:
             context = " ".join("<video>" if is_video(visual) else "<image>" for visual in visuals) + f"\n{context}"
         template = self.options.chat_template or self.tokenizer.chat_template
@@ -76,7 +75,7 @@ class Llava(Family[LlavaOptions]):
             text = self.tokenizer.apply_chat_template(
                 [message], tokenize=False, add_generation_prompt=True, chat_template=template
             )
-        return Prompt(text, images, videos)
+        return Prompt(text, images, videos, notes)
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode a batch; every image counts as the only one of its row, as in ``llava_hf``."""

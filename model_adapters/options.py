@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from vtw_eval.methods import METHODS, Method, make_method
+from vtw_eval.model_adapters.media import Media
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 
@@ -43,6 +44,10 @@ class Options:
         Decode with a KV cache.
     batch_size
         Documents per forward; halved when memory runs out.
+    media
+        How pictures and videos are read. "harness": as the harness's own adapter reads them, so that answers compare
+        with its own; where that is not what a viewer shows (a picture lies on its side, say), the document is counted
+        and named. "upright": as a viewer shows them.
     verify
         Before the first answer, compare the method on a tiny model of the same architecture with masked attention,
         unless that was done before with the installed packages (:func:`vtw_eval.verify.verdict.verify`). ``False``
@@ -59,6 +64,7 @@ class Options:
     trust_remote_code: bool = False
     use_cache: bool = True
     batch_size: int = 1
+    media: Media = "harness"
     verify: bool = True
 
     def __post_init__(self) -> None:

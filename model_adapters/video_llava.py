@@ -63,7 +63,7 @@ class VideoLlava(Family[VideoLlavaOptions]):
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """Render the turns."""
-        return Prompt(self.render(messages), *media_of(messages))
+        return Prompt(self.render(messages), *media_of(messages, self.options.media))
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode a batch; videos shorter than eight frames repeat some."""

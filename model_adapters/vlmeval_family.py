@@ -14,6 +14,7 @@ from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from vtw_eval.model_adapters.family import Family, Prompt, all_images, greedy_unless_asked
+from vtw_eval.model_adapters.media import open_pictures
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import Clip
 
@@ -127,6 +128,11 @@ class KitFamily(ABC):
         """Return the message for a row, where :meth:`has_own_prompt`."""
         raise NotImplementedError(f"{dataset} has the prompt of its dataset.")
 
+    def pictures(self, question: Question) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+        """Return the images of a question in mode RGB, as the kit's classes open them, and the notes on them."""
+        images, notes = open_pictures(filter(None, question.values("image")), self.options.media)
+        return tuple(image.convert("RGB") for image in images), notes
+
     @abstractmethod
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return the prompt of a question."""
@@ -162,12 +168,6 @@ def images_and_videos(prompts: Sequence[Prompt], frames: Callable[[Clip], Any]) 
     if clips:
         media["videos"] = [frames(clip) for clip in clips]
     return media
-
-
-def rgb(path: str) -> Image.Image:
-    """Open an image without transparency and palette."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def dataset_type(dataset: str) -> str:

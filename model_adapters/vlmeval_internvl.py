@@ -26,7 +26,6 @@ from vtw_eval.model_adapters.vlmeval_family import (
     Row,
     dataset_type,
     direct_choice,
-    rgb,
 )
 
 TILES: Mapping[int, tuple[str, ...]] = {
@@ -146,14 +145,15 @@ class InternVLPrompts(KitFamily):
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return texts, images and the most tiles for each; a video's file becomes frames, one tile each."""
         question, frames = self._framed(question)
-        images = [*(rgb(path) for path in question.values("image") if path), *frames]
+        shown, notes = self.pictures(question)
+        images = [*shown, *frames]
         dataset = question.dataset or ""
         if images and "MMMU" in dataset:
             first = images[0]
             images[0] = first.resize((2 * first.width, 2 * first.height), Image.Resampling.BILINEAR)
         of_video = bool(frames) or question.of_video
         tiles = 1 if of_video else self.options.max_patches or most_tiles(dataset, len(images))
-        return KitPrompt(self.text_of(marked_text(question)), tuple(images), tiles=tiles)
+        return KitPrompt(self.text_of(marked_text(question)), tuple(images), notes=notes, tiles=tiles)
 
     def _framed(self, question: Question) -> tuple[Question, list[Image.Image]]:
         """Replace a video by image parts without a path, and return its frames."""

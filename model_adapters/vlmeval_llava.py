@@ -28,7 +28,6 @@ from vtw_eval.model_adapters.vlmeval_family import (
     direct_choice,
     images_and_text,
     images_and_videos,
-    rgb,
 )
 
 Conversation = Literal["llava_v1", "template"]
@@ -120,9 +119,9 @@ class LlavaKit(KitFamily, Llava):
 
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return the prompt as the kit's class for the checkpoint builds it."""
-        images = tuple(rgb(path) for path in question.values("image"))
+        images, notes = self.pictures(question)
         if self.model_type == "llava_onevision":
-            return self._onevision(question, images)
+            return self._onevision(question, images, notes)
         if question.values("video"):
             raise ValueError(
                 f"{self.model_type} checkpoints take no video: use a LLaVA-OneVision checkpoint or video_llava_vtw."
@@ -131,14 +130,14 @@ class LlavaKit(KitFamily, Llava):
             colour = tuple(int(value * 255) for value in self.processor.image_processor.image_mean)
             shown = (" <image> " if part["type"] == "image" else part["value"] for part in question.parts)
             text = f"{VICUNA_SYSTEM}USER: {''.join(shown)} ASSISTANT: "
-            return KitPrompt(text, tuple(padded(image, colour) for image in images))
+            return KitPrompt(text, tuple(padded(image, colour) for image in images), notes=notes)
         content = [
             {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["value"]}
             for part in question.parts
         ]
-        return KitPrompt(self.render([{"role": "user", "content": content}]), images)
+        return KitPrompt(self.render([{"role": "user", "content": content}]), images, notes=notes)
 
-    def _onevision(self, question: Question, images: tuple[Image.Image, ...]) -> KitPrompt:
+    def _onevision(self, question: Question, images: tuple[Image.Image, ...], notes: tuple[str, ...]) -> KitPrompt:
         """Put image marks into the text, and the times of its frames before a question about a video.
 
         The kit writes an image mark before those times too, which stands for no image: transformers 5 refuses it.
@@ -148,7 +147,7 @@ class LlavaKit(KitFamily, Llava):
             raise ValueError(f"LLaVA-OneVision takes one video per question, this one has {len(videos)}.")
         if not videos:
             shown = ("<image>\n" if part["type"] == "image" else part["value"] for part in question.parts)
-            return KitPrompt(self._rendered_text("".join(shown)), images)
+            return KitPrompt(self._rendered_text("".join(shown)), images, notes=notes)
         clip = read_clip(videos[0], one_per_second(question.nframe))
         times = ", ".join(f"{i / clip.fps:.2f}s" for i in clip.indices)
         told = (

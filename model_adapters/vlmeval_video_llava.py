@@ -18,7 +18,6 @@ from vtw_eval.model_adapters.vlmeval_family import (
     KitPrompt,
     Question,
     images_and_videos,
-    rgb,
 )
 
 
@@ -51,11 +50,11 @@ class VideoLlavaKit(KitFamily, VideoLlava):
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Show one video or images, which the kit's class does not take, before all texts."""
         words = "\n".join(question.values("text"))
-        images = tuple(rgb(path) for path in question.values("image"))
+        images, notes = self.pictures(question)
         videos = question.values("video")
         if not videos:
             marks = "<image>" * len(images) + ("\n" if images else "")
-            return KitPrompt(f"USER: {marks}{words} ASSISTANT:", images)
+            return KitPrompt(f"USER: {marks}{words} ASSISTANT:", images, notes=notes)
         if images or len(videos) > 1:
             raise ValueError("Video-LLaVA takes one video per question, and no images beside it.")
         if question.nframe != FRAMES:
