@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vtw_eval.model_adapters.media import Media, Visual, is_video, open_pictures
+from vtw_eval.model_adapters.media import Visual, is_video, once, open_picture
 from vtw_eval.model_adapters.options import Options
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -43,41 +44,41 @@ class Encoded:
     """For each row what encoding it added to its prompt's notes, such as those on videos; empty: nothing for any."""
 
 
-def media_of(
-    messages: Sequence[Message], media: Media
-) -> tuple[tuple[Image.Image, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the images and the video paths of chat messages, each in order, and the notes on the images.
-
-    Parameters
-    ----------
-    messages
-        The messages.
-    media
-        See :func:`vtw_eval.model_adapters.media.open_picture`.
+def media_of(messages: Sequence[Message]) -> tuple[tuple[Visual, ...], tuple[str, ...]]:
+    """Return the images, not opened yet, and the video paths of chat messages, each in order.
 
     Raises
     ------
     TypeError
         For other media.
     """
-    visuals: list[Visual] = []
+    images: list[Visual] = []
     videos: list[str] = []
     for message in messages:
         for part in message["content"]:
             if part["type"] == "image":
-                visuals.append(part["url"])
+                images.append(part["url"])
             elif part["type"] == "video" and isinstance(part["url"], str):
                 videos.append(part["url"])
             elif part["type"] != "text":
                 raise TypeError(f"only text, images and video files are supported, this document has {part['type']}.")
-    images, notes = open_pictures(visuals, media)
-    return images, tuple(videos), notes
+    return tuple(images), tuple(videos)
 
 
 def content_of(context: str, visuals: Sequence[Visual]) -> list[dict[str, Any]]:
     """Return the content of a chat message that shows visuals before a text."""
     shown = [{"type": "video" if is_video(visual) else "image", "url": visual} for visual in visuals]
     return [*shown, {"type": "text", "text": context}]
+
+
+def processor_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture in mode RGB as the image processors of transformers make it: transparent parts white, mostly."""
+    from transformers.image_transforms import convert_to_rgb
+
+    convert: Any = convert_to_rgb
+    if "return_numpy" in inspect.signature(convert).parameters:  # it will return nothing else some day
+        return Image.fromarray(convert(image, return_numpy=True))
+    return convert(image)
 
 
 def greedy_unless_asked(
@@ -179,13 +180,35 @@ class Family(ABC, Generic[AnyOptions]):
         """Where inputs go."""
         return self.model.device
 
+    @property
+    def takes_paths(self) -> bool:
+        """Whether lmms-eval's own adapter takes images by their paths; where it does not, its way is no example."""
+        return False
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Convert a picture as lmms-eval's own adapter does, to find out what is lost: as transformers' processors."""
+        return processor_rgb(image)
+
+    def opened(self, visuals: Sequence[Visual]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+        """Open the images of a document, and return them with the notes on them, each once."""
+        images: list[Image.Image] = []
+        notes: list[str] = []
+        for visual in visuals:
+            as_viewer = isinstance(visual, str) and not self.takes_paths
+            image, found = open_picture(visual, "upright" if as_viewer else self.options.media, self.to_rgb)
+            images.append(image)
+            notes += found
+        return tuple(images), once(notes)
+
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text of chat messages up to the place where the answer begins."""
         return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """Return the prompt of a document under the chat protocol."""
-        return Prompt(self.render(messages), *media_of(messages, self.options.media))
+        visuals, videos = media_of(messages)
+        images, notes = self.opened(visuals)
+        return Prompt(self.render(messages), images, videos, notes)
 
     def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
         """Return the prompt of a document under the simple protocol."""

@@ -120,6 +120,10 @@ class InternVLRemote(Family[InternVLOptions]):
             previous = part["type"]
         return text
 
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Convert as ``internvl2`` does."""
+        return image.convert("RGB")
+
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode a batch of tiles and texts whose image marks are as many vision tokens as features follow."""
         config = self.model.config

@@ -16,7 +16,7 @@ from vtw_eval.model_adapters.family import (
     all_videos,
     greedy_unless_asked,
 )
-from vtw_eval.model_adapters.media import is_video, open_pictures
+from vtw_eval.model_adapters.media import is_video
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import read_clip, uniform
 
@@ -64,7 +64,7 @@ class Llava(Family[LlavaOptions]):
     def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
         """Put one placeholder per visual before a context without any, and apply the tokenizer's chat template."""
         videos = tuple(str(visual) for visual in visuals if is_video(visual))
-        images, notes = open_pictures([visual for visual in visuals if not is_video(visual)], self.options.media)
+        images, notes = self.opened([visual for visual in visuals if not is_video(visual)])
         if visuals and "<image>" not in context:
             context = " ".join("<video>" if is_video(visual) else "<image>" for visual in visuals) + f"\n{context}"
         template = self.options.chat_template or self.tokenizer.chat_template

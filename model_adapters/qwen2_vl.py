@@ -124,6 +124,17 @@ class Qwen2VL(Family[QwenOptions]):
         return recipe_for(self.model_type, self.simple)
 
     @property
+    def takes_paths(self) -> bool:
+        """``qwen2_5_vl`` does under the chat protocol."""
+        return not self.recipe.jpeg
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Convert for JPEG, or as ``qwen_vl_utils`` does."""
+        from qwen_vl_utils.vision_process import to_rgb
+
+        return image.convert("RGB") if self.recipe.jpeg else to_rgb(image)
+
+    @property
     def bounds(self) -> dict[str, int]:
         """``min_pixels`` and ``max_pixels``."""
         low, high = area_bounds(self.options, self.recipe)

@@ -16,7 +16,6 @@ from vtw_eval.model_adapters.family import (
     all_images,
     all_videos,
     greedy_unless_asked,
-    media_of,
 )
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import read_clip, uniform
@@ -60,10 +59,6 @@ class VideoLlava(Family[VideoLlavaOptions]):
             else:
                 text += f"USER: {images}\n{words} " if images else f"USER: {words} "
         return text + "ASSISTANT:"
-
-    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
-        """Render the turns."""
-        return Prompt(self.render(messages), *media_of(messages, self.options.media))
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode a batch; videos shorter than eight frames repeat some."""

@@ -14,7 +14,7 @@ from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from vtw_eval.model_adapters.family import Family, Prompt, all_images, greedy_unless_asked
-from vtw_eval.model_adapters.media import open_pictures
+from vtw_eval.model_adapters.media import open_pictures, strictly
 from vtw_eval.model_adapters.options import Options
 from vtw_eval.model_adapters.video import Clip
 
@@ -129,8 +129,15 @@ class KitFamily(ABC):
         raise NotImplementedError(f"{dataset} has the prompt of its dataset.")
 
     def pictures(self, question: Question) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
-        """Return the images of a question in mode RGB, as the kit's classes open them, and the notes on them."""
-        images, notes = open_pictures(filter(None, question.values("image")), self.options.media)
+        """Return the images of a question in mode RGB, as the kit's classes open them, and the notes on them.
+
+        Raises
+        ------
+        OSError
+            If one does not open, or is truncated, whatever another harness in the process has told Pillow.
+        """
+        with strictly():
+            images, notes = open_pictures(filter(None, question.values("image")), self.options.media)
         return tuple(image.convert("RGB") for image in images), notes
 
     @abstractmethod
