@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,18 +18,16 @@ from vtw_eval.engine import Trace
 from vtw_eval.methods import Method
 from vtw_eval.methods.vtw import DEFAULT_START, VTW
 from vtw_eval.model_adapters.adapters import ADAPTERS, Adapter
-from vtw_eval.model_adapters.batching import groups, is_out_of_memory, run_in_batches
+from vtw_eval.model_adapters.batching import groups, run_in_batches
 from vtw_eval.model_adapters.costs import SampleCosts
+from vtw_eval.model_adapters.failures import DocumentError, Failures, naming
 from vtw_eval.model_adapters.family import Encoded, Family, Prompt
 from vtw_eval.model_adapters.loading import load
+from vtw_eval.model_adapters.media import once, summary
 from vtw_eval.model_adapters.options import parse_options
 from vtw_eval.search import Direction, SearchResult, search_layer
 from vtw_eval.verify.verdict import Verdict, skipped, verify
 from vtw_eval.versions import UpstreamChangedError
-
-
-class DocumentError(RuntimeError):
-    """A document that could not be answered; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,8 @@ class Runner:
         Where the model goes, unless a device map is given.
     log
         Told what is run, what a search has found and when batches get smaller.
+    warn
+        Told which documents' media the model is shown otherwise than a viewer shows them. ``None``: ``log`` is.
     progress
         Whether searches show a progress bar.
     adapters
@@ -92,12 +92,14 @@ class Runner:
         simple: bool,
         device: torch.device,
         log: Callable[[str], None],
+        warn: Callable[[str], None] | None = None,
         progress: bool = False,
         adapters: Mapping[str, Adapter] = ADAPTERS,
     ) -> None:
         self.progress = progress
         self.options, method = parse_options(adapter, adapters[adapter].options, arguments)
         self.log = log
+        self.warn = warn or log
         self.family = load(adapter, self.options, simple=simple, device=device, adapters=adapters)
         self.anatomy = find_anatomy(self.family.model)
         self.method = method.bind(self.anatomy)
@@ -106,6 +108,8 @@ class Runner:
         self.batch_size = self.options.batch_size
         self.found: dict[str, Method] = {}
         """The method of each task for which a search has found its parameter."""
+        self.noted: dict[str, dict[str, None]] = {}
+        """By note on media: the documents that have it."""
         self.on_answer: Callable[[int, int], None] = lambda answered, of: None
         """Told how many documents of a call of :meth:`answer` are answered; a sweep shows it."""
         log(
@@ -148,8 +152,14 @@ class Runner:
         Raises
         ------
         DocumentError
-            If a document cannot be answered for another reason than memory.
+            If a document cannot be answered for another reason than memory; the others are answered first, and the
+            error holds their answers.
         """
+        failures = Failures()
+
+        def process(batch: Sequence[Request]) -> list[Answer | None]:
+            return self._answers(batch, failures)
+
         for task, own in self._by_task(requests):
             self.found[task] = self._search(task, own)
         answers: dict[int, Answer] = {}
@@ -159,12 +169,39 @@ class Runner:
                 numbered, key=lambda item: (self._method(item[1]), repr(sorted(item[1].generation.items())))
             ):
                 order = sorted(group, key=lambda item: -item[1].length)
-                batches = run_in_batches([request for _, request in order], self.batch_size, self._batch, self._shrink)
+                batches = run_in_batches([request for _, request in order], self.batch_size, process, self._shrink)
                 for (place, _), answer in zip(order, batches, strict=True):
-                    answers[place] = answer
                     bar.update()
+                    if answer is None:
+                        continue
+                    answers[place] = answer
                     self.on_answer(len(answers), len(requests))
+        failures.check(answers, len(requests))
         return [answers[place] for place in range(len(requests))]
+
+    def _answers(self, requests: Sequence[Request], failures: Failures) -> list[Answer | None]:
+        """Answer a batch, or its documents one by one if one of them fails; None stands for those that do."""
+        try:
+            answers: list[Answer | None] = list(self._batch(requests))
+        except DocumentError as error:
+            if len(requests) > 1 and not isinstance(error.__cause__, UpstreamChangedError):
+                return [answer for request in requests for answer in self._answers([request], failures)]
+            failures.failed(error)
+            return [None]
+        failures.succeeded()
+        return answers
+
+    def tell_media(self) -> None:
+        """Warn of each note on media with the documents that have it, and forget them."""
+        for line in summary({note: list(names) for note, names in self.noted.items()}):
+            shown = "as the harness's own adapter does" if self.options.media == "harness" else "all the same"
+            advice = "; media=upright shows what a viewer shows" if self.options.media == "harness" else ""
+            self.warn(f"{line}, shown {shown}{advice}")
+        self.noted = {}
+
+    def _note(self, request: Request, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.noted.setdefault(note, {})[request.name] = None
 
     def log_likelihood(self, request: Request, continuation: str) -> tuple[float, bool]:
         """Return the log-probability of a continuation of a prompt, and whether greedy decoding would give it.
@@ -187,7 +224,8 @@ class Runner:
             shared = min(len(before), len(ids) - 1)
             same = before[:shared] == ids[:shared]
             start = shared if bool(same.all()) else int((~same).int().argmax())
-            with torch.inference_mode(), self._installed(self.method, encoded) as trace:
+            answer = torch.arange(len(ids), device=ids.device)[None] >= start  # no part of what a method chooses by
+            with torch.inference_mode(), self._installed(self.method, encoded, answer) as trace:
                 logits = self.family.model(**encoded.inputs).logits[0, start - 1 : -1].float()
             check_trace(trace, encoded, [prompt])
         target = ids[start:]
@@ -253,9 +291,11 @@ class Runner:
     def _method(self, request: Request) -> Method:
         return self.found.get(request.task, self.method)
 
-    def _installed(self, method: Method, encoded: Encoded) -> AbstractContextManager[Trace]:
-        ids = encoded.inputs["input_ids"]
-        return method(self.family.model, vision_mask=encoded.vision_mask, prompt_ids=ids)
+    def _installed(
+        self, method: Method, encoded: Encoded, answer_mask: Tensor | None = None
+    ) -> AbstractContextManager[Trace]:
+        ids, vision = encoded.inputs["input_ids"], encoded.vision_mask
+        return method(self.family.model, vision_mask=vision, prompt_ids=ids, answer_mask=answer_mask)
 
     def _shrink(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -263,7 +303,9 @@ class Runner:
 
     def _build(self, request: Request) -> Prompt:
         with _named(request):
-            return request.build(self.family)
+            prompt = request.build(self.family)
+        self._note(request, prompt.notes)
+        return prompt
 
     def _batch(self, requests: Sequence[Request]) -> list[Answer]:
         prompts = [self._build(request) for request in requests]
@@ -271,6 +313,7 @@ class Runner:
             generation = requests[0].generation
             arguments = self.family.generation(generation)
             encoded = self.family.encode(prompts)
+            notes = _notes(prompts, encoded)
             start = self._now()
             method = self._method(requests[0])
             with self._installed(method, encoded) as trace:
@@ -279,7 +322,9 @@ class Runner:
             check_trace(trace, encoded, prompts)
             texts = self.family.decode(tokens, generation)
             lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
-            costs = self._costs(trace, lengths, seconds, str(method), _notes(prompts, encoded))
+            costs = self._costs(trace, lengths, seconds, str(method), notes)
+        for request, found in zip(requests, notes, strict=True):
+            self._note(request, found)
         return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
 
     def _now(self) -> float:
@@ -347,7 +392,7 @@ def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[Prompt]) -> No
 def _notes(prompts: Sequence[Prompt], encoded: Encoded) -> list[tuple[str, ...]]:
     """Return the notes on each row's media, each once."""
     added = encoded.notes or ((),) * len(prompts)
-    return [tuple(dict.fromkeys((*p.notes, *more))) for p, more in zip(prompts, added, strict=True)]
+    return [once((*p.notes, *more)) for p, more in zip(prompts, added, strict=True)]
 
 
 def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
@@ -358,17 +403,5 @@ def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
     return torch.where(ends.any(dim=1), first, lengths).tolist()
 
 
-@contextmanager
-def _named(*requests: Request) -> Iterator[None]:
-    """Turn exceptions, but not a lack of memory, into :class:`DocumentError`."""
-    try:
-        yield
-    except DocumentError:
-        raise
-    # A harness's task code leaves the process when a file is missing; the document should be named then too.
-    except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):
-            raise
-        names = requests[0].name if len(requests) == 1 else f"one of {', '.join(r.name for r in requests)}"
-        what = " ".join(str(error).split()) or "no message"
-        raise DocumentError(f"{names}: {type(error).__name__}: {what}") from error
+def _named(*requests: Request) -> AbstractContextManager[None]:
+    return naming(*(request.name for request in requests))

@@ -57,8 +57,7 @@ class SampleCosts:
 def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
     """Return means over samples by name; ``layer_tokens`` and ``layer_vision_tokens`` are means over layers too.
 
-    ``verified`` is the share of answers whose method was verified, ``media_noted`` that of answers to media which the
-    model was shown otherwise than a viewer shows them: a harness keeps means of numbers only.
+    ``verified`` is the share of answers whose method was verified: a harness keeps means of numbers only.
     """
     if not costs:
         return {}
@@ -71,5 +70,4 @@ def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
         "prefill_flops": sum(c.prefill_flops for c in costs) / n,
         "latency_s": sum(c.latency_s for c in costs) / n,
         "verified": sum(c.verified.startswith("verified") for c in costs) / n,
-        "media_noted": sum(bool(c.media) for c in costs) / n,
     }

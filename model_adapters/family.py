@@ -31,6 +31,11 @@ class Prompt:
     notes: tuple[str, ...] = ()
     """A short reason for each way in which the model is shown something else than a viewer shows."""
 
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+        return len(self.videos)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -231,8 +236,35 @@ class Family(ABC, Generic[AnyOptions]):
         """Return the answers."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
+    def check_marks(self, prompt: Prompt) -> None:
+        """Check that a prompt has one mark per image and video of its own.
+
+        The processor counts marks and media of a whole batch, so that a mark in the words of one question would take
+        the image of the next.
+
+        Raises
+        ------
+        ValueError
+            If it has not.
+        """
+        media = {"image": len(prompt.images), "video": prompt.video_count}
+        for kind, count in media.items():
+            mark = getattr(self.processor, f"{kind}_token", None)
+            found = prompt.text.count(mark) if isinstance(mark, str) else count
+            if found != count:
+                why = f"; words of the text that are {mark} cannot be told from it" if found > count else ""
+                raise ValueError(f"the prompt has {found} {kind} marks ({mark}) for {count} {kind}s{why}.")
+
     def process(self, prompts: Sequence[Prompt], **media: Any) -> Encoded:
-        """Encode texts with the processor, together with media given as its keyword arguments."""
+        """Encode texts with the processor, together with media given as its keyword arguments.
+
+        Raises
+        ------
+        ValueError
+            See :meth:`check_marks`.
+        """
+        for prompt in prompts:
+            self.check_marks(prompt)
         inputs = self.processor(
             text=[prompt.text for prompt in prompts],
             padding=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -18,7 +18,11 @@ from tqdm import tqdm
 
 from vtw_eval.model_adapters.core import Answer, Request, Runner
 from vtw_eval.model_adapters.costs import SampleCosts, mean_costs
+from vtw_eval.model_adapters.failures import DocumentError, Failures, naming
 from vtw_eval.model_adapters.family import Family, Prompt
+from vtw_eval.model_adapters.media import Found, Media, inspected, noting_damage, once
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -66,6 +70,7 @@ class VTWModel(lmms):
             simple=self.is_simple,
             device=self._device,
             log=self._log,
+            warn=self._warn,
             progress=self.rank == 0,
         )
         self._device = self.runner.family.device
@@ -83,6 +88,9 @@ class VTWModel(lmms):
     def _log(self, message: str) -> None:
         if self.rank == 0:
             logger.info(message)
+
+    def _warn(self, message: str) -> None:
+        logger.warning(message if self._world_size == 1 else f"process {self.rank}: {message}")
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +121,10 @@ class VTWModel(lmms):
         vtw_eval.model_adapters.core.DocumentError
             If a document cannot be answered; it is never turned into an empty answer.
         """
-        answers = self._runner.answer([self._request(r) for r in requests], progress=self.rank == 0)
+        try:
+            answers = self._runner.answer([self._request(r) for r in requests], progress=self.rank == 0)
+        finally:
+            self._runner.tell_media()
         self._log_costs([answer.costs for answer in answers])
         return [_result(answer) for answer in answers]
 
@@ -124,18 +135,22 @@ class VTWModel(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Answer documents in rounds, each asking for the next one with the answers so far."""
         self._runner.refuse_search("a task with several rounds")
-        return [self._rounds(request) for request in tqdm(requests, desc="Answering", disable=self.rank != 0)]
+        try:
+            return [self._rounds(request) for request in tqdm(requests, desc="Answering", disable=self.rank != 0)]
+        finally:
+            self._runner.tell_media()
 
     def _answer_one(self, request: Request) -> str:
         return self._runner.answer([request], progress=False)[0].text
 
     def _rounds(self, instance: Instance) -> list[str]:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
-        doc = self.task_dict[task][split][doc_id]
+        doc, noted = self._document((task, split, doc_id))
         name = document_name(task, split, doc_id)
         messages, outputs, info = doc_to_messages(doc), [], None
         while True:
-            outputs.append(self._answer_one(Request(name, 0, generation, _chat_builder(messages))))
+            shown = functools.partial(_of_chat, given=messages)
+            outputs.append(self._answer_one(Request(name, 0, generation, _then(shown, noted))))
             # A task without a next round returns messages only.
             step = doc_to_messages(doc, round_idx=len(outputs), previous_output=list(outputs), previous_round_info=info)
             if not isinstance(step, tuple) or step[1]:
@@ -144,11 +159,49 @@ class VTWModel(lmms):
 
     def _request(self, instance: Instance) -> Request:
         context, doc_to_messages, generation, doc_id, task, split = instance.args
+        build = self._builder((task, split, doc_id), doc_to_messages, _of_chat)
+        return Request(document_name(task, split, doc_id), len(context), generation, build, task)
+
+    def _builder(
+        self, place: tuple[str, str, int], show: Callable[[Any], Any], prompt_of: Callable[[Family[Any], Any], Prompt]
+    ) -> Callable[[Family[Any]], Prompt]:
+        """Return what makes the prompt of a document, with the notes on the pictures that the task's code converts.
+
+        Parameters
+        ----------
+        place
+            Task, split and number.
+        show
+            The task's function from the document to messages or visuals.
+        prompt_of
+            Makes the family's prompt of these.
+        """
 
         def build(family: Family[Any]) -> Prompt:
-            return _chat_builder(doc_to_messages(self.task_dict[task][split][doc_id]))(family)
+            given, found, damage = self._read(place, show)
+            return _noted(prompt_of(family, given), found, damage, family.options.media)
 
-        return Request(document_name(task, split, doc_id), len(context), generation, build, task)
+        return build
+
+    def _read(
+        self, place: tuple[str, str, int], show: Callable[[Any], Made]
+    ) -> tuple[Made, list[Found], tuple[str, ...]]:
+        """Return what a task's code makes of a document, and the notes on its pictures and on damage."""
+        task, split, doc_id = place
+
+        def shown() -> tuple[Made, list[Found]]:
+            document, found = inspected(self.task_dict[task][split][doc_id], self._runner.options.media)
+            return show(document), found
+
+        (given, found), damage = noting_damage(shown)
+        return given, found, damage
+
+    def _document(self, place: tuple[str, str, int]) -> tuple[Any, Callable[[Prompt], Prompt]]:
+        """Return a document that is asked about in rounds, and what adds the notes on it to a prompt."""
+        with naming(document_name(*place)):
+            document, found, damage = self._read(place, lambda document: document)
+        media = self._runner.options.media
+        return document, lambda prompt: _noted(prompt, found, damage, media)
 
     def _log_costs(self, costs: Sequence[SampleCosts]) -> None:
         tokens = sum(cost.output_tokens for cost in costs)
@@ -157,7 +210,11 @@ class VTWModel(lmms):
             total_elapsed_time=seconds,
             total_gen_tokens=tokens,
             avg_speed=tokens / seconds if seconds else 0.0,
-            additional_metrics={"num_requests": len(costs), **mean_costs(costs)},
+            additional_metrics={
+                "num_requests": len(costs),
+                "num_media_noted": sum(bool(cost.media) for cost in costs),
+                **mean_costs(costs),
+            },
         )
 
 
@@ -168,24 +225,33 @@ class SimpleVTWModel(VTWModel):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Return log-probability and greediness of each continuation."""
-        return [self._score(instance) for instance in tqdm(requests, desc="Scoring", disable=self.rank != 0)]
+        failures, scores = Failures(), dict[int, tuple[float, bool]]()
+        for place, instance in enumerate(tqdm(requests, desc="Scoring", disable=self.rank != 0)):
+            try:
+                scores[place] = self._score(instance)
+                failures.succeeded()
+            except DocumentError as error:
+                failures.failed(error)
+        self._runner.tell_media()
+        failures.check(scores, len(requests))
+        return list(scores.values())
 
     def _score(self, instance: Instance) -> tuple[float, bool]:
         context, target, doc_to_visual, doc_id, task, split = instance.args
-        doc = self.task_dict[task][split][doc_id]
-        continuation = target if isinstance(target, str) else target(doc)
-        builder = _simple_builder(context, lambda: doc_to_visual(doc))
+        with naming(document_name(task, split, doc_id)):
+            continuation = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
+        builder = self._builder((task, split, doc_id), doc_to_visual, functools.partial(_of_simple, context=context))
         request = Request(document_name(task, split, doc_id), len(context), {}, builder)
         return self._runner.log_likelihood(request, continuation)
 
     def _rounds(self, instance: Instance) -> list[str]:
         context, generation, doc_to_visual, doc_to_text, doc_id, task, split = instance.args
-        doc = self.task_dict[task][split][doc_id]
+        doc, noted = self._document((task, split, doc_id))
         name = document_name(task, split, doc_id)
         visuals, outputs, info = doc_to_visual(doc), [], None
         while True:
-            builder = _simple_builder(context, functools.partial(list, visuals or []))
-            outputs.append(self._answer_one(Request(name, 0, generation, builder)))
+            shown = functools.partial(_of_simple, context=context, given=visuals)
+            outputs.append(self._answer_one(Request(name, 0, generation, _then(shown, noted))))
             visuals, context, terminal, outputs, info = doc_to_text(
                 doc, previous_output=outputs, round_idx=len(outputs), previous_round_info=info
             )
@@ -194,8 +260,8 @@ class SimpleVTWModel(VTWModel):
 
     def _request(self, instance: Instance) -> Request:
         context, generation, doc_to_visual, doc_id, task, split = instance.args
-        builder = _simple_builder(context, lambda: doc_to_visual(self.task_dict[task][split][doc_id]))
-        return Request(document_name(task, split, doc_id), len(context), generation, builder, task)
+        build = self._builder((task, split, doc_id), doc_to_visual, functools.partial(_of_simple, context=context))
+        return Request(document_name(task, split, doc_id), len(context), generation, build, task)
 
 
 def document_name(task: str, split: str, doc_id: int) -> str:
@@ -203,19 +269,24 @@ def document_name(task: str, split: str, doc_id: int) -> str:
     return f"task {task}, split {split}, doc_id {doc_id}"
 
 
-def _chat_builder(messages: Sequence[Mapping[str, Any]]) -> Callable[[Family[Any]], Prompt]:
-    def build(family: Family[Any]) -> Prompt:
-        return family.chat_prompt(ChatMessages(messages=messages).model_dump()["messages"])
+def _noted(prompt: Prompt, found: Sequence[Found], damage: Sequence[str], media: Media) -> Prompt:
+    """Return a prompt with the notes on the pictures of its document."""
+    # A picture that no code of the task has touched was looked at again, by what the adapter does with it.
+    again = prompt.images if media == "harness" else ()
+    earlier = [note for image, notes in found if not any(image is shown for shown in again) for note in notes]
+    return replace(prompt, notes=once([*damage, *earlier, *prompt.notes]))
 
-    return build
+
+def _then(build: Callable[[Family[Any]], Prompt], noted: Callable[[Prompt], Prompt]) -> Callable[[Family[Any]], Prompt]:
+    return lambda family: noted(build(family))
 
 
-def _simple_builder(context: str, visuals: Callable[[], Any]) -> Callable[[Family[Any]], Prompt]:
-    def build(family: Family[Any]) -> Prompt:
-        shown = visuals()
-        return family.simple_prompt(context, [] if shown is None else list(shown))
+def _of_chat(family: Family[Any], given: Sequence[Mapping[str, Any]]) -> Prompt:
+    return family.chat_prompt(ChatMessages(messages=given).model_dump()["messages"])
 
-    return build
+
+def _of_simple(family: Family[Any], given: Any, context: str) -> Prompt:
+    return family.simple_prompt(context, [] if given is None else list(given))
 
 
 def _result(answer: Answer) -> GenerationResult:

@@ -27,6 +27,9 @@ Visual = Image.Image | str
 ToRGB = Callable[[Image.Image], Image.Image]
 """How an adapter makes RGB of a picture."""
 
+Found = tuple[Image.Image, tuple[str, ...]]
+"""A picture and the notes on it."""
+
 ORIENTATION = "orientation tag ignored"
 TRANSPARENCY = "transparency dropped"
 ANIMATION = "first frame of an animation"
@@ -254,7 +257,7 @@ def _loaded(visual: Any) -> tuple[Image.Image, list[str]]:
     return visual, list(notes)
 
 
-def inspected(document: Any, media: Media) -> tuple[Any, Mapping[int, tuple[str, ...]]]:
+def inspected(document: Any, media: Media) -> tuple[Any, list[Found]]:
     """Look at the pictures of a document before a task's own code converts them.
 
     Parameters
@@ -268,23 +271,22 @@ def inspected(document: Any, media: Media) -> tuple[Any, Mapping[int, tuple[str,
     -------
     document
         The document.
-    mapping
-        For each picture that is shown otherwise than a viewer shows it once it is converted to RGB: its ``id`` and the
-        notes on it.
+    list of Found
+        The pictures that are shown otherwise than a viewer shows them once they are converted to RGB, and why.
     """
     if isinstance(document, Image.Image):
         image, notes = open_picture(document, media)
         shown = image if media == "upright" else document
-        return shown, ({id(shown): notes} if notes else {})
+        return shown, ([(shown, notes)] if notes else [])
     if isinstance(document, Mapping):
         pairs = {key: inspected(value, media) for key, value in document.items()}
-        found = {key: notes for _, part in pairs.values() for key, notes in part.items()}
+        found = [one for _, part in pairs.values() for one in part]
         return ({key: value for key, (value, _) in pairs.items()} if media == "upright" else document), found
     if isinstance(document, list | tuple):
         parts = [inspected(value, media) for value in document]
-        found = {key: notes for _, part in parts for key, notes in part.items()}
+        found = [one for _, part in parts for one in part]
         return (type(document)([value for value, _ in parts]) if media == "upright" else document), found
-    return document, {}
+    return document, []
 
 
 def is_video(visual: Visual) -> bool:

@@ -86,6 +86,11 @@ class KitPrompt(Prompt):
     tiles: int = 1
     """Most tiles that an image is cut into, where images are cut."""
 
+    @property
+    def video_count(self) -> int:
+        """Number of videos."""
+        return len(self.clips)
+
 
 class KitFamily(ABC):
     """Mixed into a :class:`~vtw_eval.model_adapters.family.Family` to answer as VLMEvalKit's class for it does."""
