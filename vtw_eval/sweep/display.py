@@ -94,6 +94,8 @@ class Display:
         self._print(
             f"\\[{self.done}/{self.cells}] {escape(describe(cell.spec))}: {outcome} ({cell.seconds:.1f} s{eta})"
         )
+        if noted := cell.environment.get("media"):
+            self.note(f"media: {noted}")
 
     def note(self, message: str) -> None:
         """Print a warning."""

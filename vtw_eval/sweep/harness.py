@@ -48,6 +48,22 @@ class Evaluation:
     """Of the harness: its version, the device, the batch size that memory allowed."""
 
 
+class PartialError(RuntimeError):
+    """An evaluation that failed after some documents were answered.
+
+    Parameters
+    ----------
+    message
+        Which failed, and why.
+    samples
+        The others, without scores.
+    """
+
+    def __init__(self, message: str, samples: Sequence[Sample]) -> None:
+        super().__init__(message)
+        self.samples = list(samples)
+
+
 Progress = Callable[[int, int], None]
 """Told how many documents of how many are answered."""
 

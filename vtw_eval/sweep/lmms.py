@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -13,12 +14,14 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from vtw_eval.methods import parse_method
+from vtw_eval.model_adapters.core import Answer
+from vtw_eval.model_adapters.failures import DocumentError
 from vtw_eval.model_adapters.lmms_cli import tasks_folder
 from vtw_eval.model_adapters.lmms_models import SimpleVTWModel, VTWModel
 from vtw_eval.sweep import samples
 from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
-from vtw_eval.sweep.harness import Evaluation, Progress, Settings, checkpoint
+from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings, checkpoint
 from vtw_eval.sweep.tasks import own_tasks
 from vtw_eval.tasks.loading import dataset_failures_told
 
@@ -60,8 +63,8 @@ class LmmsModel:
         runner.exchange(parse_method(spec.method))
         runner.on_answer = progress
         task = self._task(spec.task)
-        self.model.seconds = []
-        with tempfile.TemporaryDirectory() as folder:  # some tasks write submission files
+        self.model.seconds, self.model.kept = [], {}
+        with self._partial(task), tempfile.TemporaryDirectory() as folder:  # some tasks write submission files
             results = evaluator.simple_evaluate(
                 model=self.model,
                 tasks=[task],
@@ -111,6 +114,17 @@ class LmmsModel:
             self._tasks[name] = found[name]
         return self._tasks[name]
 
+    @contextmanager
+    def _partial(self, task: Any) -> Iterator[None]:
+        """Hand on what was answered where a document fails."""
+        try:
+            yield
+        except DocumentError as error:
+            kept = self.model.kept
+            groups = self._shown(task, 1 + max(kept, default=-1))
+            found = [samples.unscored(doc, groups[doc], answer) for doc, answer in sorted(kept.items())]
+            raise PartialError(str(error), found) from error
+
     def _shown(self, task: Any, count: int) -> list[str]:
         name = task.config.task
         if (name, count) not in self._groups:
@@ -124,12 +138,18 @@ def _kept(adapter: type[VTWModel]) -> Any:
 
     class Kept(adapter):
         seconds: list[float]
+        kept: dict[int, Answer]
+        """By document: what was answered of a task one of whose documents failed."""
 
         def clean(self) -> None:
             """Keep the model for the next cell."""
 
         def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-            answers: Sequence[GenerationResult] = super().generate_until(requests)
+            try:
+                answers: Sequence[GenerationResult] = super().generate_until(requests)
+            except DocumentError as error:
+                self.kept = {requests[place].doc_id: answer for place, answer in error.answers.items()}
+                raise
             self.seconds = [answer.token_counts.costs.latency_s for answer in answers]
             return list(answers)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import time
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from vtw_eval.sweep.cell import Cell, CellSpec
-from vtw_eval.sweep.harness import ModelKey, OpenModel, Progress, Settings, open_model
+from vtw_eval.model_adapters.media import summary
+from vtw_eval.sweep.cell import Cell, CellSpec, Sample
+from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, open_model
 from vtw_eval.sweep.store import Store
 from vtw_eval.versions import environment
 
@@ -46,8 +48,9 @@ class CellRunner:
         try:
             found = self._open(spec).evaluate(spec, progress)
         # Task code of a harness leaves the process when a file is missing; that fails the cell only.
-        except (Exception, SystemExit):
-            return self.store.save(failed_cell(spec, traceback.format_exc(), time.perf_counter() - start), [])
+        except (Exception, SystemExit) as error:
+            kept = error.samples if isinstance(error, PartialError) else []
+            return self.store.save(failed_cell(spec, traceback.format_exc(), time.perf_counter() - start), kept)
         methods = sorted({str(sample.costs["method"]) for sample in found.samples if "method" in sample.costs})
         cell = Cell(
             spec=spec,
@@ -58,7 +61,7 @@ class CellRunner:
             costs=found.costs,
             seconds=time.perf_counter() - start,
             finished=_now(),
-            environment={**environment(), **found.environment},
+            environment={**environment(), **found.environment, **noted_media(found.samples)},
         )
         return self.store.save(cell, found.samples)
 
@@ -75,6 +78,15 @@ class CellRunner:
         if self._model is None:
             raise RuntimeError(f"{spec.pretrained} could not be opened for an earlier cell: {self._refused}")
         return self._model
+
+
+def noted_media(samples: Sequence[Sample]) -> dict[str, str]:
+    """Return an entry ``media`` that names the documents whose media the model was shown otherwise than a viewer."""
+    noted: dict[str, list[str]] = {}
+    for sample in samples:
+        for note in sample.costs.get("media", []):
+            noted.setdefault(note, []).append(sample.doc_id)
+    return {"media": "; ".join(summary(noted))} if noted else {}
 
 
 def failed_cell(spec: CellSpec, error: str, seconds: float = 0.0) -> Cell:

@@ -13,9 +13,12 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtw_eval.sweep.cell import Aggregate, Metric, Sample
+
+if TYPE_CHECKING:
+    from vtw_eval.model_adapters.core import Answer
 
 _ALONE = frozenset({"mmmu_aggregate_results", "mmbench_aggregate_dev_results_static"})
 """Aggregations that read the answers themselves, and that can score one document alone without asking a judge."""
@@ -262,6 +265,12 @@ def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores
         scores=dict(scores),
         costs={name: value for name, value in counts.items() if name not in TIMES},
     )
+
+
+def unscored(doc: int, group: str, answer: Answer) -> Sample:
+    """Return the sample of a document that was answered, but whose task was not scored because another one failed."""
+    costs = {name: value for name, value in answer.costs.to_dict().items() if name not in TIMES}
+    return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, scores={}, costs=costs)
 
 
 def _first(value: Any) -> Any:

@@ -115,18 +115,21 @@ class Store:
     def save(self, cell: Cell, samples: Sequence[Sample]) -> Cell:
         """Write a cell with its samples, in place of an older one; a reader sees all of it or nothing.
 
+        A failed cell has the samples of the documents that were answered, if any; they have no scores.
+
         Returns
         -------
         Cell
             The cell with the digest of its samples.
         """
         lines = "".join(_json_line(sample.model_dump(mode="json")) for sample in samples).encode()
-        if cell.status == "done":
+        keep = cell.status == "done" or len(samples) > 0
+        if keep:
             cell = cell.model_copy(update={"samples_sha256": hashlib.sha256(lines).hexdigest()})
         final = self.folder(cell.spec)
         final.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=final.parent))
-        if cell.status == "done":
+        if keep:
             _write(part / "samples.jsonl", lines)
         # Not sorted: the first metric is the one that the task names first, and the order is the same in each run.
         text = json.dumps(cell.model_dump(mode="json"), indent=1, ensure_ascii=False)
