@@ -282,8 +282,3 @@ class Family(ABC, Generic[AnyOptions]):
 def all_images(prompts: Sequence[Prompt]) -> list[Image.Image] | None:
     """Return the images of a batch in one list, None when there are none."""
     return [image for prompt in prompts for image in prompt.images] or None
-
-
-def all_videos(prompts: Sequence[Prompt]) -> list[str]:
-    """Return the video paths of a batch in one list."""
-    return [video for prompt in prompts for video in prompt.videos]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from vtw_eval.model_adapters.family import Encoded, Family, Prompt, all_images, all_videos, greedy_unless_asked
+from vtw_eval.model_adapters.family import Encoded, Family, Prompt, all_images, greedy_unless_asked
 from vtw_eval.model_adapters.options import Options
-from vtw_eval.model_adapters.video import read_clip
+from vtw_eval.model_adapters.video import notes_on, read_clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class InternVL(Family[InternVLOptions]):
             media["images"] = images
             media["min_patches"] = self.options.min_patches
             media["max_patches"] = 12 if self.options.max_patches is None else self.options.max_patches
-        if videos := all_videos(prompts):
-            count = self.options.num_frames
-            media["videos"] = [read_clip(video, lambda total, _: middles(count, total)).frames for video in videos]
-            media["do_sample_frames"] = False
-        return self.process(prompts, **media)
+        # internvl_hf shows no video without torchcodec, which reads them as a player does.
+        clips = read_clips(prompts, lambda total, _: middles(self.options.num_frames, total), "player")
+        if videos := [clip.frames for row in clips for clip in row]:
+            media |= {"videos": videos, "do_sample_frames": False}
+        return replace(self.process(prompts, **media), notes=notes_on(clips))
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``internvl_hf``."""

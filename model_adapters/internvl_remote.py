@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vtw_eval.model_adapters.family import Encoded, Family, Message, Prompt
 from vtw_eval.model_adapters.internvl import InternVLOptions
-from vtw_eval.model_adapters.video import read_clip
+from vtw_eval.model_adapters.video import notes_on, read_clips, reader_of
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -130,10 +130,11 @@ class InternVLRemote(Family[InternVLOptions]):
         tile = config.force_image_size or config.vision_config.image_size
         pixels: list[Tensor] = []
         texts: list[str] = []
-        for prompt in prompts:
+        clips = read_clips(prompts, self._choose, reader_of(self.options.media, "decord"))
+        for prompt, row in zip(prompts, clips, strict=True):
             high = self.most_tiles(prompt)
             cut = [tiles(image, self.options.min_patches, high, tile, config.use_thumbnail) for image in prompt.images]
-            cut += [[frame] for video in prompt.videos for frame in self._frames(video, tile)]
+            cut += [[Image.fromarray(frame).resize((tile, tile))] for clip in row for frame in clip.frames]
             pieces = prompt.text.split("<image>")
             if len(pieces) != len(cut) + 1:
                 raise ValueError(f"the prompt has {len(pieces) - 1} image marks for {len(cut)} images and frames.")
@@ -146,21 +147,17 @@ class InternVLRemote(Family[InternVLOptions]):
         return Encoded(
             {"pixel_values": values, "input_ids": ids, "attention_mask": inputs["attention_mask"].to(self.device)},
             vision_mask=ids == self.model.img_context_token_id,
+            notes=notes_on(clips),
         )
 
     def most_tiles(self, prompt: Prompt) -> int:
         """Return the largest number of tiles that an image of a prompt is cut into."""
         return 6 if self.options.max_patches is None else self.options.max_patches
 
-    def _frames(self, video: str, tile: int) -> list[Image.Image]:
+    def _choose(self, total: int, fps: float) -> list[int]:
         count = self.options.num_frames
-
-        def choose(total: int, fps: float) -> list[int]:
-            part = (total - 1) / count
-            return [int(part / 2 + np.round(part * i)) for i in range(count)]
-
-        clip = read_clip(video, choose)
-        return [Image.fromarray(frame).resize((tile, tile)) for frame in clip.frames]
+        part = (total - 1) / count
+        return [int(part / 2 + np.round(part * i)) for i in range(count)]
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """Greedy unless ``do_sample``, at most 1024 tokens; nothing else of a task's arguments, as in ``internvl2``."""

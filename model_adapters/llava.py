@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vtw_eval.model_adapters.family import (
@@ -13,12 +13,11 @@ from vtw_eval.model_adapters.family import (
     Prompt,
     Visual,
     all_images,
-    all_videos,
     greedy_unless_asked,
 )
 from vtw_eval.model_adapters.media import is_video
 from vtw_eval.model_adapters.options import Options
-from vtw_eval.model_adapters.video import read_clip, uniform
+from vtw_eval.model_adapters.video import notes_on, read_clips, reader_of, uniform
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -82,14 +81,16 @@ class Llava(Family[LlavaOptions]):
         media: dict[str, Any] = {}
         if images := all_images(prompts):
             media["images"] = images
-        if videos := all_videos(prompts):
-            if self.model_type != "llava_onevision":
-                raise ValueError(
-                    f"{self.model_type} checkpoints take no video: use a LLaVA-OneVision checkpoint or video_llava_vtw."
-                )
-            choose = uniform(self.options.max_frames_num)
-            media["videos"] = [read_clip(video, choose).frames for video in videos]
-        return self.process(prompts, **media)
+        if self.model_type != "llava_onevision" and any(prompt.videos for prompt in prompts):
+            raise ValueError(
+                f"{self.model_type} checkpoints take no video: use a LLaVA-OneVision checkpoint or video_llava_vtw."
+            )
+        # Under the chat protocol, llava_hf shows no video without torchcodec, and all frames with it.
+        reader = reader_of(self.options.media, "decord" if self.simple else "player")
+        clips = read_clips(prompts, uniform(self.options.max_frames_num), reader)
+        if videos := [clip.frames for row in clips for clip in row]:
+            media["videos"] = videos
+        return replace(self.process(prompts, **media), notes=notes_on(clips))
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``llava_hf``."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,12 @@ from vtw_eval.model_adapters.family import (
     Prompt,
     Visual,
     all_images,
-    all_videos,
     content_of,
     greedy_unless_asked,
     stop_strings,
 )
 from vtw_eval.model_adapters.options import Options
-from vtw_eval.model_adapters.video import Clip, read_clip
+from vtw_eval.model_adapters.video import Clip, notes_on, read_clips, reader_of
 from vtw_eval.touch_guards import qwen_frames
 
 
@@ -107,6 +107,86 @@ def through_jpeg(image: Image.Image) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+SECONDS = "seconds per patch of a video are not those between its frames"
+"""Reason, as it stands in results, why a model is told another pace than a video has."""
+
+
+def sides(height: int, width: int, low: int, high: float) -> tuple[int, int]:
+    """Return the sides that an image or a frame is resized to: multiples of 28 that keep area and shape about right.
+
+    Parameters
+    ----------
+    height, width
+        Sides before, in pixels.
+    low, high
+        Bounds of the area, in pixels.
+
+    Returns
+    -------
+    tuple of int
+        Height and width of ``qwen_vl_utils``. Where it rounds the side of a narrow picture down to nothing, and with it
+        the harnesses' adapters fail: one patch, and the longest other side whose area is within the bound.
+
+    Raises
+    ------
+    ValueError
+        For one side more than 200 times as long as the other, which the models were not made for.
+    """
+    from qwen_vl_utils import vision_process as qwen
+
+    factor = 14 * qwen.SPATIAL_MERGE_SIZE
+    made = qwen.smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high)
+    if min(made) > 0:
+        return made
+    long = max(1, int(high // factor**2)) * factor
+    return (factor, long) if width >= height else (long, factor)
+
+
+def fetch(image: Image.Image, min_pixels: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    """Return an image in RGB, resized as ``qwen_vl_utils.fetch_image`` resizes it.
+
+    Parameters
+    ----------
+    image
+        The image.
+    min_pixels, max_pixels
+        Bounds of its area; ``None``: 4 and 16384 patches.
+
+    Raises
+    ------
+    ValueError
+        See :func:`sides`.
+    """
+    from qwen_vl_utils import vision_process as qwen
+
+    area = (14 * qwen.SPATIAL_MERGE_SIZE) ** 2
+    low = qwen.IMAGE_MIN_TOKEN_NUM * area if min_pixels is None else min_pixels
+    high = qwen.IMAGE_MAX_TOKEN_NUM * area if max_pixels is None else max_pixels
+    height, width = sides(image.height, image.width, low, high)
+    return qwen.to_rgb(image).resize((width, height))
+
+
+def seconds_per_patch(clip: Clip, frames: int) -> float:
+    """Return the mean distance between the first frames of neighbouring patches of a video, in seconds.
+
+    Parameters
+    ----------
+    clip
+        The video.
+    frames
+        Frames of a patch.
+    """
+    span = clip.times[-1] - clip.times[0] if clip.times else 0.0
+    if span > 0:
+        return frames * span / (len(clip.times) - 1)
+    return frames / clip.fps if clip.fps > 0 else 1.0  # one patch: it has no neighbour
+
+
+def even(frames: int, fps: float) -> dict[str, Any]:
+    """Return the metadata of a video of which each frame is shown."""
+    return {"fps": fps, "frames_indices": list(range(frames)), "total_num_frames": frames}
+
+
 class Qwen2VL(Family[QwenOptions]):
     """Checkpoints of Qwen2-VL and Qwen2.5-VL."""
 
@@ -158,36 +238,70 @@ class Qwen2VL(Family[QwenOptions]):
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode a batch with images and frames resized as ``qwen_vl_utils`` does."""
-        from qwen_vl_utils import fetch_image
-
         qwen_frames()
         media: dict[str, Any] = {}
         if images := all_images(prompts):
+            bounds = self.bounds
             if self.recipe.jpeg:
-                media["images"] = [fetch_image({"image": through_jpeg(image), **self.bounds}) for image in images]
+                media["images"] = [fetch(through_jpeg(image), **bounds) for image in images]
             else:
-                media["images"] = [fetch_image({"image": image}) for image in images]
-        if videos := all_videos(prompts):
-            clips = [read_clip(video, self.choose_frames) for video in videos]
-            media["videos"] = [self.resize(clip) for clip in clips]
-            if self.recipe.fps is None:
-                media["video_metadata"] = [
-                    {"fps": clip.fps, "frames_indices": list(clip.indices), "total_num_frames": clip.total}
-                    for clip in clips
-                ]
-        return self.process(prompts, **media)
+                media["images"] = [fetch(image) for image in images]
+        clips = read_clips(prompts, self.choose_frames, reader_of(self.options.media, "decord"))
+        return self.with_videos(prompts, media, clips, places=self.recipe.fps is None)
+
+    def with_videos(
+        self, prompts: Sequence[Prompt], media: Mapping[str, Any], clips: Sequence[Sequence[Clip]], *, places: bool
+    ) -> Encoded:
+        """Encode a batch with videos; Qwen2.5-VL is told the seconds per patch.
+
+        Parameters
+        ----------
+        prompts
+            The batch.
+        media
+            What the processor gets beside the videos.
+        clips
+            The videos of each prompt.
+        places
+            Whether the harness's adapter tells the processor the frames' places and rate, which makes a patch last its
+            share of the video; otherwise frames count as 24 a second. With ``media="upright"`` it is the mean distance
+            of the frames shown.
+        """
+        videos = [clip for row in clips for clip in row]
+        if not videos:
+            return self.process(prompts, **media)
+        arguments = {**media, "videos": [self.resize(clip) for clip in videos]}
+        if self.model_type != "qwen2_5_vl":
+            return replace(self.process(prompts, **arguments), notes=notes_on(clips))
+        patch = self.processor.video_processor.temporal_patch_size
+        if self.options.media == "upright":
+            arguments["video_metadata"] = [even(len(v.frames), patch / seconds_per_patch(v, patch)) for v in videos]
+        elif places:
+            arguments["video_metadata"] = [
+                {"fps": clip.fps, "frames_indices": list(clip.indices), "total_num_frames": clip.total}
+                for clip in videos
+            ]
+        encoded = self.process(prompts, **arguments)
+        marked = iter(
+            clip
+            if len(clip.frames) <= patch or math.isclose(told, seconds_per_patch(clip, patch), rel_tol=0.01)
+            else replace(clip, notes=(*clip.notes, SECONDS))
+            for clip, told in zip(videos, encoded.inputs["second_per_grid_ts"].tolist(), strict=True)
+        )
+        return replace(encoded, notes=notes_on([[next(marked) for _ in row] for row in clips]))
 
     def choose_frames(self, total: int, fps: float) -> list[int]:
-        """Choose an even number of frames, at most ``max_num_frames``, at even distances."""
+        """Choose an even number of frames, at most ``max_num_frames``, at even distances; all of a single one."""
         from qwen_vl_utils.vision_process import smart_nframes
 
-        qwen_frames()
+        if total < 2:  # qwen_vl_utils takes no such video
+            return [0]
         most = self.options.max_num_frames
         rate = self.options.fps or self.recipe.fps
-        if rate is None:
+        if rate is None or fps <= 0:
             count = max(2, min(most, total) // 2 * 2)
             return [int(i) for i in torch.linspace(0, total - 1, count).round()]
-        count = smart_nframes({"fps": rate}, total_frames=total, video_fps=fps) if total >= 2 else 1
+        count = smart_nframes({"fps": rate}, total_frames=total, video_fps=fps)
         frames = torch.linspace(0, total - 1, count).round().long()
         kept = np.unique(np.linspace(0, count - 1, most, dtype=int))
         return [int(i) for i in frames[kept]]
@@ -198,20 +312,14 @@ class Qwen2VL(Family[QwenOptions]):
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.functional import resize
 
-        qwen_frames()
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
         factor = 14 * qwen.SPATIAL_MERGE_SIZE
         low, high = self.bounds["min_pixels"], self.bounds["max_pixels"]
         total = qwen.MODEL_SEQ_LEN * factor**2 * 0.9
         share = min(qwen.VIDEO_MAX_TOKEN_NUM * factor**2, total / len(frames) * qwen.FRAME_FACTOR)
-        height, width = qwen.smart_resize(
-            frames.shape[2],
-            frames.shape[3],
-            factor=factor,
-            min_pixels=low,
-            max_pixels=min(high, max(share, int(low * 1.05))),
-        )
-        return resize(frames, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True).float()
+        most = int(min(high, max(share, int(low * 1.05))))
+        size = sides(frames.shape[2], frames.shape[3], low, most)
+        return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 128 tokens, or what the recipe says."""

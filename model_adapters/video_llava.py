@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,11 +14,10 @@ from vtw_eval.model_adapters.family import (
     Message,
     Prompt,
     all_images,
-    all_videos,
     greedy_unless_asked,
 )
 from vtw_eval.model_adapters.options import Options
-from vtw_eval.model_adapters.video import read_clip, uniform
+from vtw_eval.model_adapters.video import Clip, notes_on, read_clip, reader_of, uniform
 
 FRAMES = 8
 """Frames per video that the checkpoint was trained on; lmms-eval's adapter allows no other number."""
@@ -65,9 +64,17 @@ class VideoLlava(Family[VideoLlavaOptions]):
         media: dict[str, Any] = {}
         if images := all_images(prompts):
             media["images"] = images
-        if videos := all_videos(prompts):
-            media["videos"] = [read_clip(video, uniform(FRAMES)).frames for video in videos]
-        return self.process(prompts, **media)
+        clips = [[self._clip(video) for video in prompt.videos] for prompt in prompts]
+        if videos := [clip.frames for row in clips for clip in row]:
+            media["videos"] = videos
+        return replace(self.process(prompts, **media), notes=notes_on(clips))
+
+    def _clip(self, video: str) -> Clip:
+        reader = reader_of(self.options.media, "pyav")
+        clip = read_clip(video, uniform(FRAMES), reader)
+        if reader == "pyav" and (clip.total < FRAMES or len(clip.frames) < FRAMES):
+            return read_clip(video, uniform(FRAMES))  # video_llava fails
+        return clip
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``video_llava``."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from vtw_eval.model_adapters.family import Encoded, Prompt, all_images
 from vtw_eval.model_adapters.internvl import InternVL, InternVLOptions, middles
 from vtw_eval.model_adapters.internvl_remote import InternVLRemote
-from vtw_eval.model_adapters.video import read_clip
+from vtw_eval.model_adapters.video import Clip, notes_on, read_clip
 from vtw_eval.model_adapters.vlmeval_family import (
     KitFamily,
     KitOptions,
@@ -144,8 +144,9 @@ class InternVLPrompts(KitFamily):
 
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return texts, images and the most tiles for each; a video's file becomes frames, one tile each."""
-        question, frames = self._framed(question)
+        question, clips = self._framed(question)
         shown, notes = self.pictures(question)
+        frames = [Image.fromarray(frame) for clip in clips for frame in clip.frames]
         images = [*shown, *frames]
         dataset = question.dataset or ""
         if images and "MMMU" in dataset:
@@ -153,10 +154,12 @@ class InternVLPrompts(KitFamily):
             images[0] = first.resize((2 * first.width, 2 * first.height), Image.Resampling.BILINEAR)
         of_video = bool(frames) or question.of_video
         tiles = 1 if of_video else self.options.max_patches or most_tiles(dataset, len(images))
-        return KitPrompt(self.text_of(marked_text(question)), tuple(images), notes=notes, tiles=tiles)
+        return KitPrompt(
+            self.text_of(marked_text(question)), tuple(images), notes=(*notes, *notes_on([clips])[0]), tiles=tiles
+        )
 
-    def _framed(self, question: Question) -> tuple[Question, list[Image.Image]]:
-        """Replace a video by image parts without a path, and return its frames."""
+    def _framed(self, question: Question) -> tuple[Question, list[Clip]]:
+        """Replace a video by image parts without a path, and return it."""
         if not (videos := question.values("video")):
             return question, []
         if len(videos) > 1 or question.values("image"):
@@ -166,7 +169,7 @@ class InternVLPrompts(KitFamily):
         parts: list[Mapping[str, str]] = []
         for part in question.parts:
             parts += [{"type": "image", "value": ""}] * count if part["type"] == "video" else [part]
-        return Question(parts, question.dataset), [Image.fromarray(frame) for frame in clip.frames]
+        return Question(parts, question.dataset), [clip]
 
     def text_of(self, marked: str) -> str:
         """Return the whole prompt for a text with image marks."""

@@ -149,13 +149,14 @@ class LlavaKit(KitFamily, Llava):
             shown = ("<image>\n" if part["type"] == "image" else part["value"] for part in question.parts)
             return KitPrompt(self._rendered_text("".join(shown)), images, notes=notes)
         clip = read_clip(videos[0], one_per_second(question.nframe))
-        times = ", ".join(f"{i / clip.fps:.2f}s" for i in clip.indices)
+        times = ", ".join(f"{time:.2f}s" for time in clip.times)
         told = (
-            f"The video lasts for {clip.total / clip.fps:.2f} seconds, and {len(clip.indices)} frames are "
+            f"The video lasts for {clip.duration:.2f} seconds, and {len(clip.indices)} frames are "
             f"uniformly sampled from it. These frames are located at {times}. "
             f"Please answer the following questions related to this video.\n"
         )
-        return KitPrompt(self._rendered_text(told + "".join(question.values("text")), video=True), clips=(clip,))
+        text = self._rendered_text(told + "".join(question.values("text")), video=True)
+        return KitPrompt(text, notes=clip.notes, clips=(clip,))
 
     def _rendered_text(self, text: str, *, video: bool = False) -> str:
         content: list[dict[str, str]] = [{"type": "text", "text": text}]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtw_eval.model_adapters.family import Encoded, Family, Message, Prompt
-from vtw_eval.model_adapters.qwen2_vl import Qwen2VL, QwenOptions
-from vtw_eval.model_adapters.video import read_clip
+from vtw_eval.model_adapters.family import Encoded, Family, Message, Prompt, all_images
+from vtw_eval.model_adapters.media import once, open_pictures, strictly
+from vtw_eval.model_adapters.qwen2_vl import Qwen2VL, QwenOptions, fetch
+from vtw_eval.model_adapters.video import Choose, notes_on, read_clip, reader_of
 from vtw_eval.model_adapters.vlmeval_family import (
     KitFamily,
     KitOptions,
@@ -22,7 +23,6 @@ from vtw_eval.model_adapters.vlmeval_family import (
     dataset_type,
     hint,
     images_and_text,
-    images_and_videos,
     is_chinese,
 )
 from vtw_eval.touch_guards import qwen_frames
@@ -123,7 +123,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
 
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Interleave texts, images resized as ``qwen_vl_utils`` does, and videos."""
-        from qwen_vl_utils import fetch_image
+        from qwen_vl_utils.vision_process import to_rgb
 
         qwen_frames()
         bounds = self.bounds
@@ -133,20 +133,27 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
             {"type": part["type"], **({"text": part["value"]} if part["type"] == "text" else {})}
             for part in question.parts
         ]
+        with strictly():
+            images, notes = open_pictures(question.values("image"), self.options.media, to_rgb)
+        reader = reader_of(self.options.media, "decord")
+        clips = [read_clip(path, self._chooser(question), reader) for path in question.values("video")]
         return KitPrompt(
             self.render([{"role": "user", "content": content}]),
-            tuple(fetch_image({"image": path, **bounds}) for path in question.values("image")),
-            clips=tuple(read_clip(path, self._chooser(question)) for path in question.values("video")),
+            tuple(fetch(image, **bounds) for image in images),
+            notes=once((*notes, *notes_on([clips])[0])),
+            clips=tuple(clips),
         )
 
-    def _chooser(self, question: Question) -> Any:
+    def _chooser(self, question: Question) -> Choose:
         from qwen_vl_utils.vision_process import smart_nframes
 
         def choose(total: int, fps: float) -> list[int]:
-            if question.fps is not None:
+            most = self.options.max_num_frames if question.nframe is None else question.nframe
+            if total < 2 or (question.fps is None and most < 2):  # qwen_vl_utils takes two frames or more
+                return [0]
+            if question.fps is not None and fps > 0:
                 count = smart_nframes({"fps": question.fps}, total_frames=total, video_fps=fps)
             else:
-                most = self.options.max_num_frames if question.nframe is None else question.nframe
                 asked = total // 2 * 2 if total < most else most
                 count = smart_nframes({"nframes": asked}, total_frames=total, video_fps=fps)
             return [int(i) for i in torch.linspace(0, total - 1, count).round()]
@@ -154,8 +161,10 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         return choose
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
-        """Encode images, and the frames of videos."""
-        return self.process(prompts, **images_and_videos(prompts, self.resize))
+        """Encode images, and the frames of videos, whose places and rate the kit's class does not tell."""
+        images = all_images(prompts)
+        clips = [prompt.clips if isinstance(prompt, KitPrompt) else () for prompt in prompts]
+        return self.with_videos(prompts, {"images": images} if images else {}, clips, places=False)
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """Greedy, which the kit asks for by sampling from the best token only, and without repetition penalty."""

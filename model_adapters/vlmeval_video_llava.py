@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from vtw_eval.model_adapters.family import Encoded, Prompt
-from vtw_eval.model_adapters.video import read_clip
+from vtw_eval.model_adapters.video import notes_on, read_clip, reader_of
 from vtw_eval.model_adapters.video_llava import FRAMES, VideoLlava, VideoLlavaOptions
 from vtw_eval.model_adapters.vlmeval_family import (
     KitFamily,
@@ -59,7 +59,8 @@ class VideoLlavaKit(KitFamily, VideoLlava):
             raise ValueError("Video-LLaVA takes one video per question, and no images beside it.")
         if question.nframe != FRAMES:
             raise ValueError(f"Video-LLaVA takes {FRAMES} frames: choose a dataset with nframe={FRAMES}.")
-        return KitPrompt(f"USER: <video>\n{words} ASSISTANT:", clips=(read_clip(videos[0], steps),))
+        clips = (read_clip(videos[0], steps, reader_of(self.options.media, "pyav")),)
+        return KitPrompt(f"USER: <video>\n{words} ASSISTANT:", notes=notes_on([clips])[0], clips=clips)
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode images, or the frames of a video."""
