@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from lmms_eval.api.metrics import mean
 from lmms_eval.tasks.mmbench import en_utils
 from lmms_eval.tasks.mme.utils import mme_aggregate_results
@@ -25,7 +26,7 @@ from loguru import logger
 from PIL import Image
 
 from vtw_eval.sweep.cell import Metric, Sample
-from vtw_eval.sweep.samples import SampleError, Task, aggregate, convert, media_groups
+from vtw_eval.sweep.samples import SampleError, Task, aggregate, convert, media_groups, undefined
 
 logger.disable("lmms_eval")
 
@@ -222,6 +223,48 @@ def test_two_filters_are_two_metrics() -> None:
     }
     assert samples[1].scores == {"exact_match,strict": 0.0, "exact_match,flexible": 1.0}
     assert len(samples) == 4
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf, None, "n/a", np.float32("nan"), {"a": 1}, True])
+def test_a_metric_without_a_number_costs_itself_only(lost: Any) -> None:
+    def right(items: Sequence[float]) -> float:
+        return sum(items) / len(items)
+
+    rows = [logged(i, "x", {"a": 1.0, "b": float(i == 0)}) for i in range(4)]
+    _, metrics, samples = run({"a": lambda items: lost, "b": right}, rows)
+    assert {name: metric.value for name, metric in metrics.items()} == {"b": 0.25}
+    assert [sample.scores for sample in samples] == [{"b": 1.0}, {"b": 0.0}, {"b": 0.0}, {"b": 0.0}]
+    task = Task({"a": right, "b": right, "c": right}, ["none"], [])
+    assert undefined(task, {"a,none": lost, "b,none": 0.25, "b_stderr,none": "N/A", "alias": "t"}) == {
+        "a": str(lost),
+        "c": "not reported",
+    }
+    several = undefined(Task({"a": right}, ["x", "y"], []), {"a,x": 1.0, "a,y": lost})
+    assert several == {"a,y": str(lost)}
+
+
+def test_a_document_whose_score_is_not_a_number_costs_no_cell() -> None:
+    scores = [1.0, math.nan, 0.0, 1.0]
+    rows = [logged(i, "x", {"a": score, "b": {"score": score, "pred": 1}}) for i, score in enumerate(scores)]
+    aggregation: Aggregations = {"a": np.nanmean, "b": lambda items: np.float32(0.5)}
+    _, metrics, samples = run(aggregation, rows)
+    assert {name: (metric.value, metric.aggregate) for name, metric in metrics.items()} == {
+        "a": (pytest.approx(2 / 3), "other"),  # does not follow from the documents' scores alone
+        "b": (0.5, "other"),
+    }
+    assert not any(sample.scores for sample in samples)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    rows = [logged(i, "x", {"a": np.float32(i % 2), "b": np.bool_(i % 2)}) for i in range(4)]
+    values = [np.float32(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor([0.5]), np.float64(0.5)]
+    for value in values:
+        _, metrics, samples = run({"a": lambda items, value=value: value, "b": lambda items, value=value: value}, rows)
+        assert {name: (metric.value, metric.aggregate) for name, metric in metrics.items()} == {
+            "a": (0.5, "mean"),
+            "b": (0.5, "mean"),
+        }
+        assert [sample.scores for sample in samples] == [{"a": i % 2, "b": i % 2} for i in range(4)]
 
 
 def test_samples_that_do_not_fit_are_refused() -> None:

@@ -101,6 +101,8 @@ class Cell(_Strict):
     methods: list[str] = Field(default_factory=list)
     """The methods that ran with all their parameters; more than one only where documents differ in a searched one."""
     metrics: dict[str, Metric] = Field(default_factory=dict)
+    undefined: dict[str, str] = Field(default_factory=dict)
+    """Metrics that the task should have and that are no finite number, each with what was reported instead."""
     documents: int = 0
     costs: CellCosts | None = None
     samples_sha256: str = ""

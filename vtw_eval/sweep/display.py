@@ -110,16 +110,17 @@ def main_metric(cell: Cell) -> str:
     task = cell.spec.task.removeprefix("shapes_")
     scores = [score for benchmark in BENCHMARKS for score in (benchmark.lmms, benchmark.kit) if score]
     printed = [name for score in scores if score.name == task for name in score.metrics if name in cell.metrics]
-    return printed[0] if printed else next(iter(cell.metrics))
+    return printed[0] if printed else next(iter(cell.metrics), "")
 
 
 def headline(cell: Cell) -> str:
-    """Return the metrics of a cell in one line, shares in percent."""
-    return ", ".join(
+    """Return the metrics of a cell in one line, shares in percent; those without a value are named."""
+    told = [
         f"{name} {value:.2f}"
         for name, metric in cell.metrics.items()
         for value in [metric.value * (100 if metric.percent else 1)]
-    )
+    ]
+    return ", ".join([*told, *(f"{name} undefined ({instead})" for name, instead in cell.undefined.items())])
 
 
 def dry_run_table(cells: Sequence[CellSpec]) -> str:
@@ -176,7 +177,7 @@ def _by_method(cells: Sequence[CellSpec]) -> dict[tuple[str, str, str], list[Cel
 
 def _short(entry: Entry) -> str:
     if entry.cell is None or not entry.cell.metrics:
-        return "-" if entry.state == "missing" else entry.state
+        return {"missing": "-", "done": "undefined"}.get(entry.state, entry.state)
     metric = entry.cell.metrics[main_metric(entry.cell)]
     return f"{metric.value * (100 if metric.percent else 1):.2f}"
 

@@ -46,6 +46,8 @@ class Evaluation:
     costs: CellCosts | None
     environment: dict[str, str] = field(default_factory=dict)
     """Of the harness: its version, the device, the batch size that memory allowed."""
+    undefined: dict[str, str] = field(default_factory=dict)
+    """Metrics without a finite value, each with what was reported instead."""
 
 
 class PartialError(RuntimeError):

@@ -112,7 +112,9 @@ class KitModel:
             "dtype": str(self.runner.family.model.dtype).removeprefix("torch."),
             "methods": str(self.runner.verdict),
         }
-        return Evaluation(metrics, samples, self.costs.of([s.costs for s in samples], seconds), environment)
+        costs = self.costs.of([s.costs for s in samples], seconds)
+        undefined = {name: str(value) for name, value in result.metrics.items() if not math.isfinite(value)}
+        return Evaluation(metrics, samples, costs, environment, undefined)
 
     def _groups(self, dataset: str) -> dict[str, str]:
         """Return what each question shows, by its index."""
@@ -198,6 +200,8 @@ def convert(
     for name, value in values.items():
         label = re.sub(r"^split=((none|Overall)\|)?", "", name)
         chosen = _documents(label, rows)
+        if not math.isfinite(value):
+            continue  # costs this number only; the cell names it
         metrics[label] = Metric(value=value, aggregate="other", percent=False)
         if judged is None or not chosen or {str(rows[i]["index"]) for i in chosen} - set(judged.index):
             continue

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
+from unittest import mock
 
 from lmms_eval import evaluator
 from lmms_eval.api.instance import GenerationResult, Instance
@@ -64,7 +67,12 @@ class LmmsModel:
         runner.on_answer = progress
         task = self._task(spec.task)
         self.model.seconds, self.model.kept = [], {}
-        with self._partial(task), tempfile.TemporaryDirectory() as folder:  # some tasks write submission files
+        failures: dict[str, str] = {}
+        with (
+            self._partial(task),
+            _aggregations_apart(task, failures),
+            tempfile.TemporaryDirectory() as folder,  # some tasks write submission files
+        ):
             results = evaluator.simple_evaluate(
                 model=self.model,
                 tasks=[task],
@@ -93,7 +101,9 @@ class LmmsModel:
             "dtype": str(runner.family.model.dtype).removeprefix("torch."),
             "methods": str(runner.verdict),
         }
-        return Evaluation(metrics, rows, self.costs.of([row.costs for row in rows], self.model.seconds), environment)
+        costs = self.costs.of([row.costs for row in rows], self.model.seconds)
+        lost = {**samples.undefined(facts, results["results"][spec.task]), **failures}
+        return Evaluation(metrics, rows, costs, environment, lost)
 
     def _manager(self, name: str) -> TaskManager:
         """Return a manager that knows the task; the index of lmms-eval's own tasks takes seconds to make."""
@@ -131,6 +141,37 @@ class LmmsModel:
             split = task.config.test_split if task.has_test_docs() else task.config.validation_split
             self._groups[name, count] = samples.media_groups(task.dataset[split], count)
         return self._groups[name, count]
+
+
+@contextmanager
+def _aggregations_apart(task: Any, failures: dict[str, str]) -> Iterator[None]:
+    """Let an aggregation that fails cost its metric only, not what all documents were answered.
+
+    Parameters
+    ----------
+    task
+        A task of lmms-eval; its ``aggregation`` is replaced until the end of the block.
+    failures
+        Gets the metrics that failed, each with its error; their values are not a number.
+    """
+    original = task.aggregation
+
+    def guarded(metric: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def aggregated(*args: Any, **given: Any) -> Any:
+            try:
+                return function(*args, **given)
+            except Exception as error:
+                failures[metric] = " ".join(f"{type(error).__name__}: {error}".split())
+                return math.nan
+
+        return aggregated
+
+    def aggregation() -> dict[str, Callable[..., Any]]:
+        return {metric: guarded(metric, function) for metric, function in original().items()}
+
+    with mock.patch.object(task, "aggregation", aggregation):
+        yield
 
 
 def _kept(adapter: type[VTWModel]) -> Any:

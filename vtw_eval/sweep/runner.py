@@ -57,6 +57,7 @@ class CellRunner:
             status="done",
             methods=methods,
             metrics=found.metrics,
+            undefined=found.undefined,
             documents=len(found.samples),
             costs=found.costs,
             seconds=time.perf_counter() - start,

@@ -9,11 +9,15 @@ import inspect
 import io
 import json
 import math
+import numbers
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from vtw_eval.sweep.cell import Aggregate, Metric, Sample
 
@@ -28,6 +32,9 @@ _VIDEO_COLUMNS = ("videoID", "video_id", "video_name", "video", "gif_name")
 
 TIMES = frozenset({"latency_s", "batch_rows"})
 """Entries of the costs that belong to a run, not to its result; equal results shall give equal files."""
+
+_LONGEST = 200
+"""Characters that are shown of what a task reports in place of a number."""
 
 _SHARES = ("acc", "match", "precision", "recall", "ratio", "f1")
 """Parts of names of metrics that are shares of 1."""
@@ -128,16 +135,15 @@ def convert(
     logged
         Its logged samples.
 
+    A metric whose value is no finite number is left out (:func:`undefined` names it); the others, and what its records
+    tell of the documents, stay.
+
     Raises
     ------
     SampleError
         If the task reports no number, or its samples do not fit.
     """
-    values = {
-        name: float(value)
-        for name, value in results.items()
-        if "," in name and "_stderr" not in name and isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    values = {name: number for name, value in _reported(results).items() if (number := _number(value)) is not None}
     if not values:
         raise SampleError("the task reports no number.")
     by_filter = _by_filter(task.filters, logged)
@@ -148,18 +154,21 @@ def convert(
     metrics: dict[str, Metric] = {}
     for name, value in values.items():
         metric, _, chosen = name.rpartition(",")
-        label = metric if len(task.filters) == 1 else name
+        label = _label(name, task.filters)
         rows = {doc: row[metric] for doc, row in by_filter[chosen].items() if metric in row}
         function = task.aggregation.get(metric)
         records, kind, value = _judge(metric, function, rows, value)
+        defined = math.isfinite(value)
         for doc, record in records.items():
-            if record.score is not None and kind != "other":
+            if record.score is not None and kind != "other" and defined:
                 scores[doc][label] = record.score
             # The kinds that need more than a score decide what the prediction and the pair are.
             if doc not in facts or kind in ("f1", "mme"):
                 facts[doc] = record
             if kind == "mme":
                 pairs[doc] = record.question
+        if not defined:
+            continue
         share = kind in ("mean", "f1") or (kind == "other" and any(part in metric.lower() for part in _SHARES))
         metrics[label] = Metric(
             value=value, aggregate=kind, percent=share, higher_is_better=better.get(metric) is not False
@@ -169,6 +178,51 @@ def convert(
         for doc, row in documents.items()
     ]
     return metrics, samples
+
+
+def undefined(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics of a task that have no finite value, each with what was reported in its place.
+
+    Parameters
+    ----------
+    task
+        The task.
+    results
+        What lmms-eval reports for it: values by ``metric,filter``.
+    """
+    reported = _reported(results)
+    lost = {_label(name, task.filters): reported[name] for name in reported}
+    found = {
+        label: _shortened(value)
+        for label, value in lost.items()
+        if (number := _number(value)) is None or not math.isfinite(number)
+    }
+    told = {name.rpartition(",")[0] for name in reported}
+    return {**found, **{metric: "not reported" for metric in task.aggregation if metric not in told}}
+
+
+def _reported(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of metrics among a task's results, by ``metric,filter``."""
+    return {name: value for name, value in results.items() if "," in name and "_stderr" not in name}
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of Python, numpy or torch as a float, which may be infinite or not a number; None for others."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.item() if math.prod(value.shape) == 1 else None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        return None
+    return float(value)
+
+
+def _label(name: str, filters: Sequence[str]) -> str:
+    """Return how a cell calls a metric: without its filter where there is only one."""
+    return name.rpartition(",")[0] if len(filters) == 1 else name
+
+
+def _shortened(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _by_filter(filters: Sequence[str], logged: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
@@ -195,7 +249,7 @@ def _judge(
             for doc, record in records.items()
         }
     scored = [record.score for record in records.values() if record.score is not None]
-    if not scored or len(scored) < len(records):
+    if not math.isfinite(value) or not scored or len(scored) < len(records):
         return records, "other", value
     every = list(records.values())
     if metric.startswith("mme_"):
@@ -219,24 +273,29 @@ def _close(mine: float, theirs: float, scale: float = 1) -> bool:
 
 
 def _record(value: Any) -> Record:
-    if isinstance(value, bool | int | float):
-        return Record(float(value))
+    if isinstance(value, bool | np.bool_) or _number(value) is not None:
+        return Record(_finite(value))
     if not isinstance(value, Mapping):
         return Record(None)
     prediction = next((value[key] for key in ("prediction", "pred_answer", "pred", "parsed_pred") if key in value), "")
     target = next((value[key] for key in ("ground_truth", "answer") if key in value), "")
     score = value.get("score")
-    if not isinstance(score, bool | int | float):
+    if not isinstance(score, bool | np.bool_) and _number(score) is None:
         # SEED's records: an answer and the right one, compared when they are aggregated.
         both = isinstance(value.get("pred"), str) and isinstance(target, str)
         score = float(value["pred"].lower().strip() == target.lower().strip()) if both else None
     return Record(
-        score=None if score is None else float(score),
+        score=None if score is None else _finite(score),
         category=_text(next((value[key] for key in ("category", "subdomain") if value.get(key)), "")),
         question=f"{value.get('category', '')}/{value['question_id']}" if "question_id" in value else "",
         prediction=_text(prediction),
         target=_text(target),
     )
+
+
+def _finite(score: Any) -> float | None:
+    """Return a document's score as a float, None where it is infinite or not a number."""
+    return float(score) if math.isfinite(float(score)) else None
 
 
 def _alone(function: Callable[..., Any] | None, rows: Mapping[int, Any]) -> dict[int, float]:
@@ -246,7 +305,8 @@ def _alone(function: Callable[..., Any] | None, rows: Mapping[int, Any]) -> dict
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files = {"args": argparse.Namespace(output_path=folder)}  # MMBench's writes its details
         given = files if "args" in inspect.signature(function).parameters else {}
-        alone = {doc: float(function([row], **given)) for doc, row in rows.items()}
+        told = {doc: _number(function([row], **given)) for doc, row in rows.items()}
+    alone = {doc: score for doc, score in told.items() if score is not None and math.isfinite(score)}
     scale = 100 if any(score > 1 for score in alone.values()) else 1
     return {doc: score / scale for doc, score in alone.items()}
 

@@ -1,0 +1,55 @@
+"""Cells of lmms-eval in this process: what one number costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from vtw_eval.sweep.cell import Cell, CellSpec
+from vtw_eval.sweep.display import headline, main_metric
+from vtw_eval.sweep.harness import Settings
+from vtw_eval.sweep.lmms import LmmsModel
+
+SPEC = CellSpec(
+    model="shapes",
+    adapter="llava_vtw",
+    pretrained="shapes",
+    model_args={"dtype": "float32"},
+    method="baseline",
+    task="shapes_pope",
+    limit=6,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LmmsModel:
+    return LmmsModel(SPEC, Settings("cpu", 6))
+
+
+def broken(_: Sequence[Any]) -> float:
+    raise ZeroDivisionError("no document in this bucket")
+
+
+def test_an_aggregation_that_fails_or_gives_no_number_costs_its_metric(model: LmmsModel) -> None:
+    whole = model.evaluate(SPEC, lambda answered, of: None)
+    assert whole.undefined == {}
+    task = model._task(SPEC.task)
+    real = task.aggregation()
+    first, second, *rest = real
+    with mock.patch.object(task, "aggregation", lambda: {**real, first: broken, second: lambda items: math.nan}):
+        found = model.evaluate(SPEC, lambda answered, of: None)
+    assert found.metrics == {name: whole.metrics[name] for name in rest}
+    assert found.undefined == {first: "ZeroDivisionError: no document in this bucket", second: "nan"}
+    assert [sample.answer for sample in found.samples] == [sample.answer for sample in whole.samples]
+    cell = Cell(
+        spec=SPEC, status="done", metrics=found.metrics, undefined=found.undefined, seconds=1.0, finished="2024-01-01"
+    )
+    assert f"{second} undefined (nan)" in headline(cell)
+    assert main_metric(cell) in rest
+    alone = cell.model_copy(update={"metrics": {}})
+    assert headline(alone).startswith(f"{first} undefined (ZeroDivisionError")
+    assert main_metric(alone) == ""
