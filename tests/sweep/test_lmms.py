@@ -40,7 +40,7 @@ def test_an_aggregation_that_fails_or_gives_no_number_costs_its_metric(model: Lm
     task = model._task(SPEC.task)
     real = task.aggregation()
     first, second, *rest = real
-    with mock.patch.object(task, "aggregation", lambda: {**real, first: broken, second: lambda items: math.nan}):
+    with mock.patch.object(task, "aggregation", return_value={**real, first: broken, second: lambda items: math.nan}):
         found = model.evaluate(SPEC, lambda answered, of: None)
     assert found.metrics == {name: whole.metrics[name] for name in rest}
     assert found.undefined == {first: "ZeroDivisionError: no document in this bucket", second: "nan"}

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -119,7 +123,8 @@ def test_a_process_that_dies_while_saving_leaves_all_or_nothing(store: Store, st
     assert entry.state in (("failed", "missing", "done") if before else ("missing", "done"))
     if entry.state == "done":
         assert store.samples(entry.cell) == SAMPLES  # type: ignore[arg-type]
-    store.create(PLAN)  # as the next start does
+    with mock.patch("vtw_eval.sweep.store.has_ended", return_value=True):  # the process that was killed
+        store.create(PLAN)  # as the next start does
     assert not [path for path in (store.root / "cells").iterdir() if path.name.startswith(".tmp-")]
     assert store.save(made(SPECS[0]), SAMPLES).samples_sha256
     assert store.entry(SPECS[0]).state == "done"
@@ -178,7 +183,7 @@ def test_what_is_not_as_it_was_written_is_not_believed(store: Store, spoil, mess
 def test_cells_of_another_plan_are_left_out(store: Store) -> None:
     for spec in SPECS:
         store.save(made(spec), SAMPLES)
-    store.create(PLAN.changed(tasks=["shapes_vqa"]))
+    store.create(PLAN.changed(tasks=["shapes_vqa"]), take_over=True)
     assert [cell.spec.task for cell in store.cells()] == ["shapes_vqa", "shapes_vqa"]
 
 
@@ -191,10 +196,124 @@ def test_one_sweep_at_a_time(store: Store) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(StoreError, match=f"in use by process {holder.pid}"), store.lock():
+        with pytest.raises(StoreError, match=f"in use by process {holder.pid} on {socket.gethostname()}"), store.lock():
             pass
     finally:
         holder.kill()
         holder.wait()
     with store.lock():  # kill -9 has freed it
-        assert (store.root / ".lock").read_text() == f"process {os.getpid()}"
+        assert (store.root / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("flock", [refused, lambda *_: None], ids=["no locks", "locks without effect"])
+def test_one_sweep_at_a_time_without_locks_of_the_file_system(store: Store, flock: Callable[..., None]) -> None:
+    # The other process has locks without effect, too.
+    code = (
+        "import sys, fcntl; fcntl.flock = lambda *_: None\nfrom vtw_eval.sweep.store import Store\n"
+        f"with Store({str(store.root)!r}).lock():\n print('locked', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    notes: list[str] = []
+    with mock.patch("fcntl.flock", flock):
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            told = f"in use by process {holder.pid} on {socket.gethostname()}: wait for it"
+            with pytest.raises(StoreError, match=told), store.lock(notes.append):
+                pass
+        finally:
+            holder.kill()
+            holder.wait()
+        with store.lock(notes.append):  # the marker of a dead process
+            assert (store.root / ".lease").exists()
+    assert not (store.root / ".lease").exists()
+    assert all("refuses locks (No locks available)" in note for note in notes)
+    assert len(notes) == (2 if flock is refused else 0)
+
+
+def test_the_marker_of_another_machine_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken over only when nobody refreshes it."""
+    monkeypatch.setattr("vtw_eval.sweep.lease.LEASE", 1.0)
+    notes: list[str] = []
+    code = (
+        "import sys\n"
+        "import vtw_eval.sweep.lease as lease; lease.LEASE = 1.0\n"
+        f"with lease.leased(__import__('pathlib').Path({str(store.root / '.lease')!r}), print):\n"
+        " print('locked', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with mock.patch("socket.gethostname", return_value="elsewhere"):  # so that the other is far away
+            with pytest.raises(StoreError, match=f"in use by process {holder.pid} on "), store.lock(notes.append):
+                pass
+            assert f"process {holder.pid} on " in notes[0]
+            assert "waiting 1 s for a sign of life" in notes[0]
+            holder.kill()
+            holder.wait()
+            with store.lock(notes.append):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_half_written_files_of_a_live_process_stay(store: Store) -> None:
+    cells = store.root / "cells"
+    other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    host = socket.gethostname()
+    try:
+        kept = [f"{other.pid}-{host}", f"{os.getpid()}-{host}", "1-elsewhere"]
+        folders = [cells / f".tmp-{owner}-abc" for owner in kept] + [cells / ".tmp-of-an-older-version"]
+        for folder in folders:
+            folder.mkdir()
+        store.create(PLAN)
+        assert all(folder.exists() for folder in folders)
+    finally:
+        other.kill()
+        other.wait()
+    long_ago = time.time() - 7200
+    for folder in folders[2:]:
+        os.utime(folder, (long_ago, long_ago))
+    store.create(PLAN)
+    assert [folder.exists() for folder in folders] == [False, True, False, False]
+
+
+def test_a_folder_is_not_taken_over_by_another_plan(store: Store) -> None:
+    more = PLAN.changed(methods=["baseline", "vtw,k=2", "vtw,k=3"], batch_size=4)
+    fewer = PLAN.changed(tasks=["shapes_vqa"])
+    store.create(fewer)  # nothing is done yet
+    store.create(PLAN)
+    for spec in SPECS:
+        store.save(made(spec), SAMPLES)
+    store.create(more)
+    store.create(PLAN)
+    for other in (fewer, PLAN.changed(limit=4)):
+        with pytest.raises(StoreError, match=r"holds another plan.*none of this plan's .such as shapes / baseline"):
+            store.create(other)
+        assert store.plan == PLAN
+    store.plan_file.write_text("models: [")
+    with pytest.raises(StoreError, match=r"not valid YAML.*--take-over"):
+        store.create(PLAN)
+    store.create(PLAN, take_over=True)
+    assert len(store.cells()) == 4
+
+
+def test_a_users_own_plan_file_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("mine")
+    with pytest.raises(StoreError, match=r"plan\.yaml is not of a sweep and would be replaced: give another folder"):
+        Store(tmp_path).create(PLAN)
+    assert (tmp_path / "plan.yaml").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match=f"{folder} cannot be used: ") as error, Store(folder).lock():
+            pass
+        assert "\n" not in str(error.value)

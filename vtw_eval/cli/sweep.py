@@ -11,6 +11,7 @@ from vtw_eval.cli.app import app, user_errors
 
 if TYPE_CHECKING:
     from vtw_eval.sweep.plan import Plan
+    from vtw_eval.sweep.sweep import Cluster
 
 
 @app.command(
@@ -42,6 +43,14 @@ def sweep(
         bool,
         typer.Option("--no-verify", help="Do not compare methods with masked attention first; the results say so."),
     ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Replace the plan of the folder, though finished cells of it are none of this plan's. They stay on "
+            "disk, and count again when a plan has them.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate models with methods on tasks; what is finished is never run again.
 
@@ -51,6 +60,7 @@ def sweep(
     from vtw_eval.sweep.display import dry_run_table, status_table
     from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, select
     from vtw_eval.sweep.store import Store, StoreError
+    from vtw_eval.sweep.sweep import Cluster
     from vtw_eval.sweep.tasks import resolve
 
     with user_errors("sweep", (PlanError, StoreError)):
@@ -69,20 +79,20 @@ def sweep(
             raise PlanError("where to? Give a folder with -o.")
         if executor == "local" and (address is not None or num_gpus is not None):
             raise PlanError("--address and --num-gpus belong to --executor ray.")
-        _run(chosen, output, only or [], executor, address, num_gpus)
+        cluster = Cluster(address, num_gpus) if executor == "ray" else None
+        _run(chosen, output, cluster, only=only or [], take_over=take_over)
 
 
-def _run(plan: Plan, output: Path, only: list[str], executor: str, address: str | None, num_gpus: float | None) -> None:
+def _run(plan: Plan, output: Path, cluster: Cluster | None, **how: Any) -> None:
     from rich.console import Console
 
     from vtw_eval.sweep.display import Display
-    from vtw_eval.sweep.sweep import Cluster, run_sweep
+    from vtw_eval.sweep.sweep import run_sweep
 
     display = Display(Console(stderr=True))
-    cluster = Cluster(address, num_gpus) if executor == "ray" else None
     try:
         with display:
-            entries = run_sweep(plan, output, display, only=only, cluster=cluster)
+            entries = run_sweep(plan, output, display, cluster=cluster, **how)
     except KeyboardInterrupt:
         typer.echo(f"vtw-eval sweep: interrupted; what is done stays in {output}, the same command goes on.", err=True)
         raise typer.Exit(130) from None

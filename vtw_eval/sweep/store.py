@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,9 +19,12 @@ from typing import Literal
 from pydantic import ValidationError
 
 from vtw_eval.sweep.cell import Cell, CellSpec, Sample
+from vtw_eval.sweep.lease import HeldError, has_ended, leased, owner_name
 from vtw_eval.sweep.plan import Plan, PlanError, read_plan, write_plan
 
 _TEMPORARY = ".tmp-"
+_ABANDONED = 3600.0
+"""Seconds after which half-written files of another machine are nobody's: writing a cell takes moments."""
 State = Literal["done", "failed", "missing", "corrupt"]
 
 
@@ -80,37 +85,98 @@ class Store:
         """Return the folder of a cell."""
         return self.root / "cells" / spec.key
 
-    def create(self, plan: Plan) -> None:
-        """Make the folder, keep the plan in it and remove what a killed process has left half-written."""
-        cells = self.root / "cells"
-        cells.mkdir(parents=True, exist_ok=True)
-        for left in cells.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(left)
-        write_plan(plan, self.plan_file)
+    def create(self, plan: Plan, *, take_over: bool = False) -> None:
+        """Make the folder, keep the plan in it and remove what a killed process has left half-written.
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for one sweep at a time; the lock of a killed process is gone with it.
+        Parameters
+        ----------
+        plan
+            The plan.
+        take_over
+            Whether it may take the place of a plan with finished cells that are none of its own.
 
         Raises
         ------
         StoreError
-            If another sweep holds it.
+            If the folder is that of another plan and may not be taken over, or cannot be written to.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+") as file:
+        if not take_over:
+            self._check_plan(plan)
+        cells = self.root / "cells"
+        try:
+            cells.mkdir(parents=True, exist_ok=True)
+            for left in cells.glob(f"{_TEMPORARY}*"):
+                if _abandoned(left):
+                    shutil.rmtree(left)
+            write_plan(plan, self.plan_file)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _check_plan(self, plan: Plan) -> None:
+        """Refuse to replace another plan whose results would then be out of sight."""
+        advice = "give another folder with -o, or --take-over to replace it (its cells stay on disk)."
+        if not self.plan_file.is_file():
+            return
+        if not (self.root / "cells").is_dir():
+            raise StoreError(f"{self.plan_file} is not of a sweep and would be replaced: {advice}")
+        try:
+            finished = [entry.spec for entry in self.entries() if entry.state == "done"]
+        except StoreError as error:
+            raise StoreError(f"{' '.join(str(error).split())} {advice[0].upper()}{advice[1:]}") from None
+        own = {spec.key for spec in plan.cells()}
+        others = [spec for spec in finished if spec.key not in own]
+        if others:
+            raise StoreError(
+                f"{self.root} holds another plan, {self.plan.title or self.plan_file}: {len(others)} of its "
+                f"{len(finished)} finished cells are none of this plan's (such as {_told(others[0])}): {advice}"
+            )
+
+    @contextmanager
+    def lock(self, note: Callable[[str], None] = lambda message: None) -> Iterator[None]:
+        """Hold the folder for one sweep at a time; the lock of a killed process is gone with it.
+
+        Two locks, because each knows what the other does not. ``flock`` goes with its process, whatever ends that, but
+        some network file systems refuse it, or keep it to one machine; :func:`vtw_eval.sweep.lease.leased` needs no
+        locks of the file system.
+
+        Parameters
+        ----------
+        note
+            Told when this will take a while.
+
+        Raises
+        ------
+        StoreError
+            If another sweep holds it, or the folder cannot be written to.
+        """
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
+                self.root.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.root / ".lock").open("a+"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    raise HeldError(file.read().strip() or "another process") from None
+                except OSError as error:  # ENOLCK, ENOSYS, ...
+                    note(
+                        f"the file system of {self.root} refuses locks ({error.strerror}): another sweep is told "
+                        "by the marker file .lease alone"
+                    )
+                stack.enter_context(leased(self.root / ".lease", note))
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+            except HeldError as error:
                 raise StoreError(
-                    f"{self.root} is in use by {holder}: wait for it, or give another folder with -o."
+                    f"{self.root} is in use by {error}: wait for it, or give another folder with -o."
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()}")
-            file.flush()
+            except OSError as error:
+                raise self._unusable(error) from None
             yield
+
+    def _unusable(self, error: OSError) -> StoreError:
+        return StoreError(f"{self.root} cannot be used: {error.strerror or error} ({error.filename or self.root}).")
 
     def save(self, cell: Cell, samples: Sequence[Sample]) -> Cell:
         """Write a cell with its samples, in place of an older one; a reader sees all of it or nothing.
@@ -128,7 +194,7 @@ class Store:
             cell = cell.model_copy(update={"samples_sha256": hashlib.sha256(lines).hexdigest()})
         final = self.folder(cell.spec)
         final.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=final.parent))
+        part = _temporary(final.parent)
         if keep:
             _write(part / "samples.jsonl", lines)
         # Not sorted: the first metric is the one that the task names first, and the order is the same in each run.
@@ -136,7 +202,7 @@ class Store:
         _write(part / "cell.json", text.encode() + b"\n")
         part.chmod(0o755)
         if final.exists():
-            old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=final.parent))
+            old = _temporary(final.parent)
             final.rename(old / "cell")
             part.rename(final)
             shutil.rmtree(old)
@@ -210,6 +276,29 @@ class Store:
         if hashlib.sha256(lines).hexdigest() != cell.samples_sha256:
             raise CorruptError(f"{file} is not what was written with the cell (its digest differs)")
         return lines
+
+
+def _temporary(folder: Path) -> Path:
+    """Make a folder for half-written files; its name tells whose they are."""
+    return Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{owner_name()}-", dir=folder))
+
+
+def _abandoned(left: Path) -> bool:
+    """Whether nobody writes to a folder by :func:`_temporary` any more; no lock is needed to know."""
+    owner = left.name.removeprefix(_TEMPORARY).rpartition("-")[0]
+    if has_ended(owner):
+        return True
+    if owner == owner_name():
+        return False
+    try:
+        return time.time() - left.stat().st_mtime > _ABANDONED
+    except OSError:  # its owner has just finished
+        return False
+
+
+def _told(spec: CellSpec) -> str:
+    limit = "" if spec.limit is None else f" on {spec.limit} documents"
+    return f"{describe(spec)}{limit}"
 
 
 def describe(spec: CellSpec) -> str:

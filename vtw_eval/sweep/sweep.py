@@ -27,7 +27,13 @@ class Cluster:
 
 
 def run_sweep(
-    plan: Plan, root: Path, watcher: Watcher, *, only: Sequence[str] = (), cluster: Cluster | None = None
+    plan: Plan,
+    root: Path,
+    watcher: Watcher,
+    *,
+    only: Sequence[str] = (),
+    cluster: Cluster | None = None,
+    take_over: bool = False,
 ) -> list[Entry]:
     """Evaluate the cells of a plan that are not done yet, and return what the store then holds for them.
 
@@ -43,19 +49,21 @@ def run_sweep(
         See :func:`vtw_eval.sweep.plan.select`.
     cluster
         Where to run, if not on this machine.
+    take_over
+        Whether the folder may hold another plan, see :meth:`vtw_eval.sweep.store.Store.create`.
 
     Raises
     ------
     PlanError
         For a plan that cannot be carried out.
     StoreError
-        If the folder is in use.
+        If the folder is in use, is that of another plan, or cannot be written to.
     """
     plan = resolve(plan)
     cells = select(plan.cells(), only)
     store = Store(root)
-    with store.lock():
-        store.create(plan)
+    with store.lock(watcher.note):
+        store.create(plan, take_over=take_over)
         entries = [store.entry(spec) for spec in cells]
         for entry in entries:
             if entry.state in ("corrupt", "failed"):
