@@ -79,6 +79,7 @@ def contents() -> Callable[[Path], dict[str, Any]]:
                 continue
             content["seconds"] = content["finished"] = None
             content["costs"]["latency_s"] = None
+            content["code"]["commit"] = None  # somebody may commit between two sweeps
             found[cell.name] = (json.dumps(content), (cell / "samples.jsonl").read_bytes())
         return found
 

@@ -43,6 +43,14 @@ def sweep(
         bool,
         typer.Option("--no-verify", help="Do not compare methods with masked attention first; the results say so."),
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Do not run finished cells again that other code of this project made; they are named. Default: they "
+            "run again, so that all results are of one code.",
+        ),
+    ] = False,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -52,10 +60,15 @@ def sweep(
         ),
     ] = False,
 ) -> None:
-    """Evaluate models with methods on tasks; what is finished is never run again.
+    """Evaluate models with methods on tasks; what is finished is not run again.
 
     Each cell (one model, method and task) is kept as soon as it is done. A cell that fails is kept with its traceback
-    and tried again at the next start; the exit status is then 1.
+    and tried again at the next start. A finished cell runs again if its checkpoint, its gates or its local data have
+    changed since, or if other code of this project made it (see --keep); cells made with other versions of torch,
+    transformers or the harness are named and kept.
+
+    Exit status: 0 if every cell is done; 1 if a cell failed, or the folder cannot be used; 2 if the plan or the command
+    line cannot be carried out as it is written; 130 after Ctrl-C.
     """
     from vtw_eval.sweep.display import dry_run_table, status_table
     from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, select
@@ -80,7 +93,7 @@ def sweep(
         if executor == "local" and (address is not None or num_gpus is not None):
             raise PlanError("--address and --num-gpus belong to --executor ray.")
         cluster = Cluster(address, num_gpus) if executor == "ray" else None
-        _run(chosen, output, cluster, only=only or [], take_over=take_over)
+        _run(chosen, output, cluster, only=only or [], take_over=take_over, keep=keep)
 
 
 def _run(plan: Plan, output: Path, cluster: Cluster | None, **how: Any) -> None:

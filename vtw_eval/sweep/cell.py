@@ -113,5 +113,9 @@ class Cell(_Strict):
     """Time in ISO 8601, UTC."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Versions, device, batch size."""
+    code: dict[str, str] = Field(default_factory=dict)
+    """Of this project: version, hashes of the source by part, commit; see :mod:`vtw_eval.sweep.provenance`."""
+    read: dict[str, str] = Field(default_factory=dict)
+    """Digests of what was read: the checkpoint, gates, local data."""
     error: str = ""
     """Traceback of a failed cell."""

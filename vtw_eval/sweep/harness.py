@@ -46,6 +46,8 @@ class Evaluation:
     costs: CellCosts | None
     environment: dict[str, str] = field(default_factory=dict)
     """Of the harness: its version, the device, the batch size that memory allowed."""
+    read: dict[str, str] = field(default_factory=dict)
+    """Digests of local data that were read, by path."""
     undefined: dict[str, str] = field(default_factory=dict)
     """Metrics without a finite value, each with what was reported instead."""
 

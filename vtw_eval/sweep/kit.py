@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from vlmeval.smp import LMUDataRoot
 
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.registry import suggest
@@ -21,6 +22,7 @@ from vtw_eval.sweep.cell import Aggregate, CellSpec, Metric, Sample
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, Progress, Settings, checkpoint
 from vtw_eval.sweep.plan import PlanError
+from vtw_eval.sweep.provenance import data_read
 from vtw_eval.sweep.samples import TIMES, aggregate
 from vtw_eval.tasks.benchmarks import BENCHMARKS, TABLES, columns
 from vtw_eval.tasks.kit_datasets import register_kit_datasets
@@ -114,7 +116,8 @@ class KitModel:
         }
         costs = self.costs.of([s.costs for s in samples], seconds)
         undefined = {name: str(value) for name, value in result.metrics.items() if not math.isfinite(value)}
-        return Evaluation(metrics, samples, costs, environment, undefined)
+        read = data_read(spec, str(Path(LMUDataRoot()) / f"{spec.task}.tsv"))
+        return Evaluation(metrics, samples, costs, environment, read, undefined)
 
     def _groups(self, dataset: str) -> dict[str, str]:
         """Return what each question shows, by its index."""

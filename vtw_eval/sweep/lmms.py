@@ -25,6 +25,7 @@ from vtw_eval.sweep import samples
 from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings, checkpoint
+from vtw_eval.sweep.provenance import data_read
 from vtw_eval.sweep.tasks import own_tasks
 from vtw_eval.tasks.loading import dataset_failures_told
 
@@ -102,8 +103,9 @@ class LmmsModel:
             "methods": str(runner.verdict),
         }
         costs = self.costs.of([row.costs for row in rows], self.model.seconds)
+        read = data_read(spec, [task.DATASET_PATH, task.config.dataset_kwargs])
         lost = {**samples.undefined(facts, results["results"][spec.task]), **failures}
-        return Evaluation(metrics, rows, costs, environment, lost)
+        return Evaluation(metrics, rows, costs, environment, read, lost)
 
     def _manager(self, name: str) -> TaskManager:
         """Return a manager that knows the task; the index of lmms-eval's own tasks takes seconds to make."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from vtw_eval.model_adapters.media import summary
 from vtw_eval.sweep.cell import Cell, CellSpec, Sample
 from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, open_model
+from vtw_eval.sweep.provenance import checkpoint_read, code_of, method_read
 from vtw_eval.sweep.store import Store
 from vtw_eval.versions import environment
 
@@ -31,6 +32,8 @@ class CellRunner:
         self.settings = settings
         self._key: ModelKey | None = None
         self._model: OpenModel | None = None
+        self._read: dict[str, str] = {}
+        """Digest of the checkpoint as it was opened."""
         self._refused = ""
         """Why the checkpoint of the key cannot be opened, so that its other cells need not try."""
 
@@ -46,6 +49,7 @@ class CellRunner:
         """
         start = time.perf_counter()
         try:
+            code, gates = code_of(spec), method_read(spec)
             found = self._open(spec).evaluate(spec, progress)
         # Task code of a harness leaves the process when a file is missing; that fails the cell only.
         except (Exception, SystemExit) as error:
@@ -58,6 +62,8 @@ class CellRunner:
             methods=methods,
             metrics=found.metrics,
             undefined=found.undefined,
+            code=code,
+            read={**self._read, **gates, **found.read},
             documents=len(found.samples),
             costs=found.costs,
             seconds=time.perf_counter() - start,
@@ -73,6 +79,7 @@ class CellRunner:
             gc.collect()
             try:
                 self._model = open_model(spec, self.settings)
+                self._read = checkpoint_read(spec)
             except (Exception, SystemExit) as error:
                 self._refused = f"{type(error).__name__}: {error}"
                 raise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.local import run_local
 from vtw_eval.sweep.plan import Plan, select
+from vtw_eval.sweep.provenance import code_changed, inputs_changed, packages_changed
 from vtw_eval.sweep.schedule import Watcher, worker_count
 from vtw_eval.sweep.store import Entry, Store, describe
 from vtw_eval.sweep.tasks import resolve
@@ -34,6 +36,7 @@ def run_sweep(
     only: Sequence[str] = (),
     cluster: Cluster | None = None,
     take_over: bool = False,
+    keep: bool = False,
 ) -> list[Entry]:
     """Evaluate the cells of a plan that are not done yet, and return what the store then holds for them.
 
@@ -51,6 +54,9 @@ def run_sweep(
         Where to run, if not on this machine.
     take_over
         Whether the folder may hold another plan, see :meth:`vtw_eval.sweep.store.Store.create`.
+    keep
+        Whether finished cells that other code of this project made stay as they are. Those whose checkpoint, gates or
+        local data have changed run again in any case.
 
     Raises
     ------
@@ -68,7 +74,8 @@ def run_sweep(
         for entry in entries:
             if entry.state in ("corrupt", "failed"):
                 watcher.note(f"{describe(entry.spec)} is {entry.state} and runs again: {entry.problem}")
-        todo = [entry.spec for entry in entries if entry.state != "done"]
+        outdated = _outdated(entries, keep, watcher.note)
+        todo = [entry.spec for entry in entries if entry.state != "done" or entry.spec.key in outdated]
         watcher.planned(len(cells), len(cells) - len(todo))
         if todo:
             settings = Settings(plan.device, plan.batch_size, plan.verify)
@@ -80,3 +87,19 @@ def run_sweep(
 
                 run_ray(todo, store, settings, workers, watcher, cluster)
         return [store.entry(spec) for spec in cells]
+
+
+def _outdated(entries: Sequence[Entry], keep: bool, note: Callable[[str], None]) -> set[str]:
+    """Return the keys of finished cells that must run again, and tell why; one line per reason."""
+    reasons: dict[tuple[str, bool], list[CellSpec]] = {}
+    for cell in (entry.cell for entry in entries if entry.state == "done" and entry.cell is not None):
+        if inputs := inputs_changed(cell):
+            reasons.setdefault((f"what they read has changed ({', '.join(inputs)})", True), []).append(cell.spec)
+        elif code := code_changed(cell):
+            reasons.setdefault((f"made by other code: {', '.join(code)}", not keep), []).append(cell.spec)
+        elif packages := packages_changed(cell):
+            reasons.setdefault((f"made with {', '.join(packages)}", False), []).append(cell.spec)
+    for (reason, again), specs in reasons.items():
+        more = f" and {len(specs) - 1} more" if len(specs) > 1 else ""
+        note(f"{describe(specs[0])}{more}: {reason}; {'run again' if again else 'kept as finished'}")
+    return {spec.key for (_, again), specs in reasons.items() if again for spec in specs}

@@ -1,0 +1,239 @@
+"""What a cell was made from: the code that made it, and the files that it read. What has changed since is found out."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from vtw_eval.methods import parse_method
+from vtw_eval.methods.composite import parts_of
+from vtw_eval.sweep.cell import Cell, CellSpec
+from vtw_eval.sweep.harness import checkpoint
+from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
+from vtw_eval.versions import PACKAGE, engine_hash, installed
+
+BIG = 64 * 2**20
+"""Bytes above which a file is known by its size, its time of change and samples of its content. A checkpoint has many
+gigabytes, and reading all of them before each start would cost minutes on a network file system."""
+_BLOCKS, _BLOCK = 16, 2**20
+"""Samples of a big file, evenly spread: fine-tuning need not touch its beginning or its end."""
+
+_OF_CHECKPOINTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt", ".jinja", ".py")
+"""Files of a checkpoint's folder that are read; others, such as notes and logs, may change."""
+_TRAINING = ("optimizer", "scheduler", "trainer_state", "training_args", "rng_state")
+"""Names of files beside them that only a training reads begin so."""
+_TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml", ".yml", ".md", ".py")
+"""Files of a dataset that are read by content; of its pictures and videos, size and time are enough."""
+
+_SCORING = {"lmms-eval": ("lmms.py", "samples.py", "costs.py"), "vlmevalkit": ("kit.py", "samples.py", "costs.py")}
+_OTHERS = {"lmms-eval": "vlmeval_", "vlmevalkit": "lmms_"}
+"""How files of the adapters begin that are for the other harness alone."""
+
+
+def code_of(spec: CellSpec) -> dict[str, str]:
+    """Return what tells the code that evaluates a cell: our version, hashes of our source by part, and the commit."""
+    return {**_shared_code(spec.harness), "method": _method_code(spec.method)}
+
+
+@functools.cache
+def _shared_code(harness: str) -> dict[str, str]:
+    import vtw_eval.model_adapters
+    import vtw_eval.tasks
+
+    root = Path(__file__).parents[1]
+    adapters, tasks = (Path(package.__path__[0]) for package in (vtw_eval.model_adapters, vtw_eval.tasks))
+    scoring = [root / "sweep" / name for name in _SCORING[harness]]
+    return {
+        PACKAGE: installed(PACKAGE),
+        "engine": engine_hash(),
+        "adapter": _source([f for f in adapters.glob("*.py") if not f.name.startswith(_OTHERS[harness])]),
+        "task": _source([f for f in tasks.rglob("*") if f.suffix in (".py", ".yaml")] + list(root.glob("shapes/*.py"))),
+        "scoring": _source([*scoring, *root.glob("cost/*.py")]),
+        "commit": commit(),
+    }
+
+
+@functools.cache
+def _method_code(method: str) -> str:
+    """Return a hash of the files that define a method and its parts; they need not be ours."""
+    return _source({Path(inspect.getfile(type(part))) for part in parts_of(parse_method(method))})
+
+
+def _source(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def commit() -> str:
+    """Return the commit of this project's source, with "+" if files differ from it; empty where there is none."""
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        try:
+            told = [
+                subprocess.run(
+                    ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+                ).stdout.strip()
+                for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            ]
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return told[0][:12] + ("+" if told[1] else "")
+    try:
+        origin = json.loads(distribution(PACKAGE).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return ""
+    return str(origin.get("vcs_info", {}).get("commit_id", ""))[:12]
+
+
+def checkpoint_read(spec: CellSpec) -> dict[str, str]:
+    """Return a digest of the checkpoint of a cell, by its name; empty where its files are not known."""
+    revision = spec.model_args.get("revision")
+    return _known([f"{spec.pretrained}@{revision}" if revision not in (None, "main") else spec.pretrained])
+
+
+def method_read(spec: CellSpec) -> dict[str, str]:
+    """Return a digest of each file that the parameters of a cell's method name, such as gates."""
+    values = [getattr(part, f.name) for part in parts_of(parse_method(spec.method)) for f in fields(part)]
+    return _known([str(value) for value in values if isinstance(value, str | Path) and Path(value).is_file()])
+
+
+def data_read(spec: CellSpec, named: Any) -> dict[str, str]:
+    """Return a digest of each local file or folder among the names of a cell's dataset.
+
+    Parameters
+    ----------
+    spec
+        The cell.
+    named
+        Texts, or lists and mappings of them; what is no existing path does not count.
+    """
+    own = [prepared_folder() / name for name in (DOCUMENTS, VIDEOS)] if "tgif" in spec.task.casefold() else []
+    return _known([str(Path(text).absolute()) for text in [*_texts(named), *own] if Path(text).exists()])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str | Path) and str(value):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _known(names: Sequence[str]) -> dict[str, str]:
+    return {name: digest for name in names if (digest := digest_of(name))}
+
+
+def digest_of(name: str) -> str:
+    """Return a digest of a file, of a folder, or of a checkpoint on the Hub as far as the cache has it.
+
+    Parameters
+    ----------
+    name
+        A path, or ``ID`` or ``ID@REVISION`` of the Hub; ``shapes`` is the embedded checkpoint.
+
+    Returns
+    -------
+    str
+        Empty if there is nothing.
+    """
+    path = Path(checkpoint(name))
+    try:
+        if path.is_dir():
+            return _folder(path)
+        if path.is_file():
+            return _file(path)
+    except OSError:
+        return ""
+    return _snapshot(name)
+
+
+def _folder(path: Path) -> str:
+    if (path / "config.json").is_file():
+        found = [*path.glob("*"), *path.glob("additional_chat_templates/*")]
+        files = [f for f in found if f.suffix in _OF_CHECKPOINTS and not f.name.startswith(_TRAINING)]
+    else:
+        # ``datasets`` leaves files of its own beside those that it was given.
+        skipped = (".", "cache-", "tmp")
+        files = [f for f in path.rglob("*") if not any(p.startswith(skipped) for p in f.relative_to(path).parts)]
+    digest = hashlib.sha256()
+    for file in sorted(f for f in files if f.is_file()):
+        state = file.stat()
+        known = file.suffix in _OF_CHECKPOINTS + _TABLES
+        content = _file(file) if known else f"{state.st_size} {state.st_mtime_ns}"
+        digest.update(f"{file.relative_to(path)}\0{content}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _file(path: Path) -> str:
+    state = path.stat()
+    return _content(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _content(path: Path, size: int, changed: int) -> str:
+    """Return the digest of a file; one that is known to have the same size and time is not read again."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= BIG:
+            digest.update(file.read())
+        else:
+            digest.update(f"{size} {changed} ".encode())
+            for number in range(_BLOCKS):
+                file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def _snapshot(name: str) -> str:
+    """Return the commit of a checkpoint in the Hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repository, _, revision = name.partition("@")
+    try:
+        found = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+    except HFValidationError:
+        return ""
+    return Path(found).parent.name if isinstance(found, str) else ""
+
+
+def inputs_changed(cell: Cell) -> list[str]:
+    """Return the names of what a finished cell read and what has another content now; what is gone has not changed."""
+    expected = {**checkpoint_read(cell.spec), **method_read(cell.spec)}
+    now = {**{name: digest_of(name) for name in cell.read}, **expected}
+    return [name for name, digest in now.items() if digest and name in cell.read and digest != cell.read[name]]
+
+
+def code_changed(cell: Cell) -> list[str]:
+    """Return the parts of our code that are others than those that made a cell, each with both; empty if none is."""
+    if not cell.code:
+        return ["code that was not recorded yet"]
+    now = code_of(cell.spec)
+    return [
+        f"{part} {cell.code.get(part, 'unknown')} (now {value})"
+        for part, value in now.items()
+        if part != "commit" and cell.code.get(part) != value
+    ]
+
+
+def packages_changed(cell: Cell) -> list[str]:
+    """Return the packages whose installed version is another one than that which made a cell."""
+    names = ("torch", "transformers", "lmms-eval", "ms-vlmeval")
+    return [
+        f"{name} {cell.environment[name]} (now {installed(name)})"
+        for name in names
+        if name in cell.environment and cell.environment[name] != installed(name)
+    ]
