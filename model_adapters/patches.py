@@ -178,6 +178,20 @@ VLMEVALKIT = {
         ("out_file", "work_dir", *_DATASET),
         "the costs of answers about images are lost",
     ),
+    "image table": Patch(
+        "ms-vlmeval",
+        "vlmeval.inference",
+        "dump",
+        ("data", "f"),
+        "answers about images are known only as a spreadsheet changes them",
+    ),
+    "video table": Patch(
+        "ms-vlmeval",
+        "vlmeval.inference_video",
+        "dump",
+        ("data", "f"),
+        "answers about videos are known only as a spreadsheet changes them",
+    ),
     "videos": Patch(
         "ms-vlmeval",
         "vlmeval.inference_video",

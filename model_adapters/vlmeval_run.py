@@ -6,6 +6,8 @@ What is changed while :func:`session` lasts, without a change to the kit's files
   another method, left in the folder;
 - with it, answers of other arguments are refused;
 - costs survive for video datasets, and where answers are reused;
+- beside each table of answers stands a record of what the model said (:mod:`~vtw_eval.model_adapters.vlmeval_tables`);
+  what the tables change is counted and named, and not changed with ``media=upright``;
 - ``--limit`` holds for video datasets too, and the frames of one do not depend on the one before it;
 - multiple-choice and yes-or-no answers are scored by exact matching unless a judge is named;
 - a dataset that does not exist is an error that names the closest one.
@@ -15,31 +17,45 @@ A kit that no longer calls what is changed is refused, see :class:`Session`.
 
 from __future__ import annotations
 
-import ast
 import functools
+import inspect
 import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from unittest import mock
 
 import pandas as pd
 
 from vtw_eval.files import write_atomically
 from vtw_eval.methods.registry import suggest
+from vtw_eval.model_adapters.media import Media, summary
 from vtw_eval.model_adapters.patches import VLMEVALKIT, Make, Patches
+from vtw_eval.model_adapters.vlmeval_tables import (
+    ANSWER_CHANGED,
+    COSTS,
+    AnswerRecord,
+    Reading,
+    TableError,
+    comparing_questions,
+    keeping_record,
+    read_exactly,
+    scoring_exactly,
+    with_texts,
+    writing_answers,
+)
 from vtw_eval.versions import UpstreamChangedError
 
 WITHOUT_JUDGE = frozenset({"MCQ", "Y/N", "MCQ_MMMU_Pro", "Video-MCQ"})
 """Types of datasets whose answers are scored by exact matching unless a judge is named."""
 
-COSTS = "extra_records"
-"""Column of the costs in the kit's tables."""
+FORMATS = ("xlsx", "tsv")
+"""Kinds of tables of answers, as ``PRED_FORMAT`` names them, that the kit can score."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +65,16 @@ class KitResult:
     metrics: dict[str, float]
     """Numbers by name, nested names joined by "|", in the kit's own scales."""
     predictions: pd.DataFrame
-    """The dataset's table without images, with ``index``, ``prediction`` (text) and ``extra_records`` (costs)."""
+    """The dataset's table without images, with ``index``, ``prediction`` and ``extra_records`` (costs). Its texts
+    are those of the dataset's file and of the model, whatever the kit's tables make of them."""
     files: tuple[Path, ...]
     """Files that the kit wrote for the dataset."""
+    scores: pd.DataFrame | None = None
+    """Of a :class:`ScoredDataset`: what each question contributes to a metric, by its index as text and by metric."""
+    shares: bool = False
+    """Whether every number is known to be a share of 1."""
+    noted: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By reason: indices of the questions whose media or texts were shown or scored otherwise than they are."""
 
 
 @dataclass
@@ -61,8 +84,84 @@ class Session:
     patches: Patches = field(default_factory=lambda: Patches(VLMEVALKIT))
     built: dict[str, Any] = field(default_factory=dict)
     """The kit's datasets by the names that it was given."""
+    asked: Any = None
+    """The dataset whose questions the kit is asking."""
     table: Path = Path()
     """Where the answers about videos go that the kit is asking for."""
+    media: Media = "harness"
+    """As the option of the model that is evaluated."""
+    readings: dict[str, Reading] = field(default_factory=dict)
+    """What the kit reads otherwise of the datasets' tables, by the names that it was given."""
+    answers: dict[Path, pd.DataFrame] = field(default_factory=dict)
+    """Tables of answers as they were before they were written."""
+    noted: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """By that name and by reason: indices of the questions that were shown or scored otherwise."""
+    watched: dict[type, Any] = field(default_factory=dict)
+    """Classes of datasets whose scoring is watched, with the function that they had."""
+    stack: ExitStack = field(default_factory=ExitStack)
+    """Ends the watching."""
+
+    def take(self, name: str, dataset: Any, readings: Sequence[Reading]) -> Any:
+        """Take note of a dataset that the kit has built, and return it.
+
+        Parameters
+        ----------
+        name
+            The kit was given it.
+        dataset
+            The dataset.
+        readings
+            Comparisons of the tables that were read for it.
+        """
+        self.built[name] = dataset
+        self.noted[name] = {}
+        self.readings.pop(name, None)
+        if (found := next((one for one in readings if one.covers(dataset.data)), None)) is not None:
+            self.readings[name] = found
+        cls = type(dataset)
+        if cls not in self.watched and (original := inspect.getattr_static(cls, "evaluate", None)) is not None:
+            self.watched[cls] = original
+            self.stack.enter_context(mock.patch.object(cls, "evaluate", _watched(original, self)))
+        return dataset
+
+    def name_of(self, dataset: Any) -> str:
+        """Return the name that the kit was given of a dataset that it built."""
+        return next(name for name, built in self.built.items() if built is dataset)
+
+    def notes_on(self, dataset: Any) -> Mapping[str, tuple[str, ...]]:
+        """Return why questions of a dataset are shown or scored otherwise than they are written, by index."""
+        found = self.readings.get(self.name_of(dataset))
+        return {} if found is None or self.media == "upright" else found.notes
+
+    def note_answers(self, table: Path, data: pd.DataFrame, record: AnswerRecord) -> None:
+        """Keep answers that are written to a table, and what is noted of them; warn of what tables change.
+
+        Parameters
+        ----------
+        table
+            Where the kit writes them.
+        data
+            What it writes.
+        record
+            The record beside the table.
+        """
+        from vlmeval.smp import get_logger
+
+        self.answers[table] = data
+        noted: dict[str, list[str]] = {}
+        costs = record.costs or _part_costs(table)
+        for index in record.answers:
+            for reason in costs.get(index, {}).get("media", ()):
+                noted.setdefault(reason, []).append(index)
+        if record.changed and self.media == "harness" and not scores_exactly(self.asked):
+            noted[ANSWER_CHANGED] = list(record.changed)
+        name = self.name_of(self.asked)
+        self.noted[name] = noted
+        ours = {reason for reasons in self.notes_on(self.asked).values() for reason in reasons} | {ANSWER_CHANGED}
+        for line in summary({reason: indices for reason, indices in noted.items() if reason in ours}):
+            get_logger("vtw_eval").warning(
+                f"{name}: {line}, as VLMEvalKit reads its tables; media=upright reads what stands there"
+            )
 
     def check(self, name: str, args: Namespace, since: Mapping[str, int]) -> None:
         """Check that the kit evaluated a dataset, on the main process, through the functions that are replaced.
@@ -87,9 +186,9 @@ class Session:
             return
         if dataset.MODALITY == "VIDEO":
             # Where all answers are there, the kit does not come to ask.
-            self.patches.require(["video job"] if args.reuse else ["video job", "videos"], since)
+            self.patches.require(["video job"] if args.reuse else ["video job", "videos", "video table"], since)
         elif dataset.TYPE != "MT":
-            self.patches.require(["images"], since)
+            self.patches.require(["images", "image table"], since)
         check_count(dataset, args.limit)
 
 
@@ -128,14 +227,16 @@ def session(arguments: Mapping[str, Any]) -> Iterator[Session]:
     kit = Session()
     changes: Mapping[str, Make] = {
         "fresh": functools.partial(_fresh_or_same, arguments=arguments),
-        "build": functools.partial(_existing, built=kit.built),
-        "configured": functools.partial(_configured, built=kit.built),
+        "build": functools.partial(_existing, kit=kit),
+        "configured": functools.partial(_configured, kit=kit),
         "judge": _without_judge,
-        "images": _keeping_records,
+        "images": functools.partial(_keeping_records, kit=kit),
+        "image table": functools.partial(_recorded, kit=kit),
         "videos": functools.partial(_keeping_costs, kit=kit),
+        "video table": functools.partial(_recorded, kit=kit),
         "video job": functools.partial(_limited, kit=kit),
     }
-    with ExitStack() as stack:
+    with kit.stack as stack:
         for name, make in changes.items():
             stack.enter_context(kit.patches.replaced(name, make))
         yield kit
@@ -177,6 +278,7 @@ def evaluate(
     from vlmeval.smp.status_report import flatten_summary_metrics
 
     with session({}) as kit:
+        kit.media = media_of(model)
         args = kit_arguments(run, [] if judge is None else ["--judge", judge])
         if isinstance(dataset, str):
             built = run.build_dataset(dataset)
@@ -196,7 +298,7 @@ def evaluate(
             raise ValueError(f"{name} is a conversation of several turns, which these models do not hold.")
         else:
             run.infer_data_job(model, **given)
-        kit.patches.require(["videos" if built.MODALITY == "VIDEO" else "images"])
+        kit.patches.require(["videos", "video table"] if built.MODALITY == "VIDEO" else ["images", "image table"])
         check_count(built, limit)
         scores = built.evaluate(file, **run.get_judge_kwargs(name, built.TYPE, args))
         metrics = {
@@ -206,7 +308,52 @@ def evaluate(
         }
         if not metrics:
             raise RuntimeError(f"{name}: the kit computed no score.")
-        return KitResult(metrics, read_predictions(Path(file)), files_of(Path(file)))
+        table = predictions_of(kit, built, Path(file))
+        own = built.document_scores(table) if isinstance(built, ScoredDataset) else None
+        noted = kit.noted[kit.name_of(built)]
+        return KitResult(metrics, table, files_of(Path(file)), own, bool(getattr(built, "shares", False)), noted)
+
+
+def scores_exactly(dataset: Any) -> bool:
+    """Tell whether a dataset scores answers as the model gave them, whatever the kit's tables make of them; ours do."""
+    return bool(getattr(dataset, "scores_exactly", False))
+
+
+@runtime_checkable
+class ScoredDataset(Protocol):
+    """A dataset that tells the scores of single answers."""
+
+    def document_scores(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return what each question contributes to a metric, by its index as text and by metric.
+
+        Parameters
+        ----------
+        predictions
+            ``index``, ``prediction`` and the dataset's own columns, as texts.
+        """
+
+
+def media_of(model: Any) -> Media:
+    """Return how a model is shown media: as its option says, and as the kit shows them to a model of its own."""
+    runner = getattr(model, "runner", None)
+    return "harness" if runner is None else runner.options.media
+
+
+def predictions_of(kit: Session, dataset: Any, table: Path) -> pd.DataFrame:
+    """Return the answers that the kit has just written to a table, see :attr:`KitResult.predictions`."""
+    name = kit.name_of(dataset)
+    frame = kit.answers[table].drop(columns="image", errors="ignore")
+    if name in kit.readings:
+        frame = with_texts(frame, kit.readings[name].texts)
+    if COSTS not in frame and (sidecar := costs_file(table)).exists():
+        costs = read_costs(sidecar)
+        frame = frame.assign(**{COSTS: [costs.get(str(index)) for index in frame["index"]]})
+    changed = set(kit.noted[name].get(ANSWER_CHANGED, ()))
+    if COSTS in frame and changed:
+        rows = zip(frame["index"], frame[COSTS], strict=True)
+        noted = [_with_notes(row, [ANSWER_CHANGED] if str(index) in changed else []) for index, row in rows]
+        frame = frame.assign(**{COSTS: noted})
+    return frame
 
 
 def kit_arguments(run: Any, words: Sequence[str], program: str = "vtw-vlmeval") -> Namespace:
@@ -237,21 +384,18 @@ def check_limit(limit: int | None, datasets: Sequence[str]) -> None:
 
 
 def read_predictions(prediction_file: Path) -> pd.DataFrame:
-    """Return a table of predictions with texts as texts and costs as dictionaries.
+    """Return a table of predictions: all columns as texts, the answers as the model gave them, costs as dictionaries.
 
     Raises
     ------
     FileNotFoundError
         If the kit wrote none.
     """
-    read = pd.read_excel if prediction_file.suffix == ".xlsx" else functools.partial(pd.read_csv, sep="\t")
-    table = read(prediction_file, dtype={"prediction": str}, keep_default_na=False)
-    if COSTS in table:
-        table[COSTS] = [ast.literal_eval(costs) for costs in table[COSTS]]
+    table = read_exactly(prediction_file)
     sidecar = costs_file(prediction_file)
     if COSTS not in table and sidecar.exists():
         costs = read_costs(sidecar)
-        table[COSTS] = [costs.get(str(index)) for index in table["index"]]
+        table[COSTS] = [costs.get(index) for index in table["index"]]
     return table
 
 
@@ -300,6 +444,11 @@ def _check_part(file: Path, *stems: str) -> None:
 
 
 def _check_environment() -> None:
+    if (form := os.environ.get("PRED_FORMAT", "").lower()) not in ("", *FORMATS):
+        raise ValueError(
+            f"PRED_FORMAT={form} is not possible: VLMEvalKit scores answers in tables of {' and '.join(FORMATS)} only"
+            f"{' (it can write JSON, but not score it)' if form == 'json' else ''}."
+        )
     if os.environ.get("SKIP_ERR") == "1":
         raise ValueError("SKIP_ERR=1 turns failures into answers, which would be scored: unset it.")
     if (root := os.environ.get("LMUData")) is not None and not Path(root).is_dir():  # noqa: SIM112
@@ -328,7 +477,26 @@ def _fresh_or_same(original: Callable[..., Any], arguments: Mapping[str, Any]) -
     return prepare_reuse_files
 
 
-def _existing(original: Callable[..., Any], built: dict[str, Any]) -> Callable[..., Any]:
+def _watched(original: Any, kit: Session) -> Callable[..., Any]:
+    """Return the function of a dataset's class that scores a table of answers, scoring texts exactly if asked to."""
+
+    def evaluate(self: Any, eval_file: str, *args: Any, **given: Any) -> Any:
+        table = Path(eval_file)
+        if not table.exists():
+            raise TableError(f"{table} could not be written, or is gone: there are no answers to score.")
+        exact = kit.media == "upright" and not scores_exactly(self)
+        with keeping_record(table), scoring_exactly(table, self.data) if exact else nullcontext():
+            return original.__get__(self, type(self))(eval_file, *args, **given)
+
+    return evaluate
+
+
+def _recorded(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
+    """Write a record beside each table of answers, and note what the kit will score otherwise."""
+    return writing_answers(original, kit.note_answers)
+
+
+def _existing(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
     def build_dataset(dataset_name: str, **given: Any) -> Any:
         from vlmeval.dataset import SUPPORTED_DATASETS
         from vlmeval.dataset.video_dataset_config import supported_video_datasets
@@ -336,20 +504,21 @@ def _existing(original: Callable[..., Any], built: dict[str, Any]) -> Callable[.
 
         # The kit itself hands all its command-line arguments to video datasets, which take none of them.
         is_video = dataset_name in supported_video_datasets
-        dataset = original(dataset_name) if is_video else original(dataset_name, **given)
+        readings: list[Reading] = []
+        with comparing_questions(readings, kit.media == "upright"):
+            dataset = original(dataset_name) if is_video else original(dataset_name, **given)
         if dataset is None:
             names = [*SUPPORTED_DATASETS, *supported_video_datasets]
             raise ValueError(
                 f"unknown dataset {dataset_name!r}{suggest(dataset_name, names) or '.'} A dataset of your own needs a "
                 f"table {dataset_name}.tsv with a column 'question' in {LMUDataRoot()}."
             )
-        built[dataset_name] = dataset
-        return dataset
+        return kit.take(dataset_name, dataset, readings)
 
     return build_dataset
 
 
-def _configured(original: Callable[..., Any], built: dict[str, Any]) -> Callable[..., Any]:
+def _configured(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
     def build_dataset_from_config(config: Mapping[str, Any], dataset_name: str) -> Any:
         from vlmeval.dataset.video_dataset_config import supported_video_datasets
 
@@ -358,8 +527,10 @@ def _configured(original: Callable[..., Any], built: dict[str, Any]) -> Callable
                 f"{dataset_name} needs a 'class' in the config, for instance {{'class': 'ImageYORNDataset', 'dataset': "
                 f"'MME'}}; only the kit's names of video settings go without."
             )
-        built[dataset_name] = original(config, dataset_name)
-        return built[dataset_name]
+        readings: list[Reading] = []
+        with comparing_questions(readings, kit.media == "upright"):
+            dataset = original(config, dataset_name)
+        return kit.take(dataset_name, dataset, readings)
 
     return build_dataset_from_config
 
@@ -377,8 +548,8 @@ def _structured(value: Any) -> bool:
     return isinstance(value, dict) and "prediction" in value and COSTS in value
 
 
-def _keeping_records(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Give reused answers, which the kit keeps as text only, their costs back.
+def _keeping_records(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
+    """Give reused answers, which the kit takes from its table, their text and their costs back.
 
     The kit writes the costs of no answer unless all of a dataset's have some, and then writes those that have as the
     text of the dictionary.
@@ -387,27 +558,59 @@ def _keeping_records(original: Callable[..., Any]) -> Callable[..., Any]:
     def infer_data(*, model_name: str, work_dir: str, dataset: Any, out_file: str, **given: Any) -> Any:
         from vlmeval.smp import dump, get_pred_file_path, load
 
+        kit.asked = dataset
         _check_part(Path(out_file), dataset.dataset_name, f"{model_name}_{dataset.dataset_name}")
         table = Path(get_pred_file_path(work_dir, model_name, dataset.dataset_name, use_env_format=True))
-        earlier: dict[str, Any] = {}
+        earlier: dict[str, dict[str, Any]] = {}
         if table.exists() and COSTS in (rows := read_predictions(table)):
-            earlier = {str(index): costs for index, costs in zip(rows["index"], rows[COSTS], strict=True)}
-        model = original(model_name=model_name, work_dir=work_dir, dataset=dataset, out_file=out_file, **given)
-        answers = load(out_file)
-        structured = [_structured(value) for value in answers.values()]
-        if earlier or (any(structured) and not all(structured)):
-            dump(
-                {
-                    index: value
-                    if _structured(value)
-                    else {"prediction": str(value), COSTS: earlier.get(str(index), {})}
-                    for index, value in answers.items()
-                },
-                out_file,
+            earlier = {row["index"]: {"prediction": row["prediction"], COSTS: row[COSTS]} for _, row in rows.iterrows()}
+        with _telling_media(given) as asked:
+            model = asked[0] = original(
+                model_name=model_name, work_dir=work_dir, dataset=dataset, out_file=out_file, **given
             )
+        answers = load(out_file)
+        if not earlier and not any(_structured(value) for value in answers.values()):
+            return model
+        notes = kit.notes_on(dataset)
+        for index, value in answers.items():
+            if not _structured(value):
+                value = earlier.get(str(index), {"prediction": str(value), COSTS: {}})
+            answers[index] = {**value, COSTS: _with_notes(value[COSTS], notes.get(str(index), ()))}
+        dump(answers, out_file)
         return model
 
     return infer_data
+
+
+def _with_notes(costs: Any, notes: Sequence[str]) -> Any:
+    """Return the costs of an answer with more reasons why the question was shown or scored otherwise."""
+    if not notes or not isinstance(costs, Mapping):
+        return costs
+    return {**costs, "media": list(dict.fromkeys([*costs.get("media", ()), *notes]))}
+
+
+@contextmanager
+def _telling_media(given: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Let our model tell which media it was shown otherwise, at the end of a dataset, also if a question failed.
+
+    Parameters
+    ----------
+    given
+        Arguments of the kit's function, with the model or its name.
+
+    Yields
+    ------
+    list
+        The model, to be exchanged for the one that the kit made of its name.
+    """
+    from vtw_eval.model_adapters.vlmeval_models import VTWKitModel
+
+    asked = [given.get("model")]
+    try:
+        yield asked
+    finally:
+        if isinstance(asked[0], VTWKitModel):
+            asked[0].runner.tell_media()
 
 
 def _keeping_costs(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
@@ -418,20 +621,45 @@ def _keeping_costs(original: Callable[..., Any], kit: Session) -> Callable[..., 
 
         from vtw_eval.model_adapters.vlmeval_models import CostedAnswer
 
-        _check_part(Path(out_file), kit.table.stem, given["dataset"].dataset_name)
-        model = original(out_file=out_file, **given)
+        kit.asked = dataset = given["dataset"]
+        _check_part(Path(out_file), kit.table.stem, dataset.dataset_name)
+        earlier: dict[str, str] = {}
+        if kit.table.exists():
+            rows = read_predictions(kit.table)
+            earlier = dict(zip(rows["index"], rows["prediction"], strict=True))
+        with _telling_media(given) as asked:
+            model = asked[0] = original(out_file=out_file, **given)
         if not Path(out_file).exists():  # all answers were there before
             return model
         answers = load(out_file)
-        costs = {str(i): value[COSTS] for i, value in answers.items() if _structured(value)}
-        costs |= {str(i): value.costs for i, value in answers.items() if isinstance(value, CostedAnswer)}
-        if costs:
+        notes = kit.notes_on(dataset)
+        costs: dict[str, Any] = {}
+        texts: dict[Any, str] = {}
+        for index, value in answers.items():
+            if isinstance(value, CostedAnswer) or _structured(value):
+                own = value.costs if isinstance(value, CostedAnswer) else value[COSTS]
+                costs[str(index)] = _with_notes(own, notes.get(str(index), ()))
+                texts[index] = str(value["prediction"] if _structured(value) else value)
+            else:
+                texts[index] = earlier.get(str(index), str(value))
+        if costs or earlier:
             write_costs(costs_file(Path(out_file)), costs)
-            texts = {i: str(v["prediction"] if _structured(v) else v) for i, v in answers.items()}
             dump(texts, out_file)
         return model
 
     return infer_data
+
+
+def _part_costs(table: Path) -> dict[str, dict[str, Any]]:
+    """Return the costs of the answers of all processes that have just been asked about videos, by index."""
+    return {index: row for part in _cost_parts(table) for index, row in read_costs(part).items()}
+
+
+def _cost_parts(table: Path) -> list[Path]:
+    from vlmeval.smp import get_rank_and_world_size
+
+    _, processes = get_rank_and_world_size()
+    return [table.with_name(f"{i}{processes}_{table.stem}_costs.jsonl") for i in range(processes)]
 
 
 def _limited(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
@@ -447,13 +675,11 @@ def _limited(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
         if isinstance(model, VTWKitModel):
             model.reset_frames()
         model = original(model, **given)
-        rank, processes = get_rank_and_world_size()
+        rank, _ = get_rank_and_world_size()
         if rank == 0:
-            parts = [table.with_name(f"{i}{processes}_{table.stem}_costs.jsonl") for i in range(processes)]
-            found = {index: row for part in parts for index, row in read_costs(part).items()}
-            if found:
+            if found := _part_costs(table):
                 write_costs(costs_file(table), {**read_costs(costs_file(table)), **found})
-            for part in parts:
+            for part in _cost_parts(table):
                 part.unlink(missing_ok=True)
         return model
 

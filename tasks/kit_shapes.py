@@ -1,5 +1,8 @@
 """The shapes test sets as VLMEvalKit datasets: the documents and the prompts of the lmms-eval tasks, the kit's scores.
 
+Scores are on one scale, that of lmms-eval: shares of 1, but for MME's points. Answers are those that the model gave,
+whatever the kit's tables make of them.
+
 VLMEvalKit reads a dataset from a TSV file in its data folder (``$LMUData``, else ``~/LMUData``). These files are made
 on first use. A hash of the code that makes the scenes is in their names, so changed scenes never mix with old ones.
 """
@@ -11,14 +14,14 @@ import string
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.dataset.image_mcq import ImageMCQDataset
 from vlmeval.dataset.image_yorn import ImageYORNDataset
-from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
+from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
 from vtw_eval.files import write_atomically
+from vtw_eval.model_adapters.vlmeval_tables import read_exactly, scoring_exactly
 from vtw_eval.shapes.data import TEST_SETS, fingerprint
 from vtw_eval.shapes.questions import LETTER_PROMPT, SHORT_PROMPT
 from vtw_eval.tasks.shapes.captions import object_f1
@@ -70,6 +73,12 @@ class _ShapesData(ImageBaseDataset):
     """One of :data:`vtw_eval.shapes.data.TEST_SETS`."""
     SUFFIX: ClassVar[str] = SHORT_PROMPT
     """What follows a question."""
+    SHOWN: ClassVar[tuple[str, ...]] = ("Overall",)
+    """Metrics in the kit's summary."""
+    shares: ClassVar[bool] = True
+    """Whether every number is a share of 1."""
+    scores_exactly: ClassVar[bool] = True
+    """Answers are scored as the model gave them."""
     force_use_dataset_prompt = True
     """The kit's own flag: no model changes these prompts, so that answers compare with lmms-eval's."""
 
@@ -101,6 +110,14 @@ class _ShapesData(ImageBaseDataset):
             raise ValueError(f"{file} is damaged ({error}); delete it, and it is made again.") from error
         return frame
 
+    @classmethod
+    def report_primary_metric(cls, metrics: dict[str, Any] | None) -> dict[str, float]:
+        """Name the scores for the kit's summary; a table's row for all questions is called none or Overall."""
+        given = metrics or {}
+        places = ("{}", "split=none|{}", "split=Overall|{}")
+        keys = {name: next((p.format(name) for p in places if p.format(name) in given), None) for name in cls.SHOWN}
+        return {name: given[key] for name, key in keys.items() if key is not None}
+
     def build_prompt(self, line: Any) -> list[dict[str, str]]:
         """Return image and text of a row (a row or its number), in that order, as lmms-eval's task has them."""
         row = self.data.iloc[line] if isinstance(line, int) else line
@@ -117,19 +134,17 @@ class ShapesMME(_ShapesData, ImageYORNDataset):
 
     NAME = "Shapes_MME"
     TEST_SET = "mme"
+    SHOWN = ("perception",)
+    shares = False
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         """Return the kit's MME table: ``perception`` and the categories."""
-        return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
-
-    @classmethod
-    def report_primary_metric(cls, metrics: dict[str, Any] | None) -> dict[str, float]:
-        """Name the score for the kit's summary."""
-        return {"perception": metrics["perception"]} if metrics and "perception" in metrics else {}
+        with scoring_exactly(Path(eval_file), self.data):
+            return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
 
 
 class ShapesPOPE(_ShapesData, ImageYORNDataset):
-    """POPE's form; the kit's POPE score: F1 of "yes" in percent under ``Overall``."""
+    """POPE's form; the kit's POPE score: F1 of "yes", 0 to 1, under ``Overall``."""
 
     NAME = "Shapes_POPE"
     TEST_SET = "pope"
@@ -141,8 +156,11 @@ class ShapesPOPE(_ShapesData, ImageYORNDataset):
         return frame
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
-        """Return the kit's POPE table: F1, accuracy, precision and recall, together and by category."""
-        return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
+        """Return the kit's POPE table as shares: F1, accuracy, precision and recall, together and by category."""
+        with scoring_exactly(Path(eval_file), self.data):
+            percent = super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
+        numbers = percent.select_dtypes("number")
+        return percent.assign(**{str(name): numbers[name] / 100 for name in numbers})
 
 
 class ShapesAI2D(_ShapesData, ImageMCQDataset):
@@ -154,7 +172,8 @@ class ShapesAI2D(_ShapesData, ImageMCQDataset):
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         """Return the kit's accuracy table."""
-        return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
+        with scoring_exactly(Path(eval_file), self.data):
+            return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
 
 
 def plain(text: str) -> str:
@@ -174,14 +193,23 @@ class ShapesVQA(_ShapesData):
         score = float(plain(prediction) == plain(str(row["answer"])))
         return {"Overall": score, str(row["category"]): score}
 
+    def document_scores(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return the scores of each answer, 0 to 1, by the index of the question as text; NaN where there is none.
+
+        Parameters
+        ----------
+        predictions
+            ``index``, ``prediction``, ``answer`` and ``category``, as texts.
+        """
+        found = [self.scores(row["prediction"], row) for _, row in predictions.iterrows()]
+        return pd.DataFrame(found, index=pd.Index([str(index) for index in predictions["index"]]))
+
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> dict[str, float]:
         """Return the mean of each score, and write the means beside the predictions."""
-        collected: dict[str, list[float]] = {}
-        for _, row in load(eval_file).iterrows():
-            prediction = "" if pd.isna(row["prediction"]) else str(row["prediction"])
-            for name, score in self.scores(prediction, row).items():
-                collected.setdefault(name, []).append(score)
-        means = {name: float(np.mean(values)) for name, values in collected.items()}
+        means = {
+            str(name): float(value)
+            for name, value in self.document_scores(read_exactly(Path(eval_file))).mean().items()
+        }
         dump(means, get_intermediate_file_path(eval_file, "_score", "json"))
         return means
 
@@ -192,6 +220,7 @@ class ShapesCaption(ShapesVQA):
     NAME = "Shapes_Caption"
     TEST_SET = "caption"
     SUFFIX = ""
+    SHOWN = ("Overall", "object_f1")
 
     def scores(self, prediction: str, row: pd.Series) -> dict[str, float]:
         """Return the scores of one caption, 0 to 1."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 from vlmeval.dataset.video_base import VideoBaseDataset
-from vlmeval.smp import dump, get_intermediate_file_path, load
+from vlmeval.smp import dump, get_intermediate_file_path
 
+from vtw_eval.model_adapters.vlmeval_tables import read_exactly
 from vtw_eval.shapes.questions import SHORT_PROMPT
 from vtw_eval.tasks.tgif.data import TABLE, VIDEOS, prepared, video_path
 from vtw_eval.tasks.tgif.scoring import scores
@@ -32,6 +34,10 @@ class TGIFQA(VideoBaseDataset):
     """
 
     TYPE = "Video-VQA"
+    shares: ClassVar[bool] = True
+    """Whether every number is a share of 1."""
+    scores_exactly: ClassVar[bool] = True
+    """Answers are scored as the model gave them."""
     force_use_dataset_prompt = True
 
     def __init__(self, dataset: str = "TGIF-QA", nframe: int = 8, fps: float = -1) -> None:
@@ -59,16 +65,29 @@ class TGIFQA(VideoBaseDataset):
             media = [{"type": "image", "value": frame} for frame in self.save_video_frames(row["video"])]
         return [*media, {"type": "text", "value": f"{row['question']}{SHORT_PROMPT}"}]
 
+    @staticmethod
+    def document_scores(predictions: pd.DataFrame) -> pd.DataFrame:
+        """Return both scores of each answer, 0 or 1, by the index of the question as text.
+
+        Parameters
+        ----------
+        predictions
+            ``index``, ``prediction`` and ``answer``, as texts.
+        """
+        found = [scores(p, a) for p, a in zip(predictions["prediction"], predictions["answer"], strict=True)]
+        return pd.DataFrame(found, index=pd.Index([str(index) for index in predictions["index"]]))
+
     @classmethod
     def evaluate(cls, eval_file: str, **judge_kwargs: Any) -> dict[str, float]:
-        """Return the mean of each score, and write them beside the predictions."""
+        """Return the mean of each score, and write them beside the predictions.
+
+        Answers are those that the model gave, whatever the table makes of them.
+        """
         if judge_kwargs.get("model") not in (None, "exact_matching"):
             warnings.warn(f"TGIF-QA is scored without a judge; {judge_kwargs['model']} is not asked.", stacklevel=2)
-        rows = load(eval_file)
-        told = ["" if pd.isna(prediction) else str(prediction) for prediction in rows["prediction"]]
-        answers = [str(answer) for answer in rows["answer"]]
-        found = pd.DataFrame([scores(p, a) for p, a in zip(told, answers, strict=True)])
-        means = {name: float(value) for name, value in found.mean().items()}
+        means = {
+            str(name): float(value) for name, value in cls.document_scores(read_exactly(Path(eval_file))).mean().items()
+        }
         dump(means, get_intermediate_file_path(eval_file, "_score", "json"))
         return means
 

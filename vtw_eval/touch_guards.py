@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from vtw_eval.versions import UpstreamChangedError
@@ -205,6 +207,27 @@ def kit_patches() -> None:
 
     for patch in VLMEVALKIT.values():
         patch.place()
+
+
+def kit_reads_tables() -> None:
+    """Check that VLMEvalKit reads tables with the functions that are replaced to compare them with their files."""
+    from vlmeval.smp import load
+
+    from vtw_eval.model_adapters.vlmeval_tables import reading_tables
+
+    seen: list[Path] = []
+
+    def note(frame: Any, file: Path) -> Any:
+        seen.append(file)
+        return frame
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "table.tsv"
+        file.write_text("index\tA\n0\tNone\n")
+        with reading_tables(note):
+            frame = load(str(file))
+    _expect(seen == [file], "vlmeval.smp.load does not read tables with the module's own pandas", "ms-vlmeval")
+    _expect(len(frame) == 1, "vlmeval.smp.load does not return the rows of a table", "ms-vlmeval")
 
 
 def kit_tables() -> None:

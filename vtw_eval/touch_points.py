@@ -356,6 +356,14 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         "our datasets would not be found",
         guards.kit_tables,
     ),
+    TouchPoint(
+        "ms-vlmeval",
+        "how it reads tables",
+        "model_adapters/vlmeval_tables.py",
+        "vlmeval.smp.file.pd",
+        "texts that its tables change would not be counted, and changed with media=upright too",
+        guards.kit_reads_tables,
+    ),
     # --- others
     TouchPoint(
         "qwen-vl-utils",

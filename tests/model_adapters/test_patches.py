@@ -205,16 +205,16 @@ def arguments(mode: str = "all", reuse: bool = False, limit: int | None = 3) -> 
     return argparse.Namespace(mode=mode, reuse=reuse, limit=limit)
 
 
-ALL = ("fresh", "build", "judge", "images", "videos", "video job")
+ALL = ("fresh", "build", "judge", "images", "image table", "videos", "video table", "video job")
 
 
 @pytest.mark.parametrize(
     ("given", "args", "needed"),
     [
-        (dataset(), arguments(), {"fresh", "build", "judge", "images"}),
+        (dataset(), arguments(), {"fresh", "build", "judge", "images", "image table"}),
         (dataset(), arguments("eval"), {"fresh", "build", "judge"}),
         (dataset(kind="MT"), arguments(), {"fresh", "build", "judge"}),
-        (dataset("VIDEO"), arguments(), {"fresh", "build", "judge", "videos", "video job"}),
+        (dataset("VIDEO"), arguments(), {"fresh", "build", "judge", "videos", "video table", "video job"}),
         (dataset("VIDEO"), arguments(reuse=True), {"fresh", "build", "judge", "video job"}),
     ],
     ids=["images", "only scores", "several turns", "videos", "videos again"],

@@ -114,10 +114,12 @@ def kit_scores(dataset, told, file, **judge):
             "precision": "pope_precision",
             "recall": "pope_recall",
         }
-        return {ours: whole[theirs] / 100 for theirs, ours in names.items()}
+        return {ours: whole[theirs] for theirs, ours in names.items()}
     if dataset.dataset_name == "Shapes_AI2D":
         return {"exact_match": float(found["Overall"].iloc[0])}
-    assert dataset.report_primary_metric(found) == {"Overall": found["Overall"]}
+    assert dataset.report_primary_metric(found) == {
+        name: found[name] for name in ("Overall", "object_f1") if name in found
+    }
     return {
         "exact_match": found.pop("Overall"),
         **{name if "_" in name else f"{name}_exact_match": value for name, value in found.items()},
