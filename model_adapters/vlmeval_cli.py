@@ -44,6 +44,9 @@ In a --config file: {"model": {"NAME": {"class": "LlavaVTW", "pretrained": "..."
 with the classes LlavaVTW, Qwen2VLVTW, InternVLVTW, VideoLlavaVTW.
 
 Answers to multiple-choice and yes-or-no questions are scored by exact matching unless --judge names a judge.
+VLMEvalKit keeps answers in spreadsheets, which change texts such as "=5", "NA" and "007", and reads options such as
+"None" as missing. What it changes is counted and named, also in status.json under "noted"; with media=upright among
+--model-args it reads and scores what stands there. *_answers.jsonl holds the answers as the model gave them.
 The exit status is 1 when a dataset failed.
 """
 
@@ -110,9 +113,27 @@ class Outcomes:
                 if problem := self._problem(given) or self._passed_over(name):
                     self.failures[name] = problem
                 self.calls = self.kit.patches.calls.copy()
-            return original(**given)
+            status = original(**given)
+            if given.get("status") == "done":
+                self._keep_notes(given["run_dir"])
+            return status
 
         return upsert_dataset_status
+
+    def _keep_notes(self, folder: Any) -> None:
+        """Write into ``status.json`` which questions were shown or scored otherwise than they are, with their number.
+
+        The indices are those of at most ten.
+        """
+        from vlmeval.smp.status_report import load_run_status, upsert_run_status
+
+        noted = {
+            name: {reason: {"count": len(indices), "index": indices[:10]} for reason, indices in reasons.items()}
+            for name, reasons in self.kit.noted.items()
+            if reasons
+        }
+        if noted:
+            upsert_run_status(folder, noted={**load_run_status(folder).get("noted", {}), **noted})
 
     def _problem(self, given: Mapping[str, Any]) -> str | None:
         if "error_message" in given:
@@ -271,6 +292,8 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
             except Exception as error:
                 failures.append(f"model {name}: {describe(error)}")
                 continue
+            kit.media = given.get(name, {}).get("media", "harness")
+            kit.noted.clear()
             found = run_model(run, args, name, config, kit)
             if made is not None and not found and not args.reuse:
                 found = _unused(name, made)

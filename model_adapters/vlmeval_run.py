@@ -71,6 +71,8 @@ class KitResult:
     """Files that the kit wrote for the dataset."""
     scores: pd.DataFrame | None = None
     """Of a :class:`ScoredDataset`: what each question contributes to a metric, by its index as text and by metric."""
+    closed: bool = False
+    """Whether the questions have answers of a list, of which the kit keeps the scores."""
     shares: bool = False
     """Whether every number is known to be a share of 1."""
     noted: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -311,7 +313,8 @@ def evaluate(
         table = predictions_of(kit, built, Path(file))
         own = built.document_scores(table) if isinstance(built, ScoredDataset) else None
         noted = kit.noted[kit.name_of(built)]
-        return KitResult(metrics, table, files_of(Path(file)), own, bool(getattr(built, "shares", False)), noted)
+        shares = bool(getattr(built, "shares", False))
+        return KitResult(metrics, table, files_of(Path(file)), own, built.TYPE in WITHOUT_JUDGE, shares, noted)
 
 
 def scores_exactly(dataset: Any) -> bool:

@@ -48,12 +48,20 @@ def test_metrics_follow_from_the_samples(store: Store) -> None:
                 kinds[cell.spec.task, name] = metric.aggregate
         assert cell.costs is not None
         assert cell.methods == [cell.spec.method]
+    vqa = {name for task, name in kinds if task == "Shapes_VQA"} - {"Overall"}
+    assert vqa == {
+        sample.category
+        for cell in store.cells()
+        for sample in store.samples(cell)[:8]
+        if cell.spec.task == "Shapes_VQA"
+    }
     assert kinds == {
         ("Shapes_MME", "perception"): "mme",
         ("Shapes_POPE", "Overall"): "f1",
         ("Shapes_POPE", "acc"): "mean",
         ("Shapes_AI2D", "Overall"): "mean",
         ("Shapes_VQA", "Overall"): "mean",
+        **{("Shapes_VQA", category): "mean" for category in vqa},
     }
 
 

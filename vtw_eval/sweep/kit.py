@@ -18,17 +18,21 @@ from vtw_eval.methods import parse_method
 from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.vlmeval_registry import CLASSES
 from vtw_eval.model_adapters.vlmeval_run import evaluate
+from vtw_eval.model_adapters.vlmeval_tables import writable
 from vtw_eval.sweep.cell import Aggregate, CellSpec, Metric, Sample
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, Progress, Settings, checkpoint
 from vtw_eval.sweep.plan import PlanError
 from vtw_eval.sweep.provenance import data_read
-from vtw_eval.sweep.samples import TIMES, aggregate
+from vtw_eval.sweep.samples import TIMES, SampleError, aggregate
 from vtw_eval.tasks.benchmarks import BENCHMARKS, TABLES, columns
 from vtw_eval.tasks.kit_datasets import register_kit_datasets
 
 _REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
 """MME's categories of cognition, which the kit calls reasoning."""
+
+_SCORES = ("score", "hit", "eval_score")
+"""Names of the kit's column of scores: of yes-or-no, multiple-choice and open questions."""
 
 
 def expand_datasets(names: Sequence[str]) -> list[str]:
@@ -104,9 +108,10 @@ class KitModel:
         self.runner.on_answer = count
         with tempfile.TemporaryDirectory() as folder:
             result = evaluate(self.model, "model", spec.task, work_dir=Path(folder), limit=spec.limit)
-            judged = judged_rows(result.files)
-        judged = matched(result.predictions) if judged is None else judged
-        metrics, samples, seconds = convert(result.metrics, result.predictions, judged, groups)
+            judged = judged_rows(result.files, result.closed) if result.scores is None else None
+        metrics, samples, seconds = convert(
+            result.metrics, result.predictions, judged, groups, own=result.scores, shares=result.shares
+        )
         environment = {
             "ms-vlmeval": version("ms-vlmeval"),
             "device": str(self.runner.family.device),
@@ -148,35 +153,62 @@ def shown(data: pd.DataFrame) -> dict[str, str]:
     return {index: f"document {index}" for index in indices}
 
 
-def judged_rows(files: Sequence[Path]) -> pd.DataFrame | None:
-    """Return the kit's table of answers with right and wrong in a column ``score`` or ``hit``, None if it has none."""
-    for file in files:
-        if file.suffix in (".xlsx", ".tsv"):
-            table = pd.read_excel(file) if file.suffix == ".xlsx" else pd.read_csv(file, sep="\t")
-            column = next((name for name in ("score", "hit") if name in table), None)
-            if "index" in table and column is not None and pd.to_numeric(table[column], errors="coerce").notna().all():
-                table["index"] = table["index"].astype(str)
-                return table.rename(columns={column: "score"}).set_index("index")
+def judged_rows(files: Sequence[Path], closed: bool = True) -> pd.DataFrame | None:
+    """Return the kit's table of scored answers, with the score in a column ``score``; None if it wrote none.
+
+    Parameters
+    ----------
+    files
+        Those of one model and dataset. The table of answers, which is not scored, has the shortest name.
+    closed
+        Whether the dataset's questions have answers of a list, so that the kit keeps a score of each.
+
+    Raises
+    ------
+    SampleError
+        If no table that the kit wrote beside a closed dataset's answers has scores under a name that is known.
+    """
+    found = [file for file in files if file.suffix in (".xlsx", ".tsv")]
+    answers = min(found, key=lambda file: len(file.stem), default=None)
+    seen = {}
+    for file in found:
+        table = _table(file)
+        column = next((name for name in _SCORES if name in table), None)
+        if "index" not in table or (column is None and file == answers):
+            continue
+        if column is not None and (numbers := _numbers(table[column])).notna().all():
+            return table.assign(score=numbers).set_index("index")
+        columns = [str(name) for name in table]
+        seen[file.name] = ", ".join(columns) if column is None else f"{column} (not a number in every row)"
+    if seen and closed:
+        listed = "; ".join(f"{name}: {columns}" for name, columns in seen.items())
+        raise SampleError(
+            f"VLMEvalKit's tables of scored answers have no column {' or '.join(_SCORES)} of numbers, so that nobody "
+            f"knows which answers are right. Columns: {listed}."
+        )
     return None
 
 
-def matched(predictions: pd.DataFrame) -> pd.DataFrame | None:
-    """Return scores by exact match, for datasets of whose scored answers the kit keeps no table.
+def _table(file: Path) -> pd.DataFrame:
+    """Return one of the kit's tables with the index as text and cells as they are written."""
+    options: dict[str, Any] = {"dtype": {"index": str}, "keep_default_na": False}
+    return pd.read_excel(file, **options) if file.suffix == ".xlsx" else pd.read_csv(file, sep="\t", **options)
 
-    They count only for metrics whose value they give, see :func:`convert`.
-    """
-    if "answer" not in predictions:
-        return None
-    same = [
-        str(row["prediction"]).strip().rstrip(".").casefold() == str(row["answer"]).strip().casefold()
-        for row in predictions.to_dict("records")
-    ]
-    index = pd.Index([str(index) for index in predictions["index"]], name="index")
-    return pd.DataFrame({"score": [float(value) for value in same]}, index=index)
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """Return numbers, and 1 or 0 for true or false; NaN for anything else."""
+    words = {"True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0}
+    return pd.to_numeric(values.map(lambda value: words.get(str(value), value)), errors="coerce").astype(float)
 
 
 def convert(
-    values: Mapping[str, float], predictions: pd.DataFrame, judged: pd.DataFrame | None, groups: Mapping[str, str]
+    values: Mapping[str, float],
+    predictions: pd.DataFrame,
+    judged: pd.DataFrame | None,
+    groups: Mapping[str, str],
+    *,
+    own: pd.DataFrame | None = None,
+    shares: bool = False,
 ) -> tuple[dict[str, Metric], list[Sample], list[float]]:
     """Return metrics, samples and seconds of one dataset.
 
@@ -190,6 +222,10 @@ def convert(
         See :func:`judged_rows`.
     groups
         What each question shows, by index.
+    own
+        Scores by index and metric, of datasets that tell them.
+    shares
+        Whether every number is a share of 1.
     """
     rows = predictions.to_dict("records")
     scores: list[dict[str, float]] = [{} for _ in rows]
@@ -202,14 +238,14 @@ def convert(
     metrics: dict[str, Metric] = {}
     for name, value in values.items():
         label = re.sub(r"^split=((none|Overall)\|)?", "", name)
-        chosen = _documents(label, rows)
         if not math.isfinite(value):
             continue  # costs this number only; the cell names it
-        metrics[label] = Metric(value=value, aggregate="other", percent=False)
-        if judged is None or not chosen or {str(rows[i]["index"]) for i in chosen} - set(judged.index):
+        metrics[label] = Metric(value=value, aggregate="other", percent=shares)
+        chosen = _scores(label, rows, judged, own)
+        if not chosen:
             continue
-        for i in chosen:
-            scores[i][label] = float(judged.loc[str(rows[i]["index"]), "score"])
+        for i, score in chosen.items():
+            scores[i][label] = score
         kind: Aggregate = "mme" if label in ("perception", "reasoning") else "f1" if _is_f1(label, values) else "mean"
         mine = aggregate(kind, label, samples())
         for scale in (1,) if kind == "mme" else (1, 100):
@@ -221,6 +257,20 @@ def convert(
                 del scores[i][label]
     seconds = [row["extra_records"]["latency_s"] for row in rows if row.get("extra_records")]
     return metrics, samples(), seconds
+
+
+def _scores(
+    label: str, rows: Sequence[Mapping[str, Any]], judged: pd.DataFrame | None, own: pd.DataFrame | None
+) -> dict[int, float]:
+    """Return the scores that a metric may be made of, by the places of the rows; none where nobody knows them."""
+    indices = [str(row["index"]) for row in rows]
+    if own is not None:
+        column = own[label].to_dict() if label in own else {}
+        return {i: float(column[index]) for i, index in enumerate(indices) if not pd.isna(column.get(index))}
+    chosen = _documents(label, rows)
+    if judged is None or {indices[i] for i in chosen} - set(judged.index):
+        return {}
+    return {i: float(judged.loc[indices[i], "score"]) for i in chosen}
 
 
 def _is_f1(label: str, values: Mapping[str, float]) -> bool:
@@ -235,7 +285,8 @@ def _documents(label: str, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     if label in ("perception", "reasoning"):
         wanted = label == "reasoning"
         return [i for i, row in enumerate(rows) if (row["category"] in _REASONING) == wanted]
-    return []
+    split, _, name = label.partition("|")
+    return [i for i, row in enumerate(rows) if name == "Overall" and str(row.get("split")) == split]
 
 
 def _sample(
@@ -254,7 +305,7 @@ def _sample(
         group=f"{category}/{row['image_path']}" if is_mme else groups[index],
         category=category,
         target=target.lower() if read else target,
-        answer=str(row["prediction"]),
+        answer=writable(str(row["prediction"])),
         prediction=prediction,
         scores=dict(scores),
         costs={name: value for name, value in (row.get("extra_records") or {}).items() if name not in TIMES},
