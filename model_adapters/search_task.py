@@ -52,6 +52,8 @@ def search_task(
     ------
     ValueError
         If the adapter or the task is unknown, or the checkpoint unsuitable.
+    DatasetError
+        If the task's dataset cannot be loaded.
     """
     from vtw_eval.model_adapters.adapters import ADAPTERS
 
@@ -62,6 +64,7 @@ def search_task(
 
         from vtw_eval.model_adapters import lmms_models
         from vtw_eval.model_adapters.lmms_cli import tasks_folder
+        from vtw_eval.tasks.loading import dataset_failures_told
 
         check_touch_points(["lmms-eval"])
     chat = [cls for cls in lmms_models.VTWModel.__subclasses__() if cls is not lmms_models.SimpleVTWModel]
@@ -79,7 +82,8 @@ def search_task(
     arguments = {"method": "baseline", "verify": verify, **simple_parse_args_string(model_args)}
     model = Collector(pretrained=pretrained, **arguments, **({"device": device} if device else {}))
     try:
-        evaluator.simple_evaluate(model=model, tasks=[task], limit=samples, task_manager=manager)
+        with dataset_failures_told():
+            evaluator.simple_evaluate(model=model, tasks=[task], limit=samples, task_manager=manager)
     except _CollectedError as collected:
         requests = collected.requests
     else:
