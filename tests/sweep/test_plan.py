@@ -118,6 +118,16 @@ def test_how_fast_a_cell_runs_is_no_part_of_it() -> None:
         ({"limit": 3, "tasks": ["shapes_mme"]}, "limit 3 is odd, but shapes_mme scores pairs"),
         ({"workers": "many"}, "workers: "),
         ({"seeds": ["a"]}, "seeds[0]: Input should be a valid integer"),
+        # As YAML reads "k: yes", which Python takes for 1.
+        ({"methods": [{"method": "vtw", "k": True}]}, "k cannot be True, as which YAML reads yes, no, on and off"),
+        ({"methods": [{"method": "fastv+vtw", "vtw.k": [8, True]}]}, "vtw.k cannot be True"),
+        ({"methods": [{"method": "fastv", "r": False}]}, "r cannot be False"),
+        ({"models": [{**SHAPES, "args": {"batch_size": True}}]}, "batch_size does not belong into args"),
+        ({"models": [{**SHAPES, "adapter": "qwen2vl_vtw", "args": {"max_pixels": True}}]}, "max_pixels cannot be True"),
+        ({"limit": True}, "limit: Input should be a valid integer, not True"),
+        ({"seeds": [0, True]}, "seeds[1]: Input should be a valid integer, not True"),
+        ({"batch_size": True}, "batch_size: Input should be a valid integer, not True"),
+        ({"workers": True}, "workers: Input should be a valid integer, not True"),
     ],
 )
 def test_a_wrong_plan_is_refused_by_the_place(values: dict[str, Any], message: str) -> None:
@@ -132,6 +142,8 @@ def test_a_wrong_plan_is_refused_by_the_place(values: dict[str, Any], message: s
         ("models: [", "not valid YAML"),
         ("- 1", "a plan is a mapping with the keys"),
         ("tasks: [a]\ntasks: [b]\n", "line 1: the key 'tasks' stands twice"),
+        ("tasks: [a]\nmethods:\n- {method: vtw, k: 1, k: 2}\n", "line 3: the key 'k' stands twice"),
+        ("tasks: [a]\nmethods: ['vtw,k=1,k=2']\n", "parameter 'k' stands twice"),
     ],
 )
 def test_a_file_that_is_no_plan(text: str, message: str, tmp_path: Path) -> None:
@@ -265,5 +277,5 @@ def test_a_dry_run_prints_cells_and_does_nothing(tmp_path: Path) -> None:
 )
 def test_wrong_command_lines(words: list[str], message: str) -> None:
     done = CliRunner().invoke(app, ["sweep", *words])
-    assert done.exit_code == 1
+    assert done.exit_code == (1 if "--status" in words else 2)
     assert message in done.output

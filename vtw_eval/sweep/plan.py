@@ -7,13 +7,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vtw_eval.files import write_atomically
-from vtw_eval.methods import Method, make_method, parse_method
+from vtw_eval.methods import METHODS, Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.methods.registry import suggest
 from vtw_eval.sweep.cell import CellSpec
@@ -72,6 +72,9 @@ def expand_method(entry: Any) -> list[str]:
         raise ValueError("a mapping needs 'method', as in {method: vtw, k: [8, 12, 16]}")
     names = [str(name) for name in entry if name != "method"]
     lists = [value if isinstance(value, list) else [value] for name, value in entry.items() if name != "method"]
+    for name, values in zip(names, lists, strict=True):
+        for value in values:
+            _refuse_truth(name, value, _parameter_type(entry["method"], name))
     empty = [name for name, values in zip(names, lists, strict=True) if not values]
     if empty:
         raise ValueError(f"{empty[0]} is an empty list: name at least one value")
@@ -79,6 +82,21 @@ def expand_method(entry: Any) -> list[str]:
         canonical(make_method(entry["method"], dict(zip(names, values, strict=True))))
         for values in itertools.product(*lists)
     ]
+
+
+def _parameter_type(method: str, name: str) -> Any:
+    """Return the declared type of a method's parameter, such as ``fastv.k`` of ``fastv+vtw``; None if there is none."""
+    part, dot, parameter = name.partition(".")
+    cls = METHODS.get(part if dot else method)
+    return get_type_hints(cls).get(parameter if dot else name) if cls is not None else None
+
+
+def _refuse_truth(name: str, value: Any, kind: Any) -> None:
+    """Refuse a truth value where a number or a text is wanted: YAML reads yes, no, on and off as such."""
+    if isinstance(value, bool) and kind is not None and bool not in (kind, *get_args(kind)):
+        raise ValueError(
+            f"{name} cannot be {value}, as which YAML reads yes, no, on and off: write a number or a text."
+        )
 
 
 def with_seed(spec: str, seed: int) -> str | None:
@@ -116,6 +134,17 @@ Methods = Annotated[list[str], BeforeValidator(_expand), Field(min_length=1)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _no_truth(value: Any) -> Any:
+    """Refuse truth values among integers, which would count as 0 and 1."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, bool):
+            raise ValueError(f"Input should be a valid integer, not {item}, as which YAML reads yes, no, on and off.")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth)]
 
 
 class ModelEntry(_Strict):
@@ -163,18 +192,18 @@ class Plan(_Strict):
     tasks: list[str] = Field(min_length=1)
     """Tasks of the harness, groups of them, or names of benchmarks."""
     harness: Harness = "lmms-eval"
-    limit: int | None = Field(default=None, ge=1)
+    limit: Annotated[int | None, BeforeValidator(_no_truth)] = Field(default=None, ge=1)
     """First documents of each task only."""
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Integer] = Field(default=[0], min_length=1)
     """Methods that draw at random run once per seed; the others with the first."""
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: Integer = Field(default=1, ge=1)
     verify: bool = True
     """Whether methods are first compared with masked attention on the installed packages."""
     device: str | None = None
     """``None``: a GPU if there is one."""
     dtype: str | None = None
     """For every model that does not name its own."""
-    workers: int | Literal["cores"] = 1
+    workers: Annotated[int | Literal["cores"], BeforeValidator(_no_truth)] = 1
     """Processes at a time; ``cores``: one per CPU core."""
 
     @field_validator("models")
@@ -206,6 +235,9 @@ class Plan(_Strict):
         for number, model in enumerate(self.models):
             given = {"dtype": self.dtype or "auto", **model.args, "pretrained": model.pretrained, "method": "baseline"}
             try:
+                hints = get_type_hints(adapters[model.adapter].options)
+                for name, value in model.args.items():
+                    _refuse_truth(name, value, hints.get(name))
                 parse_options(model.adapter, adapters[model.adapter].options, given)
             except ValueError as error:
                 raise ValueError(f"models[{number}].args: {error}") from None
