@@ -23,7 +23,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +36,13 @@ from vtw_eval.files import write_atomically
 from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.media import Media, summary
 from vtw_eval.model_adapters.patches import VLMEVALKIT, Make, Patches
+from vtw_eval.model_adapters.vlmeval_scoring import (
+    GUESSED,
+    OPEN_AS_CHOICE,
+    open_questions,
+    open_questions_read,
+    same_guess_for_same_answer,
+)
 from vtw_eval.model_adapters.vlmeval_tables import (
     ANSWER_CHANGED,
     COSTS,
@@ -47,6 +54,7 @@ from vtw_eval.model_adapters.vlmeval_tables import (
     read_exactly,
     scoring_exactly,
     with_texts,
+    writable,
     writing_answers,
 )
 from vtw_eval.versions import UpstreamChangedError
@@ -132,8 +140,13 @@ class Session:
 
     def notes_on(self, dataset: Any) -> Mapping[str, tuple[str, ...]]:
         """Return why questions of a dataset are shown or scored otherwise than they are written, by index."""
+        if self.media == "upright":
+            return {}
         found = self.readings.get(self.name_of(dataset))
-        return {} if found is None or self.media == "upright" else found.notes
+        notes = dict(found.notes) if found is not None else {}
+        for index in open_questions(dataset):
+            notes[index] = (*notes.get(index, ()), OPEN_AS_CHOICE)
+        return notes
 
     def note_answers(self, table: Path, data: pd.DataFrame, record: AnswerRecord) -> None:
         """Keep answers that are written to a table, and what is noted of them; warn of what tables change.
@@ -162,8 +175,17 @@ class Session:
         ours = {reason for reasons in self.notes_on(self.asked).values() for reason in reasons} | {ANSWER_CHANGED}
         for line in summary({reason: indices for reason, indices in noted.items() if reason in ours}):
             get_logger("vtw_eval").warning(
-                f"{name}: {line}, as VLMEvalKit reads its tables; media=upright reads what stands there"
+                f"{name}: {line}, as VLMEvalKit does; media=upright reads and scores what stands there"
             )
+
+    def note_guesses(self, dataset: Any, indices: Sequence[str]) -> None:
+        """Note questions whose answers the kit could not read, and warn of them."""
+        from vlmeval.smp import get_logger
+
+        name = self.name_of(dataset)
+        self.noted[name][GUESSED] = list(indices)
+        (line,) = summary({GUESSED: indices})
+        get_logger("vtw_eval").warning(f"{name}: {line}; the same answer gets the same guess")
 
     def check(self, name: str, args: Namespace, since: Mapping[str, int]) -> None:
         """Check that the kit evaluated a dataset, on the main process, through the functions that are replaced.
@@ -487,9 +509,17 @@ def _watched(original: Any, kit: Session) -> Callable[..., Any]:
         table = Path(eval_file)
         if not table.exists():
             raise TableError(f"{table} could not be written, or is gone: there are no answers to score.")
-        exact = kit.media == "upright" and not scores_exactly(self)
-        with keeping_record(table), scoring_exactly(table, self.data) if exact else nullcontext():
-            return original.__get__(self, type(self))(eval_file, *args, **given)
+        guesses: set[str] = set()
+        with ExitStack() as stack:
+            stack.enter_context(keeping_record(table))
+            stack.enter_context(same_guess_for_same_answer(guesses.add))
+            if kit.media == "upright" and not scores_exactly(self):
+                stack.enter_context(scoring_exactly(table, self.data))
+                stack.enter_context(open_questions_read(open_questions(self)))
+            found = original.__get__(self, type(self))(eval_file, *args, **given)
+        if guesses:
+            kit.note_guesses(self, sorted(guesses))
+        return found
 
     return evaluate
 
@@ -578,7 +608,8 @@ def _keeping_records(original: Callable[..., Any], kit: Session) -> Callable[...
         for index, value in answers.items():
             if not _structured(value):
                 value = earlier.get(str(index), {"prediction": str(value), COSTS: {}})
-            answers[index] = {**value, COSTS: _with_notes(value[COSTS], notes.get(str(index), ()))}
+            costs = _with_notes(value[COSTS], notes.get(str(index), ()))
+            answers[index] = {**value, "prediction": writable(str(value["prediction"])), COSTS: costs}
         dump(answers, out_file)
         return model
 
@@ -642,7 +673,7 @@ def _keeping_costs(original: Callable[..., Any], kit: Session) -> Callable[..., 
             if isinstance(value, CostedAnswer) or _structured(value):
                 own = value.costs if isinstance(value, CostedAnswer) else value[COSTS]
                 costs[str(index)] = _with_notes(own, notes.get(str(index), ()))
-                texts[index] = str(value["prediction"] if _structured(value) else value)
+                texts[index] = writable(str(value["prediction"] if _structured(value) else value))
             else:
                 texts[index] = earlier.get(str(index), str(value))
         if costs or earlier:

@@ -81,7 +81,6 @@ def _write_record(table: Path, record: AnswerRecord) -> None:
         if index in record.costs:
             line[COSTS] = record.costs[index]
         lines.append(line)
-    # ASCII only: whatever a model says, a lone half of a surrogate pair too, comes back from its escapes.
     write_atomically(record_file(table), "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -117,8 +116,7 @@ def writing_answers(
         record = AnswerRecord(dict(zip(indices, answers, strict=True)), costs)
         table.unlink(missing_ok=True)
         _write_record(table, record)
-        # A text that is no Unicode would keep the kit from writing anything.
-        result = original(data.assign(prediction=[writable(answer) for answer in answers]), f, **given)
+        result = original(data, f, **given)
         if not table.exists():
             raise TableError(
                 f"VLMEvalKit could not write {table} (it left a .pkl instead), so it cannot score the answers, which "
@@ -135,7 +133,7 @@ def writing_answers(
 
 
 def writable(text: str) -> str:
-    """Return a text with U+FFFD for what is no Unicode, a lone half of a surrogate pair."""
+    """Return a text with U+FFFD for a lone half of a surrogate pair, which no table and no JSON of the kit can hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

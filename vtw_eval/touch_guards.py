@@ -7,6 +7,7 @@ Each raises :class:`~vtw_eval.versions.UpstreamChangedError` if the installed re
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
 import tempfile
@@ -228,6 +229,16 @@ def kit_reads_tables() -> None:
             frame = load(str(file))
     _expect(seen == [file], "vlmeval.smp.load does not read tables with the module's own pandas", "ms-vlmeval")
     _expect(len(frame) == 1, "vlmeval.smp.load does not return the rows of a table", "ms-vlmeval")
+
+
+def kit_guesses() -> None:
+    """Check that VLMEvalKit draws the option of an answer that it cannot read from what is replaced."""
+    from vtw_eval.model_adapters.vlmeval_scoring import GUESSING
+
+    for name, (generator, function) in GUESSING.items():
+        module = importlib.import_module(name)
+        used = getattr(module, function).__code__.co_names
+        _expect(generator in used, f"{name}.{function} does not draw from {generator}", "ms-vlmeval")
 
 
 def kit_tables() -> None:

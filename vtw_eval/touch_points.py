@@ -364,6 +364,14 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         "texts that its tables change would not be counted, and changed with media=upright too",
         guards.kit_reads_tables,
     ),
+    TouchPoint(
+        "ms-vlmeval",
+        "what it draws guessed options from",
+        "model_adapters/vlmeval_scoring.py",
+        "extract_answer_from_item",
+        "equal answers would be right with one method and wrong with another",
+        guards.kit_guesses,
+    ),
     # --- others
     TouchPoint(
         "qwen-vl-utils",
