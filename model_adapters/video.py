@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ Reader = Literal["player", "decord", "pyav"]
 """Who is followed: a player, or the reader of a harness's own adapter."""
 
 DAMAGED = "damaged frames of a video left out"
-SHORT = "a video ends before its header says"
+SHORT = "a video is cut: it ends before its header says"
 REPEATED = "frames of a short video shown more than once"
 SIZES = "frames of a video that changes its size scaled to the first"
 EDITED = "edit list of a video ignored: frames hidden or repeated"
@@ -85,6 +86,8 @@ class _File:
     """Seconds of video that the header promises."""
     slack: float
     """Share of them that may be missing, because they may count other streams too."""
+    cut: bool
+    """Whether the file has no end mark though its format asks for one."""
 
 
 @dataclass
@@ -158,33 +161,45 @@ def uniform(count: int) -> Choose:
     return choose
 
 
-def frames_of(path: str) -> Iterator[tuple[NDArray[np.uint8], float | None]]:
+def check_whole(path: str) -> None:
+    """Decode a video to its end.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        See :func:`read_clip`; also for one that is damaged or cut.
+    """
+    clip = read_clip(path, lambda total, fps: [0])
+    if broken := [note for note in clip.notes if note in (DAMAGED, SHORT)]:
+        raise ValueError(f"{path}: {'; '.join(broken)}")
+
+
+def frames_of(path: str) -> Iterator[tuple[NDArray[np.uint8], float]]:
     """Yield all frames of a video as a player shows them, with their times.
 
     Yields
     ------
     frame : numpy.ndarray
         RGB, ``[height, width, 3]``, all of one size.
-    seconds : float or None
-        When it is presented, after the first frame; None if the file does not say.
+    seconds : float
+        When it is presented, after the first frame.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        See :func:`read_clip`; a damaged frame is an error here.
+        See :func:`read_clip`; also for a frame that is damaged.
     """
     import av
 
     file = _open(path)
+    beat = 1 / file.rate if file.rate > 0 else 0.0
     first: Any = None
     with av.open(path) as container:
-        for frame in _decode(container, file.stream, _Decoded(), strict=True):
+        for place, frame in enumerate(_decode(container, file.stream, _Decoded(), strict=True)):
             first = first or frame
             known = frame.time is not None and first.time is not None
-            yield (
-                shown(rgb(frame, (first.width, first.height)), _matrix(first)),
-                frame.time - first.time if known else None,
-            )
+            picture = shown(rgb(frame, (first.width, first.height)), _matrix(first))
+            yield picture, frame.time - first.time if known else place * beat
 
 
 def _open(path: str) -> _File:
@@ -240,6 +255,7 @@ def _look(path: str, container: Any) -> _File:
         rate=float(chosen.average_rate or 0) or _mean_rate(stamps[chosen.index]),
         promised=promised,
         slack=slack,
+        cut=container.format.name == "gif" and not _gif_ends(Path(path).read_bytes()),
     )
 
 
@@ -262,6 +278,27 @@ def _promised(container: Any, stream: Any) -> tuple[float | None, float]:
     if container.duration:  # of the longest stream
         return container.duration / 1_000_000, 0.1
     return None, 0.0
+
+
+def _gif_ends(data: bytes) -> bool:
+    """Tell whether the blocks of a GIF (specification of version 89a) end with its trailer; decoders do not ask."""
+    place = 13 + _table_size(data[10])
+    while place < len(data):
+        if data[place] == 0x3B:  # trailer
+            return True
+        if data[place] == 0x2C and place + 9 < len(data):  # image
+            place += 11 + _table_size(data[place + 9])
+        else:  # extension
+            place += 2
+        while place < len(data) and data[place]:  # sub-blocks up to an empty one
+            place += 1 + data[place]
+        place += 1
+    return False
+
+
+def _table_size(flags: int) -> int:
+    """Return the bytes of the colour table that a GIF's flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 128 else 0
 
 
 def _decode(container: Any, index: int, decoded: _Decoded, *, strict: bool = False) -> Iterator[Any]:
@@ -356,8 +393,8 @@ def _clock(decoded: _Decoded, rate: float) -> tuple[list[float], float]:
 
 def _short(file: _File, decoded: _Decoded, duration: float) -> bool:
     """Tell whether a video ends noticeably before its header says."""
-    if file.promised is None:
-        return False
+    if file.promised is None or file.cut:
+        return file.cut
     # Some headers count from the first frame, others from zero.
     end = max((time for time in decoded.times if time is not None), default=0.0) + decoded.last
     missing = file.promised - max(duration, end)

@@ -7,8 +7,8 @@ lie in sub-folders.
 
 A GIF is written as H.264 without loss beyond the rounding of RGB to YUV 4:4:4, frame by frame with its times: adapters
 take a ``.gif`` for an image, and not every reader of videos opens one. MP4 files are linked, not copied. Copies of the
-dataset are known to hold broken MP4 files, so the first frame of each is decoded, and a GIF or another file of the same
-name takes the place of a broken one.
+dataset are known to hold broken MP4 files, so each is decoded to its end, and a GIF or another file of the same name
+takes the place of one that is damaged or cut.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from vtw_eval.model_adapters.video import check_whole, frames_of
 from vtw_eval.tasks.tgif.data import DOCUMENTS, HOW_TO_GET, TABLE, VIDEOS, prepared_folder
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 """Of videos, most wanted first."""
+TICK = Fraction(1, 90000)
+"""Seconds; times of written videos are multiples of it."""
 QUESTIONS, ANSWERS, OFFICIAL = "test_q.json", "test_a.json", "Test_frameqa_question.csv"
 
 
@@ -128,49 +132,55 @@ def find_videos(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def check_video(source: Path) -> None:
-    """Decode the first frame of a video; ``OSError`` or ``ValueError`` if that cannot be done."""
-    import av
-
-    with av.open(str(source)) as container:
-        if not container.streams.video or next(container.decode(video=0), None) is None:
-            raise ValueError("no video frames")
-
-
 def write_mp4(source: Path, target: Path) -> None:
-    """Write a video as MP4 with the same frames at the same times, without loss but for the rounding of colours."""
+    """Write a video as MP4 with what a player shows at the same times, without loss but for the rounding of colours.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the source cannot be read to its end.
+    """
     import av
 
-    with av.open(str(source)) as given, av.open(str(target), "w", format="mp4") as made:
+    with av.open(str(target), "w", format="mp4") as made:
         stream: Any = None
-        for frame in given.decode(video=0):
+        for picture, seconds in frames_of(str(source)):
             if stream is None:
-                rate = given.streams.video[0].average_rate or 10  # a single frame has none
-                stream = made.add_stream("libx264", rate=rate, options={"qp": "0", "preset": "veryfast"})
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv444p"
-                stream.codec_context.time_base = frame.time_base
-            picture = frame.reformat(format="yuv444p")
-            picture.pts, picture.time_base = frame.pts, frame.time_base
-            made.mux(stream.encode(picture))
+                # The rate of an encoder that is given every time; a decoder's comes from the times.
+                stream = made.add_stream("libx264", rate=10, options={"qp": "0", "preset": "veryfast"})
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = "yuv444p"
+                stream.codec_context.time_base = TICK
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv444p")
+            frame.pts, frame.time_base = round(seconds / TICK), TICK
+            made.mux(stream.encode(frame))
         if stream is None:
             raise ValueError("no video frames")
         made.mux(stream.encode())
 
 
-def place_video(sources: Iterable[Path], target: Path) -> Path | None:
-    """Link or convert the first readable file to ``target``, and return it; None if none is readable."""
+def place_video(sources: Iterable[Path], target: Path) -> Path:
+    """Link or convert the first whole file to ``target``, and return it.
+
+    Raises
+    ------
+    ValueError
+        If none is whole, with what is wrong with each.
+    """
+    wrong: list[str] = []
     for source in sources:
         try:
+            check_whole(str(source))
             if source.suffix.lower() == ".mp4":
-                check_video(source)
                 target.symlink_to(source.resolve())
             else:
                 write_mp4(source, target)
-        except (OSError, ValueError):  # PyAV's errors are either
+        except (OSError, ValueError) as error:  # PyAV's errors are either
             target.unlink(missing_ok=True)
+            wrong.append(str(error))
         else:
             return source
-    return None
+    raise ValueError("; ".join(wrong) or "no file")
 
 
 def fetch(source: str) -> Path:
@@ -224,17 +234,20 @@ def prepare(source: str, *, allow_missing: bool = False) -> Prepared:
     try:
         (part / VIDEOS).mkdir()
         names = list(dict.fromkeys(document.video for document in documents))
-        used = {
-            name: place_video(files.get(name, []), part / VIDEOS / f"{name}.mp4")
-            for name in tqdm(names, desc="videos", disable=None)
-        }
-        bad = [name for name in names if used[name] is None]
-        kept = [document for document in documents if used[document.video] is not None]
+        used: dict[str, Path] = {}
+        bad: dict[str, str] = {}
+        for name in tqdm(names, desc="videos", disable=None):
+            try:
+                used[name] = place_video(files.get(name, []), part / VIDEOS / f"{name}.mp4")
+            except ValueError as error:
+                bad[name] = str(error)
+        kept = [document for document in documents if document.video in used]
         if bad and not (allow_missing and kept):
             archives = "" if files else " Unpack archives first." * any(folder.rglob("*.zip"))
             raise FileNotFoundError(
                 f"{len(bad)} of {len(names)} videos are missing or broken below {folder}: "
-                f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}.{archives} "
+                f"{', '.join(f'{name} ({bad[name]})' for name in list(bad)[:5])}{', ...' if len(bad) > 5 else ''}."
+                f"{archives} "
                 "--allow-missing leaves their questions out."
             )
         write_documents(kept, part)
@@ -244,9 +257,8 @@ def prepare(source: str, *, allow_missing: bool = False) -> Prepared:
         shutil.rmtree(final / "before", ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    sources = [path for path in used.values() if path is not None]
-    converted = sum(path.suffix.lower() != ".mp4" for path in sources)
-    return Prepared(final, len(kept), len(sources), converted, len(documents) - len(kept))
+    converted = sum(path.suffix.lower() != ".mp4" for path in used.values())
+    return Prepared(final, len(kept), len(used), converted, len(documents) - len(kept))
 
 
 def write_documents(documents: Iterable[Document], folder: Path) -> None:

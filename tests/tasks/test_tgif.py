@@ -19,10 +19,11 @@ from vlmeval.inference_video import infer_data_job_video
 from vlmeval.smp.status_report import _resolve_dataset_reporter
 
 from tests.harness_data import TGIF_ANSWERS, make_tgif
+from tests.videos import ROTATIONS, smooth, turn, write_clip
 from vtw_eval.cli import app
 from vtw_eval.tasks.kit_datasets import register_kit_datasets
 from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
-from vtw_eval.tasks.tgif.prepare import prepare
+from vtw_eval.tasks.tgif.prepare import prepare, write_mp4
 from vtw_eval.tasks.tgif.scoring import contains_match, exact_match
 
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -123,6 +124,45 @@ def test_a_broken_mp4_is_replaced_by_the_gif(source, tmp_path):
     assert prepare(str(source)).converted == 2
 
 
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.9])
+def test_a_cut_gif_is_not_taken_for_a_shorter_one(source, share):
+    gif = source / "gif" / "tumblr_1.gif"
+    gif.write_bytes(gif.read_bytes()[: int(gif.stat().st_size * share)])
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 videos are missing or broken.*tumblr_1.gif: .*a video is cut"):
+        prepare(str(source))
+
+
+def test_an_mp4_whose_end_is_missing_is_not_used(source):
+    whole = source / "mp4" / "tumblr_0.mp4"
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
+    write_clip(whole, list(pictures), container={"movflags": "faststart"})
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    with pytest.raises(FileNotFoundError, match=r"tumblr_0.mp4: damaged frames of a video left out; a video is cut"):
+        prepare(str(source))
+
+
+def test_what_is_converted_looks_as_a_player_shows_it(tmp_path):
+    """Turned by 90 degrees and in the colours of BT.709, which the MP4 does not say any more."""
+    pictures = smooth(4, 48, 64)
+    source = write_clip(tmp_path / "a.mov", pictures, pix_fmt="yuv444p", matrix="bt709", codec_options={"qp": "0"})
+    turn(source, ROTATIONS["90 clockwise"], 48, 64)
+    write_mp4(source, tmp_path / "a.mp4")
+    found = frames(tmp_path / "a.mp4")
+    expected = np.stack([np.rot90(picture, -1) for picture in pictures]).astype(int)
+    assert found.shape == expected.shape == (4, 64, 48, 3)
+    assert np.abs(found - expected).max() <= 4  # twice RGB to YUV and back, each rounded
+
+
+def test_transparent_parts_of_a_gif_are_white(tmp_path):
+    picture = Image.new("RGBA", (64, 48), (255, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 48))
+    picture.save(tmp_path / "a.gif")
+    write_mp4(tmp_path / "a.gif", tmp_path / "a.mp4")
+    (found,) = frames(tmp_path / "a.mp4")
+    assert np.abs(found[:, :32] - 255).max() <= 3
+    assert np.abs(found[:, 32:] - [255, 0, 0]).max() <= 3
+
+
 def damage_questions(source):
     (source / "test_q.json").write_text((source / "test_q.json").read_text()[:100])
     return "test_q.json is damaged: it is not JSON"
@@ -162,7 +202,7 @@ def lose_a_video(source):
 
 def break_a_gif(source):
     (source / "gif" / "tumblr_1.gif").write_bytes(b"GIF89a nothing")
-    return "tumblr_1. --allow-missing leaves their questions out."
+    return "tumblr_1.gif holds no video frames that can be decoded. Is the file whole?). --allow-missing leaves"
 
 
 @pytest.mark.parametrize(
