@@ -13,6 +13,10 @@ from vtw_eval.model_adapters.family import Family
 from vtw_eval.model_adapters.options import Options
 
 
+class NoCheckpointError(ValueError):
+    """There is no checkpoint of a name, as far as can be seen from here."""
+
+
 def load(
     adapter: str,
     options: Options,
@@ -39,18 +43,9 @@ def load(
     Raises
     ------
     ValueError
-        If there is no such checkpoint, if it belongs to another family, or if it brings code that was not asked for.
+        See :func:`family_of`.
     """
-    config = _read_config(options)
-    model_type = str(config.get("model_type"))
-    family = adapters[adapter].family_of(model_type)
-    if family is None:
-        raise ValueError(_wrong_family(adapter, options.pretrained, model_type, adapters))
-    if family.auto_class == "AutoModel" and not options.trust_remote_code:
-        raise ValueError(
-            f"{options.pretrained} brings its own code (model type {model_type}): add trust_remote_code=True to run "
-            f"it, or use a checkpoint in transformers format."
-        )
+    family, model_type = family_of(adapter, options, adapters)
     source = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     placement = {"device_map": options.device_map} if options.device_map else {}
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
@@ -65,12 +60,42 @@ def load(
     return family(model.eval(), processor, options, simple)
 
 
+def family_of(
+    adapter: str, options: Options, adapters: Mapping[str, Adapter] = ADAPTERS
+) -> tuple[type[Family[Any]], str]:
+    """Return the family of the checkpoint that the options name, and its ``config.model_type``; loads no weights.
+
+    Parameters
+    ----------
+    adapter, options, adapters
+        See :func:`load`.
+
+    Raises
+    ------
+    NoCheckpointError
+        If there is no such checkpoint, or it cannot be reached.
+    ValueError
+        If it belongs to another family, or if it brings code that was not asked for.
+    """
+    config = _read_config(options)
+    model_type = str(config.get("model_type"))
+    family = adapters[adapter].family_of(model_type)
+    if family is None:
+        raise ValueError(_wrong_family(adapter, options.pretrained, model_type, adapters))
+    if family.auto_class == "AutoModel" and not options.trust_remote_code:
+        raise ValueError(
+            f"{options.pretrained} brings its own code (model type {model_type}): add trust_remote_code=True to run "
+            f"it, or use a checkpoint in transformers format."
+        )
+    return family, model_type
+
+
 def _read_config(options: Options) -> dict[str, Any]:
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(options.pretrained, revision=options.revision)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise NoCheckpointError(
             f"no checkpoint at pretrained={options.pretrained!r}: it is neither a folder with a config.json nor "
             f"reachable on the Hub ({reason})"
         ) from error

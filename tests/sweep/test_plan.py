@@ -253,7 +253,8 @@ def test_a_dry_run_prints_cells_and_does_nothing(tmp_path: Path) -> None:
         yaml.safe_dump({"models": [SHAPES, model], "methods": ["vtw,k=5", "dyvte"], "tasks": ["shapes_pope"]})
     )
     done = CliRunner().invoke(app, ["sweep", str(file), "--dry-run", "--limit", "6", "-o", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 2, done.output
+    assert "far (2 cells): no checkpoint at pretrained='acme/unheard-of'" in done.output
     rows = [line.split() for line in done.output.splitlines()[2:6]]
     assert [row[3:] for row in rows] == [
         ["1", "0.244", "G", "64.0%"],

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.sweep.conftest import PLAN, Finished
 from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.display import Display
-from vtw_eval.sweep.plan import PlanError, parse_plan
+from vtw_eval.sweep.plan import PlanError, parse_plan, read_plan
 from vtw_eval.sweep.sweep import Cluster, run_sweep
 
 SMALL = 80 * 1024 * 1024
@@ -70,10 +70,10 @@ def test_a_cluster_gives_the_same_cells_though_a_worker_is_killed(
     address: str, finished: Finished, contents: Callable[[Path], dict[str, Any]], tmp_path: Path
 ) -> None:
     with Killer() as watcher:
-        entries = run_sweep(parse_plan(PLAN), tmp_path / "out", watcher, cluster=Cluster(address))
+        entries = run_sweep(read_plan(finished.plan), tmp_path / "out", watcher, cluster=Cluster(address))
     assert watcher.killed != [0], "nobody was killed"
     assert [entry.state for entry in entries] == ["done"] * 4 + ["failed"] * 2
-    assert "k=99 is out of range" in entries[-1].problem
+    assert "were trained for other weights" in entries[-1].problem
     assert len(watcher.notes) == 1
     assert "died: The actor died unexpectedly before finishing this task" in watcher.notes[0]
     assert contents(tmp_path / "out") == contents(finished.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +24,12 @@ def sweep(
         Path | None, typer.Option("--output", "-o", help="Folder of the results; an unfinished sweep in it goes on.")
     ] = None,
     status: Annotated[Path | None, typer.Option(help="Show what the sweep in this folder has done, and end.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells with estimated FLOPs, and end.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the cells with estimated FLOPs, check models, methods and device, and end."
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="First documents of each task only.")] = None,
     only: Annotated[
         list[str] | None,
@@ -71,9 +77,10 @@ def sweep(
     line cannot be carried out as it is written; 130 after Ctrl-C.
     """
     from vtw_eval.sweep.display import dry_run_table, status_table
+    from vtw_eval.sweep.harness import Settings
     from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, select
     from vtw_eval.sweep.store import Store, StoreError
-    from vtw_eval.sweep.sweep import Cluster
+    from vtw_eval.sweep.sweep import Cluster, refuse_hopeless
     from vtw_eval.sweep.tasks import resolve
 
     with user_errors("sweep", (PlanError, StoreError)):
@@ -86,7 +93,10 @@ def sweep(
         changes["verify"] = False if no_verify else None
         chosen = read_plan(find_plan(plan)).changed(**{k: v for k, v in changes.items() if v is not None})
         if dry_run:
-            typer.echo(dry_run_table(select(resolve(chosen).cells(), only or [])))
+            cells = select(resolve(chosen).cells(), only or [])
+            typer.echo(dry_run_table(cells))
+            settings, told = Settings(chosen.device, chosen.batch_size, chosen.verify), partial(typer.echo, err=True)
+            refuse_hopeless(cells, settings, told, elsewhere=executor == "ray", planning=True)
             return
         if output is None:
             raise PlanError("where to? Give a folder with -o.")
@@ -100,6 +110,7 @@ def _run(plan: Plan, output: Path, cluster: Cluster | None, **how: Any) -> None:
     from rich.console import Console
 
     from vtw_eval.sweep.display import Display
+    from vtw_eval.sweep.store import describe
     from vtw_eval.sweep.sweep import run_sweep
 
     display = Display(Console(stderr=True))
@@ -111,9 +122,11 @@ def _run(plan: Plan, output: Path, cluster: Cluster | None, **how: Any) -> None:
         raise typer.Exit(130) from None
     bad = [entry for entry in entries if entry.state != "done"]
     typer.echo(f"{len(entries) - len(bad)} of {len(entries)} cells done, in {output}")
+    causes: dict[tuple[str, str], list[str]] = {}
     for entry in bad:
-        typer.echo(
-            f"{entry.state}: {entry.spec.model} / {entry.spec.method} / {entry.spec.task}: {entry.problem}", err=True
-        )
+        causes.setdefault((entry.state, entry.problem), []).append(describe(entry.spec))
+    for (state, problem), cells in causes.items():
+        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+        typer.echo(f"{state}: {cells[0]}{more}: {problem}", err=True)
     if bad:
         raise typer.Exit(1)

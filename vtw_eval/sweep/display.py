@@ -41,6 +41,7 @@ class Display:
         self._fresh = 0
         self._start = time.monotonic()
         self._bars: dict[int, TaskID] = {}
+        self._told: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -88,7 +89,9 @@ class Display:
         eta = "" if self.console.is_terminal or not self.cells - self.done else f"; {left:.0f} s left"
         if cell.status == "failed":
             lines = cell.error.strip().splitlines() or ["no message"]
-            outcome = f"[red]failed[/red]: {escape(lines[-1])}"
+            again = lines[-1] in self._told  # once is enough, a cause may cost many cells
+            outcome = "[red]failed[/red]" + (", as above" if again else f": {escape(lines[-1])}")
+            self._told.add(lines[-1])
         else:
             outcome = escape(headline(cell))
         self._print(

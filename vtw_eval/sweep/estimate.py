@@ -74,10 +74,18 @@ def _estimate(pretrained: str, method: str) -> Estimate | None:
     return Estimate(own, own / full)
 
 
+def is_known(pretrained: str) -> bool:
+    """Return whether a name is that of a checkpoint of the papers."""
+    return _preset(pretrained) is not None
+
+
+def _preset(pretrained: str) -> str | None:
+    return next((name for pattern, name in _KNOWN if re.search(pattern, pretrained, re.IGNORECASE)), None)
+
+
 @cache
 def _geometry(pretrained: str) -> Geometry | None:
-    known = next((name for pattern, name in _KNOWN if re.search(pattern, pretrained, re.IGNORECASE)), None)
     try:
-        return get_geometry(known or checkpoint(pretrained))
+        return get_geometry(_preset(pretrained) or checkpoint(pretrained))
     except ValueError:
         return None

@@ -21,12 +21,15 @@ from vtw_eval.model_adapters.core import Answer
 from vtw_eval.model_adapters.failures import DocumentError
 from vtw_eval.model_adapters.lmms_cli import tasks_folder
 from vtw_eval.model_adapters.lmms_models import SimpleVTWModel, VTWModel
+from vtw_eval.model_adapters.media import summary
+from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 from vtw_eval.sweep import samples
 from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings, checkpoint
 from vtw_eval.sweep.provenance import data_read
 from vtw_eval.sweep.tasks import own_tasks
+from vtw_eval.tasks.guesses import same_guess_for_same_answer
 from vtw_eval.tasks.loading import dataset_failures_told
 
 _SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234}
@@ -69,8 +72,10 @@ class LmmsModel:
         task = self._task(spec.task)
         self.model.seconds, self.model.kept = [], {}
         failures: dict[str, str] = {}
+        patches = Patches(LMMS_EVAL)
         with (
             self._partial(task),
+            same_guess_for_same_answer(patches) as guessed,
             _aggregations_apart(task, failures),
             tempfile.TemporaryDirectory() as folder,  # some tasks write submission files
         ):
@@ -86,6 +91,7 @@ class LmmsModel:
             )
         if results is None:
             raise RuntimeError("lmms-eval returned no results.")
+        patches.require(["scores"])
         logged = results["samples"][spec.task]
         filters = list(task.instances[0].filtered_resps)
         facts = samples.Task(task.aggregation(), filters, self._shown(task, 1 + max(row["doc_id"] for row in logged)))
@@ -102,6 +108,8 @@ class LmmsModel:
             "dtype": str(runner.family.model.dtype).removeprefix("torch."),
             "methods": str(runner.verdict),
         }
+        if guessed:
+            (environment["guessed"],) = summary({"the answer could not be read, and an option was drawn": guessed})
         costs = self.costs.of([row.costs for row in rows], self.model.seconds)
         read = data_read(spec, [task.DATASET_PATH, task.config.dataset_kwargs])
         lost = {**samples.undefined(facts, results["results"][spec.task]), **failures}

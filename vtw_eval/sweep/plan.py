@@ -231,7 +231,7 @@ class Plan(_Strict):
     def _options(self) -> Plan:
         from vtw_eval.model_adapters.options import parse_options
 
-        adapters = _adapters(self.harness)
+        adapters = adapters_of(self.harness)
         for number, model in enumerate(self.models):
             given = {"dtype": self.dtype or "auto", **model.args, "pretrained": model.pretrained, "method": "baseline"}
             try:
@@ -287,7 +287,7 @@ class Plan(_Strict):
         return [(text, seed) for text, seed in variants if text is not None] or [(spec, self.seeds[0])]
 
 
-def _adapters(harness: Harness) -> Mapping[str, Any]:
+def adapters_of(harness: Harness) -> Mapping[str, Any]:
     """Return the adapters of a harness; their options differ a little."""
     if harness == "lmms-eval":
         from vtw_eval.model_adapters.adapters import ADAPTERS

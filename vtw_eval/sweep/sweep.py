@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.sweep.check import check_cells
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.local import run_local
-from vtw_eval.sweep.plan import Plan, select
+from vtw_eval.sweep.plan import Plan, PlanError, select
 from vtw_eval.sweep.provenance import code_changed, inputs_changed, packages_changed
 from vtw_eval.sweep.schedule import Watcher, worker_count
 from vtw_eval.sweep.store import Entry, Store, describe
@@ -61,24 +62,25 @@ def run_sweep(
     Raises
     ------
     PlanError
-        For a plan that cannot be carried out.
+        For a plan that cannot be carried out; nothing is written then.
     StoreError
         If the folder is in use, is that of another plan, or cannot be written to.
     """
     plan = resolve(plan)
     cells = select(plan.cells(), only)
     store = Store(root)
+    settings = Settings(plan.device, plan.batch_size, plan.verify)
     with store.lock(watcher.note):
-        store.create(plan, take_over=take_over)
         entries = [store.entry(spec) for spec in cells]
         for entry in entries:
             if entry.state in ("corrupt", "failed"):
                 watcher.note(f"{describe(entry.spec)} is {entry.state} and runs again: {entry.problem}")
         outdated = _outdated(entries, keep, watcher.note)
         todo = [entry.spec for entry in entries if entry.state != "done" or entry.spec.key in outdated]
+        refuse_hopeless(todo, settings, watcher.note, elsewhere=cluster is not None)
+        store.create(plan, take_over=take_over)
         watcher.planned(len(cells), len(cells) - len(todo))
         if todo:
-            settings = Settings(plan.device, plan.batch_size, plan.verify)
             workers = worker_count(plan.workers, len(todo))
             if cluster is None:
                 run_local(todo, store, settings, workers, watcher)
@@ -87,6 +89,40 @@ def run_sweep(
 
                 run_ray(todo, store, settings, workers, watcher, cluster)
         return [store.entry(spec) for spec in cells]
+
+
+def refuse_hopeless(
+    cells: Sequence[CellSpec],
+    settings: Settings,
+    note: Callable[[str], None],
+    *,
+    elsewhere: bool = False,
+    planning: bool = False,
+) -> None:
+    """Raise ``PlanError`` with one line per reason for which cells cannot be evaluated, see :mod:`.check`.
+
+    Parameters
+    ----------
+    cells
+        Those to evaluate.
+    settings
+        Device.
+    note
+        Told what cannot be looked at from here.
+    elsewhere, planning
+        See :func:`vtw_eval.sweep.check.check_cells`.
+
+    Raises
+    ------
+    PlanError
+        If there is one.
+    """
+    found = check_cells(cells, settings, elsewhere=elsewhere, planning=planning)
+    for finding in found:
+        if not finding.fatal:
+            note(f"not checked: {finding}")
+    if fatal := [str(finding) for finding in found if finding.fatal]:
+        raise PlanError("the plan cannot be carried out.\n" + "\n".join(fatal))
 
 
 def _outdated(entries: Sequence[Entry], keep: bool, note: Callable[[str], None]) -> set[str]:
