@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vtw_eval.model_adapters.family import Encoded, Family, Message, Prompt
 from vtw_eval.model_adapters.internvl import InternVLOptions
+from vtw_eval.model_adapters.media import PALETTE, Visual
 from vtw_eval.model_adapters.video import notes_on, read_clips, reader_of
 
 MEAN = (0.485, 0.456, 0.406)
@@ -26,6 +27,10 @@ STD = (0.229, 0.224, 0.225)
 
 CONTEXT = "<IMG_CONTEXT>"
 """Token that stands for a vision feature."""
+
+MARK = "\ue000"
+"""Where an image or frame belongs in a prompt. The remote code's mark is ``<image>``, which words of a question may be:
+it takes the first ones for the images, and these stand before the question."""
 
 
 def tile_grid(width: int, height: int, low: int, high: int, tile: int) -> tuple[int, int]:
@@ -112,17 +117,22 @@ class InternVLRemote(Family[InternVLOptions]):
         text, previous = "", ""
         for part in content:
             if part["type"] == "image":
-                text += " <image>" if previous == "image" else "<image>"
+                text += f" {MARK}" if previous == "image" else MARK
             else:
                 text += "\n" if previous == "image" else ""
                 frames = range(1, self.options.num_frames + 1)
-                text += part["text"] if part["type"] == "text" else "".join(f"Frame{i}: <image>\n" for i in frames)
+                text += part["text"] if part["type"] == "text" else "".join(f"Frame{i}: {MARK}\n" for i in frames)
             previous = part["type"]
         return text
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """Convert as ``internvl2`` does."""
         return image.convert("RGB")
+
+    def opened(self, visuals: Sequence[Visual]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+        """Open the images of a document; ``internvl2`` resizes them before it converts them, palettes roughly."""
+        images, notes = super().opened(visuals)
+        return images, (*notes, PALETTE) if any(image.mode in ("1", "P") for image in images) else notes
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
         """Encode a batch of tiles and texts whose image marks are as many vision tokens as features follow."""
@@ -135,7 +145,9 @@ class InternVLRemote(Family[InternVLOptions]):
             high = self.most_tiles(prompt)
             cut = [tiles(image, self.options.min_patches, high, tile, config.use_thumbnail) for image in prompt.images]
             cut += [[Image.fromarray(frame).resize((tile, tile))] for clip in row for frame in clip.frames]
-            pieces = prompt.text.split("<image>")
+            if CONTEXT in prompt.text:
+                raise ValueError(f"words of the text that are {CONTEXT} cannot be told from the vision tokens.")
+            pieces = prompt.text.split(MARK)
             if len(pieces) != len(cut) + 1:
                 raise ValueError(f"the prompt has {len(pieces) - 1} image marks for {len(cut)} images and frames.")
             marks = [f"<img>{CONTEXT * self.model.num_image_token * len(found)}</img>" for found in cut]

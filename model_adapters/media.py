@@ -33,6 +33,7 @@ Found = tuple[Image.Image, tuple[str, ...]]
 ORIENTATION = "orientation tag ignored"
 TRANSPARENCY = "transparency dropped"
 ANIMATION = "first frame of an animation"
+PALETTE = "palette resized without smoothing"
 PAGES = "first page of several"
 DAMAGED = "file is truncated or damaged"
 CLIPPED = {"16": "16-bit grey clipped", "32": "32-bit grey clipped", "F": "float grey clipped"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vtw_eval.model_adapters.family import Encoded, Prompt, all_images
 from vtw_eval.model_adapters.internvl import InternVL, InternVLOptions, middles
-from vtw_eval.model_adapters.internvl_remote import InternVLRemote
+from vtw_eval.model_adapters.internvl_remote import MARK, InternVLRemote
 from vtw_eval.model_adapters.video import Clip, notes_on, read_clip
 from vtw_eval.model_adapters.vlmeval_family import (
     KitFamily,
@@ -155,7 +155,10 @@ class InternVLPrompts(KitFamily):
         of_video = bool(frames) or question.of_video
         tiles = 1 if of_video else self.options.max_patches or most_tiles(dataset, len(images))
         return KitPrompt(
-            self.text_of(marked_text(question)), tuple(images), notes=(*notes, *notes_on([clips])[0]), tiles=tiles
+            self.text_of(marked_text(question), len(images)),
+            tuple(images),
+            notes=(*notes, *notes_on([clips])[0]),
+            tiles=tiles,
         )
 
     def _framed(self, question: Question) -> tuple[Question, list[Clip]]:
@@ -171,8 +174,8 @@ class InternVLPrompts(KitFamily):
             parts += [{"type": "image", "value": ""}] * count if part["type"] == "video" else [part]
         return Question(parts, question.dataset), [clip]
 
-    def text_of(self, marked: str) -> str:
-        """Return the whole prompt for a text with image marks."""
+    def text_of(self, marked: str, count: int) -> str:
+        """Return the whole prompt for a text with image marks; behind as many as there are images they are words."""
         raise NotImplementedError
 
 
@@ -181,9 +184,9 @@ class InternVLKit(InternVLPrompts, InternVL):
 
     options: InternVLKitOptions
 
-    def text_of(self, marked: str) -> str:
+    def text_of(self, marked: str, count: int) -> str:
         """Render pieces of text and images; the template itself ends a line after an image."""
-        first, *others = marked.split("<image>")
+        first, *others = marked.split("<image>", count) if count else [marked]
         content = [{"type": "text", "text": first}] if first else []
         for piece in others:
             content += [{"type": "image"}, {"type": "text", "text": piece.removeprefix("\n")}]
@@ -213,9 +216,10 @@ class InternVLRemoteKit(InternVLPrompts, InternVLRemote):
         """The end of a turn, as in the remote code's ``chat``."""
         return super(KitFamily, self).stop_ids
 
-    def text_of(self, marked: str) -> str:
+    def text_of(self, marked: str, count: int) -> str:
         """Fill in the checkpoint's conversation template."""
-        return self.render([{"role": "user", "content": [{"type": "text", "text": marked}]}])
+        text = marked.replace("<image>", MARK, count)
+        return self.render([{"role": "user", "content": [{"type": "text", "text": text}]}])
 
     def most_tiles(self, prompt: Prompt) -> int:
         """As the prompt says."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +12,13 @@ from vlmeval.smp import get_logger
 from vlmeval.vlm.base import BaseModel
 
 from vtw_eval.model_adapters.core import Request, Runner
+from vtw_eval.model_adapters.failures import naming
+from vtw_eval.model_adapters.family import Family, Prompt
+from vtw_eval.model_adapters.media import once
 from vtw_eval.model_adapters.options import parse_options
 from vtw_eval.model_adapters.vlmeval_adapters import KIT_ADAPTERS
 from vtw_eval.model_adapters.vlmeval_family import KitFamily, Part, Question, kit_family
+from vtw_eval.model_adapters.vlmeval_pictures import TablePictures
 
 
 class CostedAnswer(str):
@@ -83,10 +89,18 @@ class VTWKitModel(BaseModel):
             simple=False,
             device=_device(arguments.get("device")),
             log=get_logger("vtw_eval").info,
+            warn=get_logger("vtw_eval").warning,
             adapters=KIT_ADAPTERS,
         )
         self.VIDEO_LLM = self.family.takes_video
+        self.pictures: TablePictures | None = None
+        """Stands before the image dataset that is asked about."""
         self.reset_frames()
+
+    def set_dump_image(self, dump_image_func: Any) -> None:
+        """Take the function by which a dataset writes its pictures, and stand between the two."""
+        self.pictures = TablePictures.of(dump_image_func, self.runner.options.media)
+        super().set_dump_image(dump_image_func if self.pictures is None else self.pictures.dump_image)
 
     def reset_frames(self) -> None:
         """Forget what the last video dataset asked for.
@@ -107,8 +121,9 @@ class VTWKitModel(BaseModel):
 
     def build_prompt(self, line: Any, dataset: str) -> list[dict[str, str]]:
         """Return the message for a row of a dataset, as the kit's class for the family words it."""
-        images = self.dump_image(line, dataset)
-        return self.family.own_prompt(line, dataset, [images] if isinstance(images, str) else images)
+        with naming(self.pictures.begin(line)) if self.pictures else nullcontext():
+            images = self.dump_image(line, dataset)
+            return self.family.own_prompt(line, dataset, [images] if isinstance(images, str) else images)
 
     def generate_inner(self, message: Sequence[Part], dataset: str | None = None) -> CostedAnswer | dict[str, Any]:
         """Answer a message.
@@ -126,11 +141,18 @@ class VTWKitModel(BaseModel):
         """
         self.runner.refuse_search("VLMEvalKit, which asks one question at a time")
         question = Question(message, dataset, self.nframe, self.fps)
+        row = self.pictures.asked() if self.pictures else ""
+        notes = self.pictures.notes_on(question.values("image")) if self.pictures else ()
+
+        def build(family: Family[Any]) -> Prompt:
+            prompt = kit_family(family).kit_prompt(question)
+            return replace(prompt, notes=once([*notes, *prompt.notes]))
+
         request = Request(
-            name=_name(question),
+            name=row or _name(question),
             length=0,
             generation=self.family.options.generation,
-            build=lambda family: kit_family(family).kit_prompt(question),
+            build=build,
             task=dataset or "",
         )
         (answer,) = self.runner.answer([request], progress=False)
