@@ -87,7 +87,7 @@ class _File:
     slack: float
     """Share of them that may be missing, because they may count other streams too."""
     cut: bool
-    """Whether the file has no end mark though its format asks for one."""
+    """Whether the file has no end mark, or fewer packets than it says, though its format asks for them."""
 
 
 @dataclass
@@ -255,7 +255,7 @@ def _look(path: str, container: Any) -> _File:
         rate=float(chosen.average_rate or 0) or _mean_rate(stamps[chosen.index]),
         promised=promised,
         slack=slack,
-        cut=container.format.name == "gif" and not _gif_ends(Path(path).read_bytes()),
+        cut=_ends_early(container, chosen, counts[chosen.index]),
     )
 
 
@@ -278,6 +278,13 @@ def _promised(container: Any, stream: Any) -> tuple[float | None, float]:
     if container.duration:  # of the longest stream
         return container.duration / 1_000_000, 0.1
     return None, 0.0
+
+
+def _ends_early(container: Any, stream: Any, packets: int) -> bool:
+    """Tell whether a file is cut though its duration, which ffmpeg estimates for these formats, does not say so."""
+    if container.format.name == "gif":
+        return not _gif_ends(Path(container.name).read_bytes())
+    return container.format.name == "avi" and stream.frames > packets
 
 
 def _gif_ends(data: bytes) -> bool:

@@ -88,7 +88,7 @@ def write_clip(
             first = made.add_stream("mjpeg", rate=1)
             first.height, first.width = cover.shape[:2]
             first.pix_fmt = "yuvj420p"
-            if marked:
+            if marked and hasattr(first, "disposition"):  # PyAV 12 cannot mark it
                 first.disposition = av.stream.Disposition.attached_pic.value
         stream: Any = made.add_stream(codec, rate=rate, options=dict(codec_options or {}))
         stream.height, stream.width = pictures[0].shape[:2]
