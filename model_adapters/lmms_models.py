@@ -21,6 +21,7 @@ from vtw_eval.model_adapters.costs import SampleCosts, mean_costs
 from vtw_eval.model_adapters.failures import DocumentError, Failures, naming
 from vtw_eval.model_adapters.family import Family, Prompt
 from vtw_eval.model_adapters.media import Found, Media, inspected, noting_damage, once
+from vtw_eval.tasks.picture_marks import AtMarks
 
 Made = TypeVar("Made")
 
@@ -159,8 +160,14 @@ class VTWModel(lmms):
 
     def _request(self, instance: Instance) -> Request:
         context, doc_to_messages, generation, doc_id, task, split = instance.args
-        build = self._builder((task, split, doc_id), doc_to_messages, _of_chat)
-        return Request(document_name(task, split, doc_id), len(context), generation, build, task)
+        show = AtMarks(doc_to_messages, self._runner.options.media)
+        build = self._builder((task, split, doc_id), show, _of_chat)
+
+        def noted(family: Family[Any]) -> Prompt:
+            prompt = build(family)
+            return replace(prompt, notes=once([*prompt.notes, *show.notes]))
+
+        return Request(document_name(task, split, doc_id), len(context), generation, noted, task)
 
     def _builder(
         self, place: tuple[str, str, int], show: Callable[[Any], Any], prompt_of: Callable[[Family[Any], Any], Prompt]

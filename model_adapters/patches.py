@@ -141,8 +141,15 @@ LMMS_EVAL = {
         ("dataset_kwargs",),
         "a missing dataset is told as RetryError",
     ),
+    "scores": Patch(
+        "lmms-eval",
+        "lmms_eval.api.task",
+        "ConfigurableTask.process_results",
+        ("doc", "results"),
+        "equal answers that a task cannot read are right with one method and wrong with another",
+    ),
 }
-"""Of lmms-eval; all but ``download``, which only words an error, must be called in an evaluation."""
+"""Of lmms-eval; all but ``download``, which only words an error, must be called where they are replaced."""
 
 _DATASET = ("dataset", "model_name")
 

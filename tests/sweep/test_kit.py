@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,10 +12,10 @@ import pytest
 from tests.sweep.conftest import PLAN, Finished
 from vtw_eval.sweep.cell import Cell
 from vtw_eval.sweep.harness import Settings
-from vtw_eval.sweep.kit import convert, expand_datasets, shown
+from vtw_eval.sweep.kit import convert, expand_datasets, judged_rows, shown
 from vtw_eval.sweep.plan import PlanError, parse_plan
 from vtw_eval.sweep.runner import CellRunner
-from vtw_eval.sweep.samples import aggregate
+from vtw_eval.sweep.samples import SampleError, aggregate
 from vtw_eval.sweep.store import Store
 from vtw_eval.sweep.tasks import resolve
 
@@ -109,3 +110,59 @@ def test_names() -> None:
         expand_datasets(["MMEE"])
     with pytest.raises(PlanError, match="VLMEvalKit has no VQAv2"):
         expand_datasets(["VQAv2"])
+
+
+def _written(folder: Path, name: str, rows: pd.DataFrame) -> Path:
+    rows.to_excel(folder / name, index=False)
+    return folder / name
+
+
+def test_a_renamed_column_of_scores_is_refused(tmp_path: Path) -> None:
+    answers = pd.DataFrame({"index": [0, 1], "answer": ["Yes", "No"], "prediction": ["Yes", "Yes"]})
+    plain = _written(tmp_path, "m_POPE.xlsx", answers)
+    right = _written(tmp_path, "m_POPE_auxmatch.xlsx", answers.assign(extracted=["Yes", "Yes"], score=[True, False]))
+    found = judged_rows([plain, right])
+    assert found is not None
+    assert found["score"].to_dict() == {"0": 1.0, "1": 0.0}
+    other = answers.assign(extracted=["Yes", "Yes"], correct=[True, False])
+    renamed = _written(tmp_path, "m_POPE_auxmatch.xlsx", other)
+    columns = "m_POPE_auxmatch.xlsx: index, answer, prediction, extracted, correct"
+    with pytest.raises(SampleError, match=f"Columns: {columns}"):
+        judged_rows([plain, renamed])
+    assert judged_rows([plain, renamed], closed=False) is None, "nothing is guessed of open answers either"
+    holes = _written(tmp_path, "m_POPE_auxmatch.xlsx", answers.assign(score=[1, None]))
+    with pytest.raises(SampleError, match=r"score \(not a number in every row\)"):
+        judged_rows([plain, holes])
+    assert judged_rows([plain]) is None
+
+
+def test_scores_of_open_answers_and_of_splits() -> None:
+    splits = ["dev", "validation", "validation"]
+    rows = pd.DataFrame({"index": [0, 1, 2], "split": splits, "prediction": ["a", "b", "c"]})
+    judged = pd.DataFrame({"score": [1.0, 1.0, 0.0]}, index=["0", "1", "2"])
+    groups = dict.fromkeys(judged.index, "g")
+    values = {"split=dev|Overall": 1.0, "split=validation|Overall": 0.5}
+    metrics, samples, _ = convert(values, rows, judged, groups)
+    assert {name: metric.aggregate for name, metric in metrics.items()} == {
+        "dev|Overall": "mean",
+        "validation|Overall": "mean",
+    }
+    assert [sample.scores for sample in samples] == [
+        {"dev|Overall": 1.0},
+        {"validation|Overall": 1.0},
+        {"validation|Overall": 0.0},
+    ]
+
+
+def test_scores_that_a_dataset_tells() -> None:
+    rows = pd.DataFrame({"index": [7, 8], "prediction": pd.Series(["a\ud800", "b"], dtype=object)})
+    own = pd.DataFrame({"exact": [1.0, 0.0], "colour": [None, 0.0]}, index=["7", "8"])
+    values = {"exact": 0.5, "colour": 0.0, "speed": 0.3}
+    metrics, samples, _ = convert(values, rows, None, {"7": "g", "8": "h"}, own=own, shares=True)
+    assert {name: (metric.aggregate, metric.percent) for name, metric in metrics.items()} == {
+        "exact": ("mean", True),
+        "colour": ("mean", True),
+        "speed": ("other", True),
+    }
+    assert [sample.scores for sample in samples] == [{"exact": 1.0}, {"exact": 0.0, "colour": 0.0}]
+    assert samples[0].answer == "a\N{REPLACEMENT CHARACTER}"
