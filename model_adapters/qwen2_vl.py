@@ -192,6 +192,12 @@ class Qwen2VL(Family[QwenOptions]):
 
     model_types = frozenset({"qwen2_vl", "qwen2_5_vl"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.bounds["min_pixels"], self.bounds["max_pixels"]
+        if low > high:
+            raise ValueError(f"min_pixels={low} is above max_pixels={high}: give both.")
+
     @classmethod
     def processor_arguments(cls, options: QwenOptions, model_type: str, simple: bool) -> dict[str, Any]:
         """Bounds of the image area, by the names that transformers 5 has for them."""
