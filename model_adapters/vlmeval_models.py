@@ -12,7 +12,6 @@ from vlmeval.smp import get_logger
 from vlmeval.vlm.base import BaseModel
 
 from vtw_eval.model_adapters.core import Request, Runner
-from vtw_eval.model_adapters.failures import naming
 from vtw_eval.model_adapters.family import Family, Prompt
 from vtw_eval.model_adapters.media import once
 from vtw_eval.model_adapters.options import parse_options
@@ -121,7 +120,7 @@ class VTWKitModel(BaseModel):
 
     def build_prompt(self, line: Any, dataset: str) -> list[dict[str, str]]:
         """Return the message for a row of a dataset, as the kit's class for the family words it."""
-        with naming(self.pictures.begin(line)) if self.pictures else nullcontext():
+        with self.pictures.asking(line) if self.pictures else nullcontext():
             images = self.dump_image(line, dataset)
             return self.family.own_prompt(line, dataset, [images] if isinstance(images, str) else images)
 

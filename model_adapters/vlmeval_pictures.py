@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,15 @@ class TablePictures:
         dataset = owner.dataset if isinstance(owner, TablePictures) else owner
         return cls(dataset, media) if hasattr(type(dataset), "build_prompt") else None
 
-    def begin(self, line: Any) -> str:
-        """Note that a row is asked about next, and return how messages call it."""
+    @contextmanager
+    def asking(self, line: Any) -> Iterator[None]:
+        """Note that a row is asked about next; errors within name it."""
         index = line if isinstance(line, int | str) else line["index"]
-        self._asked = f"{self.dataset.dataset_name}, index {index}"
-        return self._asked
+        self._asked = ""
+        name = f"{self.dataset.dataset_name}, index {index}"
+        with naming(name):
+            yield
+        self._asked = name
 
     def asked(self) -> str:
         """Return how messages call the row that is asked about, empty if that is not known, and forget it."""
@@ -72,7 +77,7 @@ class TablePictures:
         vtw_eval.model_adapters.failures.DocumentError
             If there is none; it names the row.
         """
-        with naming(self.begin(line)):
+        with self.asking(line):
             return self._build(line, *args, **given)
 
     def dump_image(self, line: Any) -> Any:
