@@ -210,6 +210,17 @@ def kit_patches() -> None:
         patch.place()
 
 
+def kit_pictures() -> None:
+    """Check that VLMEvalKit hands the pictures of a table to a model through what is replaced."""
+    from vlmeval.dataset.image_base import ImageBaseDataset
+    from vlmeval.inference import infer_data
+
+    missing = {"set_dump_image", "dump_image", "build_prompt"} - set(infer_data.__code__.co_names)
+    _expect(not missing, f"vlmeval.inference.infer_data does not call {', '.join(sorted(missing))}", "ms-vlmeval")
+    for name in ("dump_image", "build_prompt"):
+        _expect(callable(getattr(ImageBaseDataset, name, None)), f"its datasets have no {name}", "ms-vlmeval")
+
+
 def kit_reads_tables() -> None:
     """Check that VLMEvalKit reads tables with the functions that are replaced to compare them with their files."""
     from vlmeval.smp import load

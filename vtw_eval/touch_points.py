@@ -342,6 +342,14 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     ),
     TouchPoint(
         "ms-vlmeval",
+        "pictures of its tables",
+        "model_adapters/vlmeval_pictures.py",
+        "dump_image",
+        "pictures would be shown otherwise than a viewer shows them, without a word",
+        guards.kit_pictures,
+    ),
+    TouchPoint(
+        "ms-vlmeval",
         "its table of models",
         "model_adapters/vlmeval_registry.py",
         "supported_VLM",
