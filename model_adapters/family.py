@@ -247,9 +247,9 @@ class Family(ABC, Generic[AnyOptions]):
         ValueError
             If it has not.
         """
-        media = {"image": len(prompt.images), "video": prompt.video_count}
-        for kind, count in media.items():
-            mark = getattr(self.processor, f"{kind}_token", None)
+        media = (("image", "image_token", len(prompt.images)), ("video", "video_token", prompt.video_count))
+        for kind, name, count in media:
+            mark = getattr(self.processor, name, None)
             found = prompt.text.count(mark) if isinstance(mark, str) else count
             if found != count:
                 why = f"; words of the text that are {mark} cannot be told from it" if found > count else ""

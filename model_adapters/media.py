@@ -329,7 +329,7 @@ def _has_frames(path: str) -> bool:
             # FFmpeg opens stills, and texts, as videos; what Pillow does not know of them is no video either.
             name = container.format.name
             if container.streams.video and name != "tty":
-                return not (name.endswith("_pipe") or name == "image2")
+                return not (name.endswith("pipe") or name == "image2")
     except av.FFmpegError:
         pass
     raise ValueError(f"{path} is neither a picture that Pillow knows nor a video that FFmpeg knows.")
