@@ -114,8 +114,8 @@ class Outcomes:
                     self.failures[name] = problem
                 self.calls = self.kit.patches.calls.copy()
             status = original(**given)
-            if given.get("status") == "done":
-                self._keep_notes(given["run_dir"])
+            if given.get("status") == "done" and (folder := given.get("run_dir")) is not None:
+                self._keep_notes(folder)
             return status
 
         return upsert_dataset_status

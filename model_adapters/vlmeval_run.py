@@ -52,6 +52,7 @@ from vtw_eval.model_adapters.vlmeval_tables import (
     comparing_questions,
     keeping_record,
     read_exactly,
+    read_record,
     scoring_exactly,
     with_texts,
     writable,
@@ -126,7 +127,9 @@ class Session:
         self.built[name] = dataset
         self.noted[name] = {}
         self.readings.pop(name, None)
-        if (found := next((one for one in readings if one.covers(dataset.data)), None)) is not None:
+        data = getattr(dataset, "data", None)
+        found = next((one for one in readings if isinstance(data, pd.DataFrame) and one.covers(data)), None)
+        if found is not None:
             self.readings[name] = found
         cls = type(dataset)
         if cls not in self.watched and (original := inspect.getattr_static(cls, "evaluate", None)) is not None:
@@ -136,7 +139,7 @@ class Session:
 
     def name_of(self, dataset: Any) -> str:
         """Return the name that the kit was given of a dataset that it built."""
-        return next(name for name, built in self.built.items() if built is dataset)
+        return next((name for name, built in self.built.items() if built is dataset), str(dataset.dataset_name))
 
     def notes_on(self, dataset: Any) -> Mapping[str, tuple[str, ...]]:
         """Return why questions of a dataset are shown or scored otherwise than they are written, by index."""
@@ -149,7 +152,7 @@ class Session:
         return notes
 
     def note_answers(self, table: Path, data: pd.DataFrame, record: AnswerRecord) -> None:
-        """Keep answers that are written to a table, and what is noted of them; warn of what tables change.
+        """Keep answers that are written to a table, and what is noted of them.
 
         Parameters
         ----------
@@ -160,19 +163,22 @@ class Session:
         record
             The record beside the table.
         """
+        self.answers[table] = data
+        self.note(self.asked, record, record.costs or _part_costs(table))
+
+    def note(self, dataset: Any, record: AnswerRecord, costs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what is noted of the answers to a dataset's questions, and warn of what the kit's tables change."""
         from vlmeval.smp import get_logger
 
-        self.answers[table] = data
         noted: dict[str, list[str]] = {}
-        costs = record.costs or _part_costs(table)
         for index in record.answers:
-            for reason in costs.get(index, {}).get("media", ()):
+            for reason in (costs.get(index) or {}).get("media", ()):
                 noted.setdefault(reason, []).append(index)
-        if record.changed and self.media == "harness" and not scores_exactly(self.asked):
+        if record.changed and self.media == "harness" and not scores_exactly(dataset):
             noted[ANSWER_CHANGED] = list(record.changed)
-        name = self.name_of(self.asked)
+        name = self.name_of(dataset)
         self.noted[name] = noted
-        ours = {reason for reasons in self.notes_on(self.asked).values() for reason in reasons} | {ANSWER_CHANGED}
+        ours = {reason for reasons in self.notes_on(dataset).values() for reason in reasons} | {ANSWER_CHANGED}
         for line in summary({reason: indices for reason, indices in noted.items() if reason in ours}):
             get_logger("vtw_eval").warning(
                 f"{name}: {line}, as VLMEvalKit does; media=upright reads and scores what stands there"
@@ -183,7 +189,7 @@ class Session:
         from vlmeval.smp import get_logger
 
         name = self.name_of(dataset)
-        self.noted[name][GUESSED] = list(indices)
+        self.noted.setdefault(name, {})[GUESSED] = list(indices)
         (line,) = summary({GUESSED: indices})
         get_logger("vtw_eval").warning(f"{name}: {line}; the same answer gets the same guess")
 
@@ -510,6 +516,8 @@ def _watched(original: Any, kit: Session) -> Callable[..., Any]:
         if not table.exists():
             raise TableError(f"{table} could not be written, or is gone: there are no answers to score.")
         guesses: set[str] = set()
+        if table not in kit.answers and (record := read_record(table)) is not None:  # of an earlier run
+            kit.note(self, record, record.costs or read_costs(costs_file(table)))
         with ExitStack() as stack:
             stack.enter_context(keeping_record(table))
             stack.enter_context(same_guess_for_same_answer(guesses.add))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -313,3 +314,53 @@ def test_the_same_answer_gets_the_same_guess(data: Path, models: Any, tmp_path: 
 def evaluate_with_judge(model: LlavaVTW, told: Sequence[str], folder: Path) -> KitResult:
     with mock.patch.object(LlavaKit, "decode", side_effect=[[text] for text in told]):
         return evaluate(model, "model", "AI2D_TEST", work_dir=folder, limit=len(told), judge="chatgpt-0125")
+
+
+def test_tgif_scores_what_the_model_said(tmp_path: Path) -> None:
+    from vlmeval.smp import dump
+
+    from vtw_eval.tasks.kit_tgif import TGIFQA
+
+    answers = ["3", "none", "null", "007", "blue", "four"]
+    told = ["=3", "None", "null", "007.", "", "4"]
+    file = tmp_path / "m_TGIF-QA_8frame.xlsx"
+    rows = pd.DataFrame({"index": range(6), "question": "what ?", "answer": answers, "prediction": told})
+    writing_answers(dump, lambda table, data, record: None)(rows, str(file))
+    assert TGIFQA.evaluate(str(file)) == {"exact_match": pytest.approx(5 / 6), "contains_match": pytest.approx(5 / 6)}
+    record_file(file).unlink()
+    again = TGIFQA.evaluate(str(file))
+    assert again["exact_match"] == pytest.approx(5 / 6), "a table without a record is read as texts, too"
+
+
+def test_the_command_writes_what_was_noted_into_its_status(tmp_path: Path) -> None:
+    from vlmeval.smp.status_report import upsert_run_status
+
+    from vtw_eval.model_adapters.vlmeval_cli import Outcomes
+    from vtw_eval.model_adapters.vlmeval_run import Session
+
+    upsert_run_status(tmp_path, noted={"MME": {ANSWER_CHANGED: {"count": 1, "index": ["7"]}}})
+    kit = Session(noted={"POPE": {ANSWER_CHANGED: [str(i) for i in range(12)]}, "AI2D_TEST": {}})
+    outcomes = Outcomes(kit, argparse.Namespace(mode="all", limit=None, reuse=False))
+    noting = outcomes.noting(lambda **given: None)
+    noting(dataset_name="POPE", status="done", run_dir=tmp_path, skip_reason="mode_infer")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["noted"] == {
+        "MME": {ANSWER_CHANGED: {"count": 1, "index": ["7"]}},
+        "POPE": {ANSWER_CHANGED: {"count": 12, "index": [str(i) for i in range(10)]}},
+    }
+
+
+def test_scores_of_an_earlier_runs_answers_tell_the_same(data: Path, models: Any, tmp_path: Path) -> None:
+    """As with --mode eval: nothing is asked, and the table is there."""
+    from vlmeval import run as kit_run
+
+    write(data, "POPE", pope(4))
+    run(models(), "POPE", ["=Yes", "No", "=Yes", "No"], tmp_path)
+    for media, accuracy in (("harness", 50), ("upright", 100)):
+        with session({}) as kit:
+            kit.media = media
+            dataset = kit_run.build_dataset("POPE")
+            (tmp_path / "model" / "model_POPE_auxmatch.xlsx").unlink(missing_ok=True)
+            scores = dataset.evaluate(str(tmp_path / "model" / "model_POPE.xlsx"))
+            assert scores["acc"].iloc[0] == accuracy
+            assert kit.noted["POPE"] == ({ANSWER_CHANGED: ["0", "2"]} if media == "harness" else {})
