@@ -8,6 +8,9 @@
 #   PROFILE=video ./run_all.sh    Table 3, Video-LLaVA (the same; first: vtw-eval prepare-tgif)
 #   ./run_all.sh --limit 40       the first documents of each task only; tables go to runs/ instead of results/
 #                                 (any options of vtw-eval sweep)
+#
+# results/ is written when every cell is done, and not before: an interrupted or partly failed run leaves its tables in
+# runs/. Exit status: that of vtw-eval sweep (1: a cell failed, 2: the plan cannot be carried out, 130: Ctrl-C).
 set -euo pipefail
 cd "$(dirname "$0")"
 profile=${PROFILE:-shapes}
@@ -26,11 +29,23 @@ command="./run_all.sh${*:+ $*}"
 . .ci/venv.sh lmms
 status=0
 for plan in "${plans[@]}"; do
+    run=runs/$plan replaces=
+    [ $# -eq 0 ] || run=runs/$plan-partial replaces=--take-over # no smoke runs among results
     results=results/$plan
-    [ $# -eq 0 ] || results=runs/$plan/report # no smoke runs among results
-    [ ! -f "runs/$plan/reported" ] || rm -rf "runs/$plan" # a finished sweep of perhaps another version of the code
-    vtw-eval sweep "$plan" -o "runs/$plan" "$@" || status=$?
-    vtw-eval report "runs/$plan" -o "$results/README.md" --command "$command"
-    [ "$status" -ne 0 ] || touch "runs/$plan/reported"
+    [ ! -f "$run/reported" ] || rm -rf "$run" # a finished sweep of perhaps another version of the code
+    code=0
+    vtw-eval sweep "$plan" -o "$run" $replaces "$@" || code=$?
+    case $code in
+    0) [ $# -eq 0 ] || results=$run/report ;;
+    1) results=$run/report ;;
+    *) exit $code ;; # nothing to report: the plan cannot be carried out, or somebody pressed Ctrl-C
+    esac
+    vtw-eval report "$run" -o "$results/README.md" --command "$command"
+    if [ $code -eq 0 ]; then
+        touch "$run/reported"
+    else
+        status=$code
+        echo "run_all.sh: not every cell is done, so results/$plan stays as it is; see $results/README.md." >&2
+    fi
 done
 exit $status
