@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vtw_eval.cli.app import check_output
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
 from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 from vtw_eval.tasks.loading import dataset_failures_told
@@ -122,6 +123,8 @@ def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
             try:
                 if args.tasks is None:
                     raise ValueError("name at least one task, for instance --tasks mme,pope; --tasks list shows all.")
+                if args.output_path:
+                    check_output(Path(args.output_path), folder=True)  # lmms-eval would find out at the end
                 results, samples = evaluate(args)
                 patches.require(["tasks"], calls)
                 check_results(args, results, since)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.app import app, check_output, user_errors
 
 
 @app.command(
@@ -40,11 +40,23 @@ def search_k(
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write KL by k to this file, for vtw-eval report --kl.")] = None,
 ) -> None:
-    """Search the withdrawal layer k of VTW (Algorithm 1) in one pass per document."""
+    """Search the withdrawal layer k of VTW (Algorithm 1) in one pass per document.
+
+    Exit status: 0; 1 if something could not be done, such as loading the dataset; 2 if the command cannot be carried
+    out as it is written.
+    """
     from vtw_eval.model_adapters.search_task import search_task
     from vtw_eval.report.search import divergence_plot, divergence_table, save_divergence
+    from vtw_eval.sweep.check import device_problem
 
     with user_errors("search-k", (ValueError, OSError, RuntimeError)):
+        for file in (plot, json):
+            if file is not None:
+                check_output(file)  # not after the search
+        if plot is not None:
+            _check_picture(plot)
+        if problem := device_problem(device):
+            raise ValueError(problem)
         result = search_task(
             adapter,
             model,
@@ -60,7 +72,16 @@ def search_k(
     typer.echo(divergence_table(result))
     typer.echo(f"\nk={result.k} (first mean KL below eta={result.eta}). {result.advice()}")
     typer.echo(f"Search {result.verified}.")
-    if plot is not None:
-        divergence_plot(result, plot)
-    if json is not None:
-        save_divergence(result, task, json)
+    with user_errors("search-k"):
+        if json is not None:
+            save_divergence(result, task, json)
+        if plot is not None:
+            divergence_plot(result, plot)
+
+
+def _check_picture(plot: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if plot.suffix.lower().lstrip(".") not in known:
+        raise ValueError(f"--plot {plot}: the suffix is of no picture that can be written: {', '.join(known)}.")

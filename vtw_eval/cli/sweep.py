@@ -83,7 +83,7 @@ def sweep(
     from vtw_eval.sweep.sweep import Cluster, refuse_hopeless
     from vtw_eval.sweep.tasks import resolve
 
-    with user_errors("sweep", (PlanError, StoreError)):
+    with user_errors("sweep", (PlanError, StoreError, OSError)):
         if status is not None:
             typer.echo(status_table(Store(status)))
             return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.app import app, check_output, user_errors
 
 
 @app.command(
@@ -30,10 +30,20 @@ def train_dyvte(
     save_every: Annotated[int, typer.Option(help="Steps between states; an interrupted run goes on from one.")] = 50,
     device: Annotated[str | None, typer.Option(help="Such as cuda:1. Default: a GPU if there is one.")] = None,
 ) -> None:
-    """Train the gates of DyVTE for a frozen model, on its single-turn samples with one image."""
+    """Train the gates of DyVTE for a frozen model, on its single-turn samples with one image.
+
+    Exit status: 0; 1 if something could not be done, such as writing a file; 2 if the command cannot be carried out as
+    it is written.
+    """
+    from safetensors import SafetensorError
+
+    from vtw_eval.sweep.check import device_problem
     from vtw_eval.train_gates import run
 
-    with user_errors("train-dyvte"):
+    with user_errors("train-dyvte", (ValueError, OSError, SafetensorError)):  # the last also for a full disk
+        check_output(output)
+        if problem := device_problem(device):
+            raise ValueError(problem)
         summary = run(
             model,
             data,

@@ -63,7 +63,7 @@ def check_cells(
         One per reason, in the order of the cells.
     """
     found: list[Finding] = []
-    if reason := _device(settings.device, elsewhere):
+    if reason := device_problem(settings.device, elsewhere):
         found.append(Finding(tuple(cells), reason))
     models: dict[ModelKey, list[CellSpec]] = {}
     for cell in cells:
@@ -73,8 +73,16 @@ def check_cells(
     return found
 
 
-def _device(device: str | None, elsewhere: bool) -> str:
-    """Return why a device cannot be used; empty if it can."""
+def device_problem(device: str | None, elsewhere: bool = False) -> str:
+    """Return why a device cannot be used; empty if it can.
+
+    Parameters
+    ----------
+    device
+        As torch spells it; None is chosen by what there is.
+    elsewhere
+        Whether it is one of another machine, so that only its spelling can be checked.
+    """
     if device is None:
         return ""
     try:
