@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vtw_eval.anatomy import Anatomy, find_anatomy
 from vtw_eval.gates import INNER, Gates, after_vision, checkpoint_name, final_norm, gate_features, save_gates
 from vtw_eval.methods import VTW
+from vtw_eval.model_adapters.media import open_picture, strictly
 from vtw_eval.shapes.state import load_state, read_about, save_state
 
 AGREEMENT = 0.99
@@ -184,9 +185,9 @@ def encode(processor: Any, samples: Sequence[Sample]) -> Batch:
 
 def _read_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
+        with strictly():
+            return open_picture(path, "upright")[0]
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the image {path}: {error}.") from None
 
 

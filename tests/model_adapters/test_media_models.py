@@ -25,6 +25,8 @@ from vtw_eval.model_adapters.media import strictly
 from vtw_eval.model_adapters.vlmeval_adapters import KIT_ADAPTERS
 from vtw_eval.model_adapters.vlmeval_family import Question
 from vtw_eval.model_adapters.vlmeval_models import LlavaVTW as KitLlava
+from vtw_eval.shapes.processor import build_processor
+from vtw_eval.train_gates import Sample, encode
 
 RAMP = (np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) * 16).astype(np.uint16)
 EIGHT_BITS = Image.fromarray(np.rint(RAMP / 257).astype(np.uint8)).convert("RGB")
@@ -379,3 +381,14 @@ def test_a_broken_picture_of_a_table_names_its_question(
         for ask in (dataset.build_prompt, lambda line: model.build_prompt(line, "Odd")):
             with pytest.raises(DocumentError, match="Odd, index 41: OSError: image file is truncated"):
                 ask(dataset.data.iloc[1])
+
+
+def test_gates_are_trained_on_what_a_viewer_shows(tmp_path: Path) -> None:
+    """No harness has an example for them."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(RAMP).save(tmp_path / "deep.png", exif=exif)
+    Image.fromarray(np.rot90(np.asarray(EIGHT_BITS))).save(tmp_path / "seen.png")
+    processor = build_processor()
+    deep, seen = (encode(processor, [Sample(tmp_path / f"{name}.png", "?", "Yes")]) for name in ("deep", "seen"))
+    torch.testing.assert_close(deep.inputs["pixel_values"], seen.inputs["pixel_values"])
