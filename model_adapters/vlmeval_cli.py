@@ -208,11 +208,11 @@ def run_model(
 
 
 def _where(data: str) -> str:
-    """Tell which file a dataset was read from, in case it is damaged."""
+    """Tell which file a dataset was read from, in case it is damaged, or where its files belong."""
     from vlmeval.smp import LMUDataRoot
 
     table = Path(LMUDataRoot(), f"{data}.tsv")
-    return f" (its table: {table})" if table.is_file() else ""
+    return f" (its table: {table})" if table.is_file() else f" (files of datasets belong in {table.parent})"
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from vtw_eval.sweep.provenance import data_read
 from vtw_eval.sweep.samples import TIMES, SampleError, aggregate
 from vtw_eval.tasks.benchmarks import BENCHMARKS, TABLES, columns
 from vtw_eval.tasks.kit_datasets import register_kit_datasets
+from vtw_eval.tasks.loading import DatasetError
 
 _REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
 """MME's categories of cognition, which the kit calls reasoning."""
@@ -129,7 +130,13 @@ class KitModel:
         if dataset not in self._shown:
             from vlmeval.dataset import build_dataset
 
-            built = build_dataset(dataset)
+            try:
+                built = build_dataset(dataset)
+            except Exception as error:  # whatever a download meets
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise DatasetError(
+                    f"dataset {dataset}: it cannot be loaded. Its files belong in {LMUDataRoot()}. {reason}"
+                ) from error
             if built is None:
                 raise ValueError(f"VLMEvalKit cannot build the dataset {dataset!r}.")
             self._shown[dataset] = shown(built.data)
