@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 TESTED: frozenset[str] = frozenset(
     {
@@ -92,6 +93,31 @@ class Anatomy:
         return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
 
+def inner_model(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside modules of PEFT, ``torch.compile`` and the like; itself if it is one.
+
+    Raises
+    ------
+    UnsupportedModelError
+        For modules that copy the model, cut its weights or add tokens to its prompt.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model
+    name = type(model).__name__
+    if isinstance(model, nn.DataParallel):
+        raise UnsupportedModelError(f"{name} runs copies of the model: use one process per GPU, or its .module.")
+    peft = getattr(model, "active_peft_config", None)
+    kind = str(getattr(peft, "peft_type", "")).rpartition(".")[2]
+    if getattr(peft, "is_prompt_learning", False) or getattr(peft, "is_adaption_prompt", False) or kind == "XLORA":
+        raise UnsupportedModelError(
+            f"{name} with {kind} adds tokens to the prompt or runs the model twice: of PEFT's adapters only those that "
+            "change weights, such as LoRA, are supported."
+        )
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UnsupportedModelError("FullyShardedDataParallel cuts the weights into parts: load the model whole.")
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+
+
 def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of a vision-language model.
 
@@ -99,13 +125,15 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     ----------
     model
         A transformers model with a ``config``; also remote code whose decoder layers are a ``ModuleList`` called
-        ``layers``.
+        ``layers``; also one of them inside a wrapper, see :func:`inner_model`.
 
     Raises
     ------
     UnsupportedModelError
-        If the model has no decoder layers of the number that its config names, or is a text-only model.
+        If the model has no decoder layers of the number that its config names, is a text-only model, or stands in a
+        wrapper that changes what it computes.
     """
+    model = inner_model(model)
     config = getattr(model, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no config: pass a transformers model.")

@@ -48,6 +48,7 @@ from vtw_eval.engine.masks import (
     mask_kind,
     validity,
 )
+from vtw_eval.engine.wrappers import uncompiled
 from vtw_eval.methods.vtw import DEFAULT_ETA, DEFAULT_START
 
 Direction = Literal["vtw_full", "full_vtw"]
@@ -273,7 +274,8 @@ class _Candidates:
         if self.start < anatomy.num_layers:
             handles.append(anatomy.layers[-1].register_forward_pre_hook(self._before_last, with_kwargs=True))
         try:
-            yield
+            with uncompiled(anatomy.decoder, anatomy.layers):
+                yield
         finally:
             for handle in handles:
                 handle.remove()

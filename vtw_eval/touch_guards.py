@@ -50,6 +50,22 @@ def traces_for_fvcore() -> None:
     check_fvcore()
 
 
+def tells_compiled_modules() -> None:
+    """Check that a compiled module can be told from another, in each of the three ways to compile one."""
+    import torch
+    from torch import nn
+
+    from vtw_eval.engine.wrappers import is_compiled
+
+    wrapped = torch.compile(nn.Identity(), backend="eager")
+    in_place, forward = nn.Identity(), nn.Identity()
+    in_place.compile(backend="eager")
+    forward.forward = torch.compile(forward.forward, backend="eager")  # type: ignore[method-assign]
+    _expect(not is_compiled(nn.Identity()), "a module looks compiled that is not", "torch")
+    compiled: list[Any] = [wrapped, in_place, forward]
+    _expect(all(is_compiled(module) for module in compiled), "a compiled module does not look it", "torch")
+
+
 def lists_hooks() -> None:
     """Check that a module's forward hooks can be looked at."""
     from torch import nn

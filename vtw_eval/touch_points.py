@@ -96,6 +96,30 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         "layers would run uncompiled",
         guards.limits_recompilation,
     ),
+    TouchPoint(
+        "torch",
+        "the module inside torch.compile(module)",
+        "vtw_eval/engine/wrappers.py",
+        "_orig_mod",
+        "compiled layers would run uncompiled",
+        guards.tells_compiled_modules,
+    ),
+    TouchPoint(
+        "torch",
+        "what module.compile() leaves",
+        "vtw_eval/engine/wrappers.py",
+        "_compiled_call_impl",
+        "compiled layers would run uncompiled",
+        guards.tells_compiled_modules,
+    ),
+    TouchPoint(
+        "torch",
+        "what torch.compile(function) leaves",
+        "vtw_eval/engine/wrappers.py",
+        "_torchdynamo_orig_callable",
+        "compiled layers would run uncompiled",
+        guards.tells_compiled_modules,
+    ),
     # --- fvcore, with torch
     TouchPoint(
         "fvcore",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +159,21 @@ def test_copies_of_a_model_are_refused() -> None:
     model, _ = tiny()
     with pytest.raises(UnsupportedModelError, match="DataParallel"), VTW(k=1)(nn.DataParallel(model)):
         pass
+
+
+@torch.no_grad()
+def test_a_model_of_a_data_parallel_run(tmp_path: Path) -> None:
+    model, inputs = tiny()
+    with VTW(k=1)(model):
+        expected = model(**inputs).logits
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        with VTW(k=1)(parallel) as trace:
+            assert torch.equal(parallel(**inputs).logits, expected)
+        assert trace.prefills == 1
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class _Own(nn.Module):

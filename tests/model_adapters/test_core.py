@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.harness_data import picture, question, write_video
+from vtw_eval.engine.calls import cache_of_output, with_cache
 from vtw_eval.methods import VTW, parse_method
 from vtw_eval.model_adapters import core
 from vtw_eval.model_adapters.core import DocumentError, Request, Runner
@@ -272,23 +273,27 @@ def test_beams_cost_once(runner: Callable[..., Runner]) -> None:
     assert [a.costs.tokens_per_layer for a in batched] == [a.costs.tokens_per_layer for a in greedy]
 
 
-@pytest.mark.parametrize("method", ["baseline", "vtw"])
-def test_log_likelihood(runner: Callable[..., Runner], method: str) -> None:
+@pytest.mark.parametrize("method", ["baseline", "vtw", "fastv", "pyramiddrop", "random_vision", "rand", "random_k"])
+def test_log_likelihood_of_an_option_that_the_method_does_not_see(runner: Callable[..., Runner], method: str) -> None:
     made = runner("llava", simple=True, method=method)
     prompt = made.family.simple_prompt("Is there a disc?", [picture(1)])
     request = Request("task t, split s, doc_id 0", 1, {"max_new_tokens": 3}, lambda family: prompt)
-    # the sum over steps, one forward each
-    text, total = " yes", 0.0
-    full = made.family.encode([Prompt(prompt.text + text, prompt.images)]).inputs
-    length = made.family.encode([prompt]).inputs["input_ids"].shape[1]
-    for i in range(length, full["input_ids"].shape[1]):
-        inputs = {**full, "input_ids": full["input_ids"][:, :i], "attention_mask": full["attention_mask"][:, :i]}
+    inputs = made.family.encode([prompt]).inputs
+    length = inputs["input_ids"].shape[1]
+    for text in (" yes", " no it is a red disc", " A"):
+        option = made.family.encode([Prompt(prompt.text + text, prompt.images)]).inputs["input_ids"][0, length:]
+        # the prompt alone under the method, then the option's tokens one by one in its cache
+        total, mask = 0.0, inputs["attention_mask"]
         with torch.no_grad(), made.method(made.family.model):
-            logits = made.family.model(**inputs).logits[0, -1]
-        total += float(logits.log_softmax(-1)[full["input_ids"][0, i]])
-    value, greedy = made.log_likelihood(request, text)
-    assert value == pytest.approx(total, rel=1e-4)
-    assert not greedy
+            output = made.family.model(**inputs, use_cache=True)
+            for token in option:
+                total += float(output.logits[0, -1].log_softmax(-1)[token])
+                mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
+                step = {"input_ids": token.view(1, 1), "attention_mask": mask, "use_cache": True}
+                output = made.family.model(**with_cache(made.family.model, step, cache_of_output(output)))
+        value, greedy = made.log_likelihood(request, text)
+        assert value == pytest.approx(total, rel=1e-4), text
+        assert not greedy
 
 
 def test_stop_strings_of_qwen(runner: Callable[..., Runner]) -> None:

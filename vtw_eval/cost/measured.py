@@ -284,7 +284,8 @@ def _parts(model: PreTrainedModel, enter: Callable[[str], None], leave: Callable
         for name, module in model.named_modules():  # after the parts, so that theirs begin before their own weights
             if _multiplies(module):
                 handles.append(module.register_forward_pre_hook(functools.partial(note, name)))
-        yield
+        with torch.compiler.set_stance("force_eager"):  # compiled code would run without these hooks
+            yield
     finally:
         for handle in (*handles, *around):
             handle.remove()

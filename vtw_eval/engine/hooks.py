@@ -6,7 +6,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from vtw_eval.engine.calls import (
     check_layer_call,
     is_checkpointing,
 )
-from vtw_eval.engine.layout import Layout, Prompt, Reduction, advance, pick, rearranged, spread
+from vtw_eval.engine.layout import Layout, Prompt, Reduction, advance, last_valid, pick, rearranged, spread
 from vtw_eval.engine.masks import (
     MaskKind,
     check_bidirectional,
@@ -38,7 +38,11 @@ from vtw_eval.engine.masks import (
     reduced_mask,
     validity,
 )
-from vtw_eval.engine.trace import LayerView, Merge, Reducer, Trace
+from vtw_eval.engine.trace import LayerView, Merge, Reducer, Trace, asked_layers, check_answer
+from vtw_eval.engine.wrappers import compiled_inside, replaced, uncompiled
+
+_PROMPTS = ("inputs_embeds", "input_ids", "inputs")
+"""Under which names ``generate`` takes a prompt, the one that it runs first."""
 
 
 @dataclass
@@ -94,14 +98,20 @@ class _Engine:
     """The hooks of one installed method."""
 
     def __init__(
-        self, method: Reducer, anatomy: Anatomy, vision_mask: Tensor | None, prompt_ids: Tensor | None
+        self,
+        method: Reducer,
+        anatomy: Anatomy,
+        vision_mask: Tensor | None,
+        prompt_ids: Tensor | None,
+        answer_mask: Tensor | None,
     ) -> None:
         self.method = method
         self.anatomy = anatomy
         self.vision_mask = vision_mask
         self.prompt_ids = prompt_ids
+        self.answer_mask = answer_mask
         self.trace = Trace(method)
-        self.asked = frozenset(method.layers(anatomy.num_layers))
+        self.asked = asked_layers(method, anatomy.num_layers)
         self.first = min(self.asked, default=anatomy.num_layers)
         self.watched = frozenset(i - 1 for i in self.asked if i and method.looks_back)
         # Whether all layers get the same mask, so that one of them can tell what the others need.
@@ -114,20 +124,63 @@ class _Engine:
         self.step: _Step | None = None
         self.seen: Mapping[str, Any] = {}
         self.labels: Tensor | None = None
+        self.entered = False
+        """Whether the decoder's hook has run in the model's pass under way."""
+        self.generating: int | None = None
+        """Length of the prompt of the ``generate`` under way."""
         self.uncached: tuple[Tensor, int] | None = None
         self.layer_hooks: dict[int, Any] = {}
 
     def register(self) -> Iterator[Any]:
         """Register all hooks, yielding their handles."""
-        model, decoder = self.anatomy.model, self.anatomy.decoder
-        if model is not decoder:
-            yield model.register_forward_pre_hook(self.before_model, with_kwargs=True)
+        decoder = self.anatomy.decoder
         yield decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
         if self.asked and self.method.positions == "rearrange" and self.anatomy.rotary is not None:
             yield self.anatomy.rotary.register_forward_hook(self.after_rotary, with_kwargs=True)
         yield decoder.register_forward_hook(self.after_decoder)
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """Return what takes the place of the model's own functions while the method is installed."""
+        model, decoder = self.anatomy.model, self.anatomy.decoder
+        made: dict[str, Callable[..., Any]] = {}
         if model is not decoder:
-            yield model.register_forward_hook(self.after_model, always_call=True)
+            made["forward"] = self._watched_forward
+        if callable(getattr(model, "generate", None)):
+            made["generate"] = self._watched_generate
+        return {name: make(getattr(model, name)) for name, make in made.items()}
+
+    def _watched_forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.entered = False
+            try:
+                kwargs = self.before_model(args, kwargs)
+                output = forward(*args, **kwargs)
+                if not self.entered:
+                    raise changed("the model, or compiled code around it, has run without its decoder's hooks")
+                if self.step is not None:
+                    self._restore(output, self.step)
+                return output
+            finally:
+                self.step, self.labels, self.seen = None, None, {}
+
+        return watched
+
+    def _watched_generate(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        first = next(iter(inspect.signature(generate).parameters), None)
+
+        @functools.wraps(generate)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            named = {str(first): args[0], **kwargs} if args else kwargs
+            prompt = next((named[n] for n in _PROMPTS if isinstance(named.get(n), Tensor)), None)
+            self.generating = prompt.shape[1] if prompt is not None and prompt.ndim > 1 else None
+            self.uncached = None
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self.generating = None
+
+        return watched
 
     def hook_layers(self) -> None:
         """Put a hook on each layer from the first choice on; the layers below see everything: no hook, no cost."""
@@ -144,33 +197,27 @@ class _Engine:
 
     # The whole model ----------------------------------------------------------------------------------------------
 
-    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Note ids and padding; hand the model a copy of the labels, to be blanked where no token predicts them."""
-        seen = by_name(module, args, kwargs)
-        self.seen = {name: seen.get(name) for name in ("input_ids", MASK)}
+    def before_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Note ids and padding; return the keyword arguments with a copy of the labels, to be blanked later."""
+        seen = by_name(self.anatomy.model, args, kwargs)
+        self.seen = {name: seen.get(name) for name in ("input_ids", MASK, "labels")}
         if not self.asked:
-            return None
+            return kwargs
         if seen.get("return_dict") is False and (seen.get("output_hidden_states") or seen.get("output_attentions")):
             raise ValueError("output_hidden_states and output_attentions need return_dict=True under a method.")
         if seen.get("labels") is None:
-            return None
+            return kwargs
         if "labels" not in kwargs:
             raise ValueError("pass labels by keyword.")
         self.labels = kwargs["labels"].clone()
-        return args, {**kwargs, "labels": self.labels}
-
-    def after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Restore what was recorded outside the decoder, and forget the pass (also when it failed)."""
-        if self.step is not None and output is not None:
-            self._restore(output, self.step)
-        self.step, self.labels, self.seen = None, None, {}
-        return output
+        return {**kwargs, "labels": self.labels}
 
     # The decoder --------------------------------------------------------------------------------------------------
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begin a pass: a prefill, or a decode step on a cache that a prefill under this method has filled."""
         self.step = None
+        self.entered = True
         kwargs = by_name(module, args, kwargs)
         if self.asked and module.training and is_checkpointing(self.anatomy.model, module):
             raise ValueError("methods do not work under gradient checkpointing: switch it off on the model.")
@@ -185,7 +232,7 @@ class _Engine:
             self.step = self._prefill(source, kwargs, cache)
         elif isinstance(cache, ReducedCache):
             self.step = _Step(cache.reduction, decoding=True, queries=queries, total=past + queries, cache=cache)
-            self._refuse_late_vision(queries)
+            self._refuse_late_vision(past, queries)
         elif self.asked:
             raise ValueError(
                 "the KV cache was filled without this method, so it holds tokens that should be gone: "
@@ -199,26 +246,37 @@ class _Engine:
         if step is None:
             return None
         self._check_pass(step, output)
-        if not step.decoding and not step.continued:
-            self.trace.reduction = step.reduction
-            self.trace.prefills += 1
+        if not step.decoding:
+            self._record(step)
         if step.layout is not None:
-            prompt = step.reduction.prompt
+            prompt, layout = step.reduction.prompt, step.layout
             hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
-            full = spread(hidden, step.layout, prompt.length, 1)
-            # Generation reads the prompt's last place: it shows the last surviving token, whichever that is.
+            full = spread(hidden, layout, prompt.length, 1)
+            # An answer begins at the prompt's last place: it shows the last surviving token, whichever that is.
             rows = torch.arange(full.shape[0], device=full.device)
-            full.index_put_((rows, prompt.last().to(full.device)), hidden[:, -1])
+            last = _last_slot(layout, prompt).to(full.device)
+            full.index_put_((rows, prompt.last().to(full.device)), hidden[rows, last])
             step.restored.append(full)
             if isinstance(output, tuple):
                 output = (full, *output[1:])
             else:
                 output.last_hidden_state = full
             if self.labels is not None:
-                kept = step.reduction.kept(-1).to(self.labels.device)
+                kept = step.reduction.kept(-1).scatter(1, prompt.last()[:, None], True).to(self.labels.device)
                 self.labels[:, 1:].masked_fill_(~kept[:, :-1], -100)
         self._restore(output, step)
         return output
+
+    def _record(self, step: _Step) -> None:
+        """Note what a prefill did to its prompt; tokens that ``generate`` had appended are none of the prompt's."""
+        reduction = step.reduction
+        if self.generating is not None and self.generating < step.total:
+            reduction = reduction.begin(self.generating)
+            if isinstance(step.cache, ReducedCache):  # it may be told to forget them
+                step.cache.reduction = reduction
+        if not step.continued:
+            self.trace.reduction = reduction
+            self.trace.prefills += 1
 
     def _check_pass(self, step: _Step, output: Any) -> None:
         """Check what a pass has left behind: every layer was asked, and the cache holds what the layouts say."""
@@ -270,8 +328,9 @@ class _Engine:
         valid = validity(kwargs.get(MASK) if mask is None else mask, rows, length, device)
         vision = self._vision(ids, rows, length, device) & valid
         cached = cache is not None or bool(kwargs.get("use_cache"))
-        prompt_ids, continued = self._prompt_ids(ids, cached)
-        prompt = Prompt(valid, vision, prompt_ids)
+        prompt_length, continued = self._prompt_length(ids, length, cached)
+        vision[:, prompt_length:] = False  # placeholder ids in an answer show nothing
+        prompt = Prompt(valid, vision, ids, self._ends(valid, vision, prompt_length))
         if self.asked and bool(vision.gather(1, prompt.last()[:, None]).any()):
             raise ValueError("the prompt ends in a vision token: there is no text token to answer from.")
         reduction = Reduction(prompt, [None] * self.anatomy.num_layers)
@@ -313,24 +372,69 @@ class _Engine:
             )
         return self.anatomy.is_vision(ids).to(device)
 
-    def _prompt_ids(self, ids: Tensor | None, cached: bool) -> tuple[Tensor | None, bool]:
-        """Return the ids of the prompt, without what a generation without cache has appended, and whether it has."""
+    def _prompt_length(self, ids: Tensor | None, length: int, cached: bool) -> tuple[int, bool]:
+        """Return how many of the tokens are the prompt's, and whether this is a later step of a generation.
+
+        ``generate`` appends its own tokens when it has no cache, and a draft when it checks one; a loop of the caller
+        without cache is known by the prompt that it repeats.
+
+        Raises
+        ------
+        ValueError
+            If the pass has less than the prompt of ``generate``.
+        """
+        if self.generating is not None:
+            if length < self.generating:
+                raise ValueError(
+                    f"generate() got a prompt of {self.generating} tokens and runs {length} of them: a method has to "
+                    "see the prompt as a whole, so prefill_chunk_size and guidance_scale are not supported."
+                )
+            return self.generating, length > self.generating and not cached
         if ids is None or cached:
             self.uncached = None
-            return ids, False
+            return length, False
         if self.uncached is not None:
-            prompt, length = self.uncached
-            if ids.shape == (prompt.shape[0], length + 1) and torch.equal(ids[:, : prompt.shape[1]], prompt):
-                self.uncached = (prompt, length + 1)
-                return prompt, True
-        self.uncached = (ids, ids.shape[1])
-        return ids, False
+            prompt, before = self.uncached
+            if ids.shape == (prompt.shape[0], before + 1) and torch.equal(ids[:, : prompt.shape[1]], prompt):
+                self.uncached = (prompt, length)
+                return prompt.shape[1], True
+        self.uncached = (ids, length)
+        return length, False
 
-    def _refuse_late_vision(self, queries: int) -> None:
+    def _ends(self, valid: Tensor, vision: Tensor, prompt_length: int) -> Tensor | None:
+        """Return the place after the last token of each row's prompt, None where no answer follows in any row.
+
+        Raises
+        ------
+        ValueError
+            If the caller's ``answer_mask`` is not the end of each row, or leaves no prompt.
+        """
+        rows, length = valid.shape
+        if prompt_length < length:
+            return torch.full((rows,), prompt_length, device=valid.device)
+        labels = self.seen.get("labels")
+        if self.answer_mask is not None:
+            answer = _for_rows("answer_mask", self.answer_mask.to(device=valid.device, dtype=torch.bool), rows, length)
+        elif labels is not None and labels.shape == valid.shape:
+            answer = (labels != -100).to(valid.device)
+        else:
+            return None
+        answer = answer & valid
+        begun = answer.cumsum(dim=1) > 0
+        whole = ~begun & valid  # the prompt, if the answer is one
+        right = (whole & ~vision).any(dim=1) & ~(begun & vision).any(dim=1)
+        if self.answer_mask is None:
+            begun = begun & right[:, None]  # labels of a whole conversation: no part of it is the answer
+        elif not bool(right.all()) or bool((begun & valid & ~answer).any()):
+            raise ValueError("answer_mask must be the last tokens of each row, after a prompt with all vision tokens.")
+        return (~begun).sum(dim=1) if bool(begun.any()) else None
+
+    def _refuse_late_vision(self, past: int, queries: int) -> None:
         ids = self.seen.get("input_ids")
         if ids is None or queries == 1:
             return
-        if bool(self.anatomy.is_vision(ids[:, -queries:]).any()):
+        given = None if self.generating is None else max(self.generating - past, 0)  # what follows is a draft
+        if bool(self.anatomy.is_vision(ids[:, -queries:][:, :given]).any()):
             raise ValueError("vision tokens after the prefill (chunked prefill, a later turn) are not supported.")
 
     @functools.cached_property
@@ -441,9 +545,7 @@ class _Engine:
         else:
             index, valid = layout.index, layout.valid
             vision = prompt.vision.gather(1, index) & valid
-        last = prompt.last() if layout is None else torch.full_like(index[:, 0], layout.slots - 1)
-        if prompt.ids is not None:  # a generation without cache has appended tokens
-            last = last - (length - prompt.ids.shape[1])
+        last = prompt.last() if layout is None else _last_slot(layout, prompt)
 
         def entering() -> tuple[Tensor, Mapping[str, Any]]:
             return hidden, kwargs if layout is None else self._arguments(i, step, layout, kwargs)
@@ -459,7 +561,11 @@ class _Engine:
         view = LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt, last, size, probe, keys)
         answer = self.method.keep(view)
         merge = answer if isinstance(answer, Merge) else Merge(answer, hidden, None if layout is None else layout.size)
-        keep = merge.keep & valid
+        check_answer(self.method, merge, hidden, i)
+        answered = prompt.answer(index)
+        keep = (merge.keep | answered) & valid
+        if prompt.ends is not None and not bool((keep & ~answered).any(dim=1).all()):
+            raise ValueError("a method left a row without any token of its prompt.")
         if torch.equal(keep, valid):
             return None
         new, chosen = advance(layout, keep)
@@ -554,6 +660,13 @@ class _Engine:
         return hidden + (full if step.layout is None else pick(full, step.layout.index, -2))
 
 
+def _last_slot(layout: Layout, prompt: Prompt) -> Tensor:
+    """Return the slot of each row's last token of the prompt that is left, long ``[rows]``."""
+    if prompt.ends is None:
+        return torch.full_like(layout.index[:, 0], layout.slots - 1)
+    return last_valid(layout.valid & ~prompt.answer(layout.index))
+
+
 def _for_rows(name: str, given: Tensor, rows: int, length: int) -> Tensor:
     """Repeat what a caller gave per prompt for beams or several answers per prompt; check its shape."""
     if rows != given.shape[0] and rows % given.shape[0] == 0:
@@ -582,6 +695,7 @@ def install(
     *,
     vision_mask: Tensor | None = None,
     prompt_ids: Tensor | None = None,
+    answer_mask: Tensor | None = None,
     allow_untested: bool = False,
 ) -> Iterator[Trace]:
     """Install a method on a model for the length of a ``with`` block.
@@ -597,6 +711,8 @@ def install(
         ``inputs_embeds``.
     prompt_ids
         Long ``[rows, tokens]``, the ids behind such prompts; random methods draw from them.
+    answer_mask
+        Boolean ``[rows, tokens]``: tokens at the end of each row that are an answer to be scored, not the prompt.
     allow_untested
         Go on with a model family that the test-suite does not cover.
 
@@ -621,12 +737,14 @@ def install(
     installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
     if any(isinstance(owner, _Engine) for owner in installed):
         raise RuntimeError("a method is installed on this model already: leave its with block first.")
-    engine = _Engine(method, anatomy, vision_mask, prompt_ids)
-    handles: list[Any] = []
-    try:
-        handles.extend(engine.register())
+    engine = _Engine(method, anatomy, vision_mask, prompt_ids, answer_mask)
+    with ExitStack() as stack:
+        stack.callback(engine.unhook_layers)
+        for handle in engine.register():
+            stack.callback(handle.remove)
+        stack.enter_context(replaced(anatomy.model, engine.functions()))
+        stack.enter_context(uncompiled(anatomy.decoder, anatomy.layers))
         yield engine.trace
-    finally:
-        engine.unhook_layers()
-        for handle in handles:
-            handle.remove()
+    if not engine.trace.prefills and compiled_inside(anatomy.decoder, anatomy.layers):
+        # Only here nobody else would notice: with other models compiled code runs as it was written.
+        raise RuntimeError("no prompt has run: a compiled function around the compiled layers has passed by the hooks.")

@@ -46,6 +46,11 @@ class Layout:
         size = None if self.size is None else self.size[indices]
         return Layout(self.index[indices], self.valid[indices], self.padded, size, None, shift)
 
+    def begin(self, slots: int) -> Layout:
+        """Return the first slots."""
+        size = None if self.size is None else self.size[:, :slots]
+        return Layout(self.index[:, :slots], self.valid[:, :slots], self.padded, size, None, self.shift)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -56,7 +61,10 @@ class Prompt:
     vision: Tensor
     """Boolean ``[rows, tokens]``, True for vision tokens."""
     ids: Tensor | None
-    """Token ids, ``[rows, tokens]`` or fewer (a generation without cache appends to its prompt); None if unknown."""
+    """Token ids, ``[rows, tokens]``; None if unknown."""
+    ends: Tensor | None = None
+    """Place after each row's last token of the prompt, long ``[rows]``, where tokens of an answer follow it in the same
+    pass: a generation without cache, an option to be scored, a draft to be checked. None where none follow."""
 
     @property
     def length(self) -> int:
@@ -64,17 +72,36 @@ class Prompt:
         return self.valid.shape[1]
 
     def last(self) -> Tensor:
-        """Place of each row's last token, long ``[rows]``."""
+        """Place of each row's last token that is not of an answer, long ``[rows]``."""
         return self._last
 
     @functools.cached_property
     def _last(self) -> Tensor:
-        return last_valid(self.valid)
+        return last_valid(self.given)
+
+    @functools.cached_property
+    def given(self) -> Tensor:
+        """Boolean ``[rows, tokens]``: tokens that are neither padding nor of an answer."""
+        if self.ends is None:
+            return self.valid
+        return self.valid & ~self.answer(torch.arange(self.length, device=self.valid.device).expand_as(self.valid))
+
+    def answer(self, places: Tensor) -> Tensor:
+        """Return which places, long ``[rows, n]``, are after the prompt's last token; boolean of that shape."""
+        if self.ends is None:
+            return torch.zeros_like(places, dtype=torch.bool)
+        return places >= self.ends.to(places.device)[:, None]
 
     def rows(self, indices: Tensor) -> Prompt:
         """Return some rows, in that order."""
         ids = None if self.ids is None else self.ids[indices.to(self.ids.device)]
-        return Prompt(self.valid[indices], self.vision[indices], ids)
+        ends = None if self.ends is None else self.ends[indices.to(self.ends.device)]
+        return Prompt(self.valid[indices], self.vision[indices], ids, ends)
+
+    def begin(self, length: int) -> Prompt:
+        """Return the first ``length`` tokens of all rows, none of them of an answer."""
+        ids = None if self.ids is None else self.ids[:, :length]
+        return Prompt(self.valid[:, :length], self.vision[:, :length], ids)
 
 
 @dataclass
@@ -103,6 +130,12 @@ class Reduction:
         """Return the reduction of some rows; layers that shared a layout still do."""
         made = {id(layout): layout.rows(indices) for layout in self.layouts if layout is not None}
         return Reduction(self.prompt.rows(indices), [None if x is None else made[id(x)] for x in self.layouts])
+
+    def begin(self, length: int) -> Reduction:
+        """Return the reduction of the first ``length`` tokens, which are all but the last of an answer, in all rows."""
+        fewer = self.prompt.length - length
+        made = {id(x): x.begin(x.slots - fewer) for x in self.layouts if x is not None}
+        return Reduction(self.prompt.begin(length), [None if x is None else made[id(x)] for x in self.layouts])
 
     def kept(self, layer: int) -> Tensor:
         """Boolean ``[rows, tokens]``: the prompt's tokens that enter a layer, padding left out."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,9 +55,8 @@ class LayerView:
 
     @property
     def generated(self) -> Tensor:
-        """Boolean ``[rows, tokens]``: tokens that a generation without cache has appended to the prompt."""
-        ids = self.prompt.ids
-        return self.index >= (self.prompt.length if ids is None else ids.shape[1])
+        """Boolean ``[rows, tokens]``: tokens of an answer that stand behind the prompt; they always go on."""
+        return self.prompt.answer(self.index)
 
     @property
     def vision_total(self) -> Tensor:
@@ -104,7 +104,7 @@ class LayerView:
                 "a random method draws from the prompt's token ids: pass input_ids, or prompt_ids=... to the method "
                 "for a prompt of inputs_embeds."
             )
-        own = ids[row][self.prompt.valid[row, : ids.shape[1]].to(ids.device)].tolist()
+        own = ids[row][self.prompt.given[row].to(ids.device)].tolist()
         digest = hashlib.blake2b(f"{seed}:{own}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -132,6 +132,51 @@ class Reducer(Protocol):
 
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Boolean ``[rows, tokens]``: which of the current tokens go on; or how they are merged."""
+
+
+def asked_layers(method: Reducer, num_layers: int) -> frozenset[int]:
+    """Return the layers before which a method is asked.
+
+    Raises
+    ------
+    ValueError
+        If they are not layers of the model.
+    """
+    layers = method.layers(num_layers)
+    try:
+        asked = frozenset(operator.index(layer) for layer in layers)
+    except TypeError:
+        raise ValueError(f"{method}: layers() must give layer indices, not {layers!r}.") from None
+    if outside := sorted(layer for layer in asked if not 0 <= layer < num_layers):
+        raise ValueError(
+            f"{method}: layers() names {', '.join(map(str, outside))}, but this model has {num_layers} decoder layers, "
+            f"0..{num_layers - 1}; nothing would be removed there."
+        )
+    return asked
+
+
+def check_answer(method: Reducer, answer: Merge, hidden: Tensor, layer: int) -> None:
+    """Check what a method's ``keep()`` gave before a layer, where the hidden states ``[rows, tokens, width]`` enter.
+
+    Raises
+    ------
+    ValueError
+        If a part of it is no tensor, or of another shape or type than it must be.
+    """
+    shape = tuple(hidden.shape)
+    wanted: dict[str, tuple[Any, tuple[int, ...], str]] = {
+        "keep": (answer.keep, shape[:2], "boolean [rows, tokens]"),
+        "hidden": (answer.hidden, shape, "[rows, tokens, width]"),
+        "size": (answer.size, shape[:2], "[rows, tokens]"),
+    }
+    for name, (value, expected, what) in wanted.items():
+        if name == "size" and value is None:
+            continue
+        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or value.shape != expected or (name == "keep" and value.dtype != torch.bool):
+            raise ValueError(
+                f"{method}: keep() gave {found} as {name} before layer {layer}; it must be {what}, here {expected}."
+            )
 
 
 @dataclass
@@ -167,7 +212,7 @@ class Trace:
 
     def _ran(self) -> Reduction:
         if self.reduction is None:
-            raise RuntimeError("the trace is empty: run the model inside the with block first.")
+            raise RuntimeError("the trace is empty: run the model, or what wraps it, inside the with block first.")
         return self.reduction
 
     def _count(self, among: Tensor) -> Tensor:

@@ -41,14 +41,14 @@ def replaced(module: nn.Module, functions: Mapping[str, Forward]) -> Iterator[No
 
 def compiled_inside(decoder: nn.Module, layers: tuple[nn.Module, ...]) -> bool:
     """Whether decoder layers, but nothing around them, were compiled each for itself."""
-    return not _is_compiled(decoder) and any(_is_compiled(part) for layer in layers for part in layer.modules())
+    return not is_compiled(decoder) and any(is_compiled(part) for layer in layers for part in layer.modules())
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
     """Whether ``torch.compile`` was applied to a module, in one of the three ways that there are."""
-    own = module.__dict__  # faster than attributes: a model has thousands of modules
+    own = module.__dict__
     return (
-        "_orig_mod" in own["_modules"]  # torch.compile(module)
+        any(name == "_orig_mod" for name, _ in module.named_children())  # torch.compile(module)
         or own.get("_compiled_call_impl") is not None  # module.compile()
         or hasattr(own.get("forward"), "_torchdynamo_orig_callable")  # module.forward = torch.compile(module.forward)
     )

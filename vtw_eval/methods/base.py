@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from vtw_eval.anatomy import Anatomy
@@ -118,6 +122,7 @@ class Method:
         *,
         vision_mask: Tensor | None = None,
         prompt_ids: Tensor | None = None,
+        answer_mask: Tensor | None = None,
         allow_untested: bool = False,
     ) -> AbstractContextManager[Trace]:
         """Install the method on a model for the length of a ``with`` block.
@@ -130,6 +135,10 @@ class Method:
             Boolean ``[rows, tokens]``, needed only for prompts that reach the model as ``inputs_embeds``.
         prompt_ids
             Long ``[rows, tokens]``, the ids behind such prompts; random methods draw from them.
+        answer_mask
+            Boolean ``[rows, tokens]``: tokens at the end of each row that are an answer to be scored. Methods choose
+            by the prompt in front of it alone. Without it, the answer is what ``labels`` begin to score, if there are
+            any, and what ``generate`` adds.
         allow_untested
             Go on with a model family that the test-suite does not cover.
 
@@ -138,7 +147,43 @@ class Method:
         AbstractContextManager[Trace]
             Yields the trace; all hooks are removed when the block ends, also by an exception.
         """
-        return install(self, model, vision_mask=vision_mask, prompt_ids=prompt_ids, allow_untested=allow_untested)
+        check_types(self)
+        return install(
+            self,
+            model,
+            vision_mask=vision_mask,
+            prompt_ids=prompt_ids,
+            answer_mask=answer_mask,
+            allow_untested=allow_untested,
+        )
+
+
+def check_types(method: Method) -> None:
+    """Raise ``TypeError`` unless each parameter of a method has the type that its class declares."""
+    cls: Any = type(method)
+    for name, adapter in _adapters(cls).items():
+        value = getattr(method, name)
+        try:
+            adapter.validate_python(value.item() if isinstance(value, np.generic) else value, strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise TypeError(f"method {method.key!r}: {name}={value!r} is of a wrong type: {problem}.") from None
+
+
+@functools.cache
+def _adapters(cls: Any) -> Mapping[str, TypeAdapter[Any]]:
+    """Return what checks each parameter that is a number, a word or one of several words."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # a class that names types of the function that it stands in
+        return {}
+    return {f.name: TypeAdapter(hints[f.name]) for f in fields(cls) if f.init and _is_plain(hints[f.name])}
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in (int, float, str, bool, NoneType) or (
+        get_origin(hint) is Literal or (get_origin(hint) in (Union, UnionType) and all(map(_is_plain, get_args(hint))))
+    )
 
 
 def check_layer(name: str, value: int, num_layers: int) -> None:
@@ -192,9 +237,9 @@ def ranks(score: Tensor) -> Tensor:
 def random_scores(view: LayerView, seed: int) -> Tensor:
     """Return uniform random numbers for each prompt token, drawn per row, for the current tokens; ``[rows, tokens]``.
 
-    A token gets the same number at whatever layer, batch or padding.
+    A token gets the same number at whatever layer, batch or padding, whatever answer follows; those of an answer get 0.
     """
     scores = torch.zeros(view.rows, view.prompt.length, dtype=torch.float64)
-    for row, valid in enumerate(view.prompt.valid.cpu()):
-        scores[row, valid] = torch.rand(int(valid.sum()), generator=view.generator(row, seed), dtype=torch.float64)
+    for row, given in enumerate(view.prompt.given.cpu()):
+        scores[row, given] = torch.rand(int(given.sum()), generator=view.generator(row, seed), dtype=torch.float64)
     return scores.to(view.index.device).gather(1, view.index)

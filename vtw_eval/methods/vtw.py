@@ -137,7 +137,7 @@ class VTW(Method):
         ValueError
             If k is still to be searched.
         """
-        if not isinstance(self.k, int):
+        if self.k is None or isinstance(self.k, str):
             raise ValueError("k=search works in the adapters; for a model, find k with search_layer(model, samples).")
         return () if self.k == num_layers else (self.k,)
 
