@@ -296,6 +296,11 @@ def _documents(label: str, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     return [i for i, row in enumerate(rows) if name == "Overall" and str(row.get("split")) == split]
 
 
+def _text(value: Any) -> str:
+    """Return the text of a cell; a blank one is an empty text."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else writable(str(value))
+
+
 def _sample(
     row: Mapping[str, Any],
     judged: pd.DataFrame | None,
@@ -304,8 +309,8 @@ def _sample(
     is_mme: bool,
     read: bool,
 ) -> Sample:
-    index, category = str(row["index"]), str(row.get("category", ""))
-    target = str(row.get("answer", ""))
+    index, category = str(row["index"]), _text(row.get("category"))
+    target = _text(row.get("answer"))
     prediction = str(judged.loc[index, "extracted"]).lower() if read and judged is not None else ""
     return Sample(
         doc_id=index,
