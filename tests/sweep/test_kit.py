@@ -18,6 +18,7 @@ from vtw_eval.sweep.runner import CellRunner
 from vtw_eval.sweep.samples import SampleError, aggregate
 from vtw_eval.sweep.store import Store
 from vtw_eval.sweep.tasks import resolve
+from vtw_eval.tasks.kit_shapes import SHAPES_DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,13 @@ def test_scores_that_a_dataset_tells() -> None:
     }
     assert [sample.scores for sample in samples] == [{"exact": 1.0}, {"exact": 0.0, "colour": 0.0}]
     assert samples[0].answer == "a\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("name", ["ai2d", "caption", "mme", "pope", "vqa"])
+def test_tables_show_as_many_columns_of_shapes_as_of_lmms_evals(name: str) -> None:
+    from vtw_eval.report.columns import COLUMNS
+
+    (dataset,) = (cls for cls in SHAPES_DATASETS if name == cls.TEST_SET)
+    theirs, ours = COLUMNS[f"shapes_{name}"], COLUMNS[dataset.NAME]
+    assert [column.title for column in ours] == [column.title for column in theirs]
+    assert {metric for column in ours for metric in column.metrics} == set(dataset.SHOWN)
