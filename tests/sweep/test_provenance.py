@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.checkpoints import make_checkpoint
+from vtw_eval.cli import app
 from vtw_eval.gates import Gates, save_gates
 from vtw_eval.sweep import provenance
 from vtw_eval.sweep.cell import Cell, CellSpec
@@ -222,6 +224,9 @@ def test_cells_run_again_when_what_made_them_has_changed(plan: Plan, evaluated: 
     evaluated.clear()
     rewritten(store, lambda cell: cell.model_copy(update={"code": {}, "read": {}}))  # as older versions wrote them
     assert len(store.cells()) == 2
+    told = CliRunner().invoke(app, ["sweep", "--status", str(out)])
+    assert told.exit_code == 0
+    assert "next start: tiny / baseline / shapes_pope and 1 more: made by other code" in told.output
     [note] = again(plan, out)
     assert "code that was not recorded yet; run again" in note
     assert evaluated == ["baseline", "dyvte"]

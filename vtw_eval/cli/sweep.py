@@ -80,12 +80,13 @@ def sweep(
     from vtw_eval.sweep.harness import Settings
     from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, select
     from vtw_eval.sweep.store import Store, StoreError
-    from vtw_eval.sweep.sweep import Cluster, refuse_hopeless
+    from vtw_eval.sweep.sweep import Cluster, outdated_cells, refuse_hopeless
     from vtw_eval.sweep.tasks import resolve
 
     with user_errors("sweep", (PlanError, StoreError, OSError)):
         if status is not None:
             typer.echo(status_table(Store(status)))
+            outdated_cells(Store(status).entries(), keep, lambda reason: typer.echo(f"next start: {reason}"))
             return
         if plan is None:
             raise PlanError("name a plan or a preset, or --status FOLDER; vtw-eval sweep --help shows an example.")

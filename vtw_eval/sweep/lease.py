@@ -60,7 +60,8 @@ def _acquired(lease: SoftFileLease, note: Callable[[str], None]) -> bool:
         return False
     if owner is not None and owner.hostname == socket.gethostname():
         raise HeldError(f"process {owner.pid} on {owner.hostname}")
-    who = "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
+    unknown = f"another process (remove {lease.lock_file} if there is none)"
+    who = unknown if owner is None else f"process {owner.pid} on {owner.hostname}"
     note(f"{who} held the folder; waiting {LEASE:.0f} s for a sign of life of it")
     try:
         lease.acquire(timeout=LEASE + 5)

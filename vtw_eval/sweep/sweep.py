@@ -75,7 +75,7 @@ def run_sweep(
         for entry in entries:
             if entry.state in ("corrupt", "failed"):
                 watcher.note(f"{describe(entry.spec)} is {entry.state} and runs again: {entry.problem}")
-        outdated = _outdated(entries, keep, watcher.note)
+        outdated = outdated_cells(entries, keep, watcher.note)
         todo = [entry.spec for entry in entries if entry.state != "done" or entry.spec.key in outdated]
         refuse_hopeless(todo, settings, watcher.note, elsewhere=cluster is not None)
         store.create(plan, take_over=take_over)
@@ -125,8 +125,18 @@ def refuse_hopeless(
         raise PlanError("the plan cannot be carried out.\n" + "\n".join(fatal))
 
 
-def _outdated(entries: Sequence[Entry], keep: bool, note: Callable[[str], None]) -> set[str]:
-    """Return the keys of finished cells that must run again, and tell why; one line per reason."""
+def outdated_cells(entries: Sequence[Entry], keep: bool, note: Callable[[str], None]) -> set[str]:
+    """Return the keys of finished cells that must run again, and tell why; one line per reason.
+
+    Parameters
+    ----------
+    entries
+        What a store holds.
+    keep
+        See :func:`run_sweep`.
+    note
+        Told the reasons, also of cells that stay.
+    """
     reasons: dict[tuple[str, bool], list[CellSpec]] = {}
     for cell in (entry.cell for entry in entries if entry.state == "done" and entry.cell is not None):
         if inputs := inputs_changed(cell):
