@@ -336,10 +336,22 @@ def _decode(container: Any, index: int, decoded: _Decoded, *, strict: bool = Fal
 
 def _run(file: _File, wanted: Sequence[int]) -> _Decoded:
     """Decode the whole stream, and keep the wanted frames."""
+    # Several frames at a time, unless there is damage, after which frames in the making would be lost.
+    found = _pass(file, wanted, "AUTO")
+    if found.damaged:
+        found = _pass(file, wanted, "SLICE")
+    if not found.times:
+        raise ValueError(f"{file.path} holds no video frames that can be decoded. Is the file whole?")
+    return found
+
+
+def _pass(file: _File, wanted: Sequence[int], threads: str) -> _Decoded:
     import av
 
     found, keep = _Decoded(), set(wanted)
     with av.open(file.path) as container:
+        stream: Any = container.streams[file.stream]
+        stream.thread_type = threads
         for place, frame in enumerate(_decode(container, file.stream, found)):
             if not place:
                 found.matrix = _matrix(frame)
@@ -349,8 +361,6 @@ def _run(file: _File, wanted: Sequence[int]) -> _Decoded:
             found.sizes.add((frame.width, frame.height))
             last = getattr(frame, "duration", None)  # PyAV 12 has none
             found.last = float(last * frame.time_base) if last else 0.0
-    if not found.times:
-        raise ValueError(f"{file.path} holds no video frames that can be decoded. Is the file whole?")
     return found
 
 
