@@ -257,7 +257,9 @@ class Runner:
             If the search does not find what it should with the installed packages.
         """
         verdict = self._verify(VTW(k="search", start=start).bind(self.anatomy))
-        return replace(self._searched(requests, eta, start, direction), verified=str(verdict))
+        result = self._searched(requests, eta, start, direction)
+        self.tell_media()
+        return replace(result, verified=str(verdict))
 
     def _searched(self, requests: Sequence[Request], eta: float, start: int, direction: Direction) -> SearchResult:
         def prompts() -> Iterator[Mapping[str, Any]]:
