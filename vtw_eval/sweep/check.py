@@ -146,7 +146,6 @@ def _anatomy(auto_class: str, options: Options) -> Anatomy:
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     with torch.device("meta"):
         model: Any = getattr(transformers, auto_class).from_config(config, **attention)
-    model.config._name_or_path = options.pretrained
     return find_anatomy(model)
 
 
