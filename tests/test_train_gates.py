@@ -316,7 +316,7 @@ def test_the_command_says_what_is_wrong(data: Path, tmp_path: Path) -> None:
         (("--model", tmp_path, "--data", data, "--batch-size", 0), "batch_size=0 is out of range"),
     ):
         done = command(*arguments, "-o", tmp_path / "gates.safetensors")
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert done.stderr.startswith("vtw-eval train-dyvte: error: ")
         assert words in done.stderr
         assert done.stderr.count("\n") == 1

@@ -90,5 +90,5 @@ def test_papers_are_printed_and_written() -> None:
 )
 def test_bad_values_are_told_in_one_line(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(app, ["cost", *arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout == "" and words in result.stderr and result.stderr.count("\n") == 1

@@ -103,5 +103,5 @@ def test_command_line(
     assert re.search(r"k=[1-4] \(first mean KL below eta=0.003\)", done.stdout)
     assert plot.read_bytes().startswith(b"\x89PNG")
     wrong = run(*given, "--task", "pop")
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert "unknown task 'pop'" in wrong.stderr

@@ -83,7 +83,7 @@ def test_a_significant_regression_fails_and_is_shown(kept: str, tmp_path: Path) 
     if kept == "summary":
         old = tmp_path / "results"
         write_atomically(old / "summary.json", summary_text(read_results(tmp_path / "old")))
-    text, message = run(tmp_path / "new", "--compare", old, "--fail-on-regression", code=1)
+    text, message = run(tmp_path / "new", "--compare", old, "--fail-on-regression", code=3)
     assert "worse than before" in message  # the report is written all the same: it says what is worse
     assert "**Compared with" in text and "3 of 9 scores significantly worse" in text
     assert "| tiny | vtw,k=4,position=keep | vqa |" in text
@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     assert changes.regressed
     assert changes.added == tuple(f"tiny / vtw,k=4,position=keep / {task}" for task in TASKS)
     assert changes.removed == tuple(f"tiny / vtw,k=3,position=keep / {task}" for task in TASKS)
-    run(tmp_path / "new", "--compare", tmp_path / "old", "--fail-on-regression", code=1)
+    run(tmp_path / "new", "--compare", tmp_path / "old", "--fail-on-regression", code=3)
 
 
 def test_other_documents_and_other_costs_are_told(tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_other_documents_and_other_costs_are_told(tmp_path: Path) -> None:
     assert "FLOPs in 2." in text  # by both conventions
     text, _ = run(shorter.root, "--compare", tmp_path / "old")
     assert "tiny / baseline / shapes\\_vqa, vqa: different documents (60 and 80" in text
-    _, message = run(shorter.root, "--compare", tmp_path / "old", "--fail-on-regression", code=1)
+    _, message = run(shorter.root, "--compare", tmp_path / "old", "--fail-on-regression", code=2)
     assert "can be compared" in message  # a gate that checks nothing does not pass
 
 
 def test_fail_on_regression_needs_something_to_compare_with(tmp_path: Path) -> None:
     make_store(tmp_path, tasks=["shapes_vqa"], count=10)
-    assert "needs --compare" in run(tmp_path, "--fail-on-regression", code=1)[1]
-    assert "is not a folder" in run(tmp_path, "--compare", tmp_path / "nothing", code=1)[1]
+    assert "needs --compare" in run(tmp_path, "--fail-on-regression", code=2)[1]
+    assert "is not a folder" in run(tmp_path, "--compare", tmp_path / "nothing", code=2)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from tests.report.made import make_store
 from vtw_eval.report import analyse, read_results
 from vtw_eval.report.labels import families
-from vtw_eval.report.plots import model_plots, pareto_front, render, slug
+from vtw_eval.report.make import Request, make_report
+from vtw_eval.report.plots import model_plots, pareto_front, picture_name, render
 from vtw_eval.report.search import read_divergence, save_divergence
 from vtw_eval.search import SearchResult
 
@@ -33,7 +35,9 @@ def test_pictures_hold_the_values_of_the_table(tmp_path: Path) -> None:
     make_store(tmp_path, ["baseline", "vtw,k=4", "vtw,k=2", "fastv"], models=["a $model$/x"])
     [table] = analyse(read_results(tmp_path))
     plots = model_plots(table, families(row.method for row in table.rows))
-    assert [image.name for image, _ in plots] == ["a-model-x-vtw-position-keep-k", "a-model-x-flops"]
+    digits = hashlib.sha256(b"a $model$/x").hexdigest()[:6]
+    names = [f"a-model-x-{digits}-vtw-position-keep-k", f"a-model-x-{digits}-flops"]
+    assert [image.name for image, _ in plots] == names
     versus_k, versus_flops = (figure for _, figure in plots)
     rows = {row.label: row for row in table.rows}
     for axes, title in zip(versus_k.axes, table.columns, strict=True):
@@ -50,9 +54,32 @@ def test_pictures_hold_the_values_of_the_table(tmp_path: Path) -> None:
     assert files == render(versus_flops)
 
 
-def test_file_names_are_harmless() -> None:
-    assert slug("../a b/ü$") == "a-b"
-    assert slug("..") == "model"
+def test_file_names_are_harmless_and_say_what_they_show() -> None:
+    assert picture_name("llava-1.5-7b", "flops") == "llava-1.5-7b-flops"
+    assert picture_name("../a b/ü$", "vtw,position=keep", "k").startswith("a-b-")
+    assert picture_name("..", "flops").startswith("model-")
+    assert len(picture_name("x" * 400, "y" * 400, "k").encode()) < 200
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of names that the font of pictures does not have
+def test_no_two_models_share_a_picture(tmp_path: Path) -> None:
+    models = ["日本", "中国", "m a", "m-a", "M-A", "x" * 100, "x" * 101, "a/b", "a\\b", "é", "e\u0301"]
+    make_store(tmp_path, ["baseline", "vtw,k=2", "vtw,k=4"], models=models, tasks=["shapes_vqa"], count=8)
+    files = make_report(Request(folder=tmp_path)).files
+    pictures = [name for name in files if name.endswith(".png")]
+    assert len({name.casefold() for name in pictures}) == 2 * len(models)
+    text = make_report(Request(folder=tmp_path)).text
+    assert all(f"]({name})" in text for name in pictures)
+    alone = tmp_path / "alone"
+    make_store(alone, ["baseline", "vtw,k=2", "vtw,k=4"], models=["日本"], tasks=["shapes_vqa"], count=8)
+    assert set(make_report(Request(folder=alone)).files) <= set(files)  # a model keeps its file
+
+
+def test_methods_whose_names_differ_by_a_sign_have_pictures_of_their_own(tmp_path: Path) -> None:
+    methods = ["baseline", *(f"fastv,k={k},seed={seed}" for seed in (1, -1) for k in (2, 4))]
+    make_store(tmp_path, methods, tasks=["shapes_vqa"], count=8)
+    files = make_report(Request(folder=tmp_path)).files
+    assert sum("fastv" in name and name.endswith(".png") for name in files) == 2
 
 
 def test_kl_of_a_search_is_drawn_beside_the_scores(tmp_path: Path) -> None:

@@ -178,9 +178,9 @@ def test_committed_tables_are_what_the_command_gives(name: str) -> None:
 
 
 def test_an_unknown_table_is_named_with_the_valid_ones() -> None:
-    message = run("tabel2", "--published", code=1)
+    message = run("tabel2", "--published", code=2)
     assert "did you mean 'table2'" in message and "dyvte4" in message
-    assert "no CSV" in run("table2", "--published", "--format", "csv", code=1)
+    assert "no CSV" in run("table2", "--published", "--format", "csv", code=2)
 
 
 def test_ours_stand_beside_what_is_published_for_the_same_checkpoint_method_and_task(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_methods_over_different_documents_are_an_error(tmp_path: Path) -> None:
     cell = store.cells()[1]
     rows = store.samples(cell)[:-3]
     store.save(cell_of(cell.spec, rows, 1e9), rows)
-    message = run(tmp_path, code=1)
+    message = run(tmp_path, code=2)
     assert "tiny / shapes_vqa: vtw,k=2,position=keep and the baseline cover different documents (77 and 80" in message
     assert len(message.strip().splitlines()) == 1
 
@@ -247,7 +247,7 @@ def test_the_convention_of_flops_is_chosen_and_named(store: Store) -> None:
     assert "convention eq1" in run(store.root)
     text = run(store.root, "--flops", "exact")
     assert "convention exact" in text and "2.00 (100.0%)" in text
-    assert "no cell has FLOPs by 'calflops'. Known here: eq1, exact." in run(store.root, "--flops", "calflops", code=1)
+    assert "no cell has FLOPs by 'calflops'. Known here: eq1, exact." in run(store.root, "--flops", "calflops", code=2)
 
 
 def test_nothing_a_model_says_breaks_markdown(store: Store) -> None:
@@ -326,7 +326,7 @@ def test_a_report_of_the_size_of_run_all_fits_into_a_comment_and_its_summary_is_
 @pytest.mark.parametrize("arguments", [["no-such-folder"], ["."]])
 def test_a_folder_without_results_is_an_error(arguments: list[str], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    message = run(*arguments, code=1)
+    message = run(*arguments, code=2)
     assert "error:" in message and len(message.strip().splitlines()) == 1
 
 
@@ -348,6 +348,6 @@ def test_methods_lists_every_method() -> None:
 def test_what_holds_no_divergence_is_refused(store: Store, tmp_path: Path) -> None:
     curve = tmp_path / "kl.json"
     curve.write_text(json.dumps({"task": "vqa", "mean_kl": {"5": 0.1}}))
-    message = run(store.root, "-o", tmp_path / "x.md", "--kl", curve, code=1)
+    message = run(store.root, "-o", tmp_path / "x.md", "--kl", curve, code=2)
     assert "holds no divergence by k" in message
     assert not (tmp_path / "x.md").exists()

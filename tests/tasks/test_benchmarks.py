@@ -80,6 +80,6 @@ def test_the_command_prints_the_table():
 def test_the_command_refuses_what_it_does_not_know():
     run = CliRunner()
     unknown = run.invoke(app, ["tasks", "--table", "table2"])
-    assert unknown.exit_code == 1
+    assert unknown.exit_code == 2
     assert "unknown table 'table2'; known: vtw_table2, " in unknown.stderr
-    assert run.invoke(app, ["tasks", "--json", "--markdown"]).exit_code == 1
+    assert run.invoke(app, ["tasks", "--json", "--markdown"]).exit_code == 2

@@ -240,5 +240,5 @@ def test_the_command_prints_a_table_and_tells_a_failure(monkeypatch: pytest.Monk
         (["--family", "llava", "--method", "vtv"], "did you mean 'vtw'?"),
     ]:
         shown = run(app, ["verify", *arguments])
-        assert shown.exit_code == 1
+        assert shown.exit_code == 2
         assert message in shown.stderr

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from vtw_eval._version import __version__
+
 app = typer.Typer(
     name="vtw-eval",
-    help="Visual-token reduction for multimodal models: methods, costs, tables. Evaluations run through lmms_eval.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vtw-eval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version, and end.")
+    ] = False,
+) -> None:
+    """Visual-token reduction for multimodal models: methods, costs, tables. Evaluations run through lmms_eval.
+
+    Exit status: 0; 1 if something could not be done; 2 if the command cannot be carried out as it is written; 3 if
+    results are worse than those before (report --fail-on-regression).
+    """
+
+
+FAILED = 1
+"""Exit status where something asked for could not be done."""
+USAGE = 2
+"""Exit status of a command that cannot be carried out as it is written."""
+REGRESSION = 3
+"""Exit status where results are worse than those before."""
+
+
 @contextmanager
-def user_errors(command: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Turn exceptions whose messages are written for users into one line and exit status 1.
+def user_errors(
+    command: str,
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError),
+    usage: tuple[type[Exception], ...] = (ValueError,),
+) -> Iterator[None]:
+    """Turn exceptions whose messages are written for users into one line and an exit status.
 
     Parameters
     ----------
@@ -26,9 +61,42 @@ def user_errors(command: str, kinds: tuple[type[Exception], ...] = (ValueError, 
         Name of the sub-command.
     kinds
         Exceptions to report.
+    usage
+        Those of them that tell of what was asked for, which end with :data:`USAGE`; others end with :data:`FAILED`.
     """
     try:
         yield
     except kinds as error:
         typer.echo(f"vtw-eval {command}: error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(USAGE if isinstance(error, usage) else FAILED) from None
+
+
+def check_output(path: Path, *, folder: bool = False) -> None:
+    """Check, before work that takes long, that a file or folder can be written.
+
+    Parameters
+    ----------
+    path
+        What will be written; it, and folders above it, may not exist yet.
+    folder
+        Whether it is a folder.
+
+    Raises
+    ------
+    OSError
+        If something is in the way, or the place cannot be written to; the message is one line.
+    """
+    if path.is_dir() and not folder:
+        raise IsADirectoryError(f"{path} is a folder: name a file in it.")
+    if folder and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file where a folder is needed: name another place.")
+    place = path if folder else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{path} cannot be made: {place} is a file.")
+    try:
+        with tempfile.TemporaryFile(dir=place):  # access rights alone do not tell of a full or a read-only disk
+            pass
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error} ({place}).") from None

@@ -25,7 +25,7 @@ def prepare_tgif(
     """Make TGIF-QA's frame questions ready for the task tgif_frameqa and for VLMEvalKit's TGIF-QA."""
     from vtw_eval.tasks.tgif.prepare import prepare
 
-    with user_errors("prepare-tgif"):
+    with user_errors("prepare-tgif", usage=()):  # all of them tell of the data
         made = prepare(source, allow_missing=allow_missing)
     left_out = f"; {made.left_out} questions left out for want of a video" if made.left_out else ""
     typer.echo(

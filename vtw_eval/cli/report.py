@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.app import REGRESSION, app, check_output, user_errors
 
 
 @app.command(
@@ -27,13 +27,14 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="Write the report to this file instead of printing it; pictures go to plots/ beside it, and of a "
-            "Markdown report the results to summary.json, which a later --compare can read.",
+            help="Write the report to this file (.md, .html, .tex, .csv) instead of printing it; pictures go to plots/ "
+            "beside it, and of a Markdown report the results to summary.json, which a later --compare can read.",
         ),
     ] = None,
     form: Annotated[
-        Literal["markdown", "latex", "csv", "html"], typer.Option("--format", help="Format of the report.")
-    ] = "markdown",
+        Literal["markdown", "latex", "csv", "html"] | None,
+        typer.Option("--format", help="Format of the report. Default: by the suffix of the file, else markdown."),
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="Older results to compare with: a sweep's folder, or one with a summary.json.")
     ] = None,
@@ -41,7 +42,7 @@ def report(
         bool,
         typer.Option(
             "--fail-on-regression",
-            help="With --compare: exit with 1 if a score is significantly worse than before, or a cell is not done "
+            help="With --compare: exit with 3 if a score is significantly worse than before, or a cell is not done "
             "that was done before.",
         ),
     ] = False,
@@ -67,8 +68,12 @@ def report(
     from vtw_eval.report.formats import RENDERERS
     from vtw_eval.report.make import Request, make_report
     from vtw_eval.report.published_tables import published_blocks
+    from vtw_eval.report.write import form_of
 
     with user_errors("report", (ReportError, OSError)):
+        form = form_of(output, form)
+        if output is not None:
+            check_output(output)
         if fail_on_regression and compare is None:
             raise ReportError("--fail-on-regression needs --compare OLD_DIR.")
         if published and not Path(source).is_dir():
@@ -100,13 +105,14 @@ def report(
             _write(output, text, made.files if made is not None else {})
     if fail_on_regression and made is not None and made.changes is not None and made.changes.regressed:
         typer.echo("vtw-eval report: error: results are worse than before, see the top of the report.", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(REGRESSION)
 
 
 def _write(output: Path, text: str, files: dict[str, bytes]) -> None:
-    from vtw_eval.files import write_atomically
+    from vtw_eval.report.make import PLOTS
+    from vtw_eval.report.write import write_report
 
-    for name, content in files.items():
-        write_atomically(output.parent / name, content)
-    write_atomically(output, text)
+    outdated = write_report(output, text, files, PLOTS)
     typer.echo(f"Wrote {output}{f' and {len(files)} files beside it' if files else ''}.", err=True)
+    if outdated:
+        typer.echo(f"These show pictures that are new now, make them anew: {', '.join(outdated)}.", err=True)

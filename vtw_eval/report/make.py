@@ -12,7 +12,7 @@ from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.document import Options, report_blocks
 from vtw_eval.report.formats import RENDERERS
 from vtw_eval.report.labels import families
-from vtw_eval.report.plots import model_plots, render
+from vtw_eval.report.plots import apart, model_plots, render
 from vtw_eval.report.published_tables import beside_blocks
 from vtw_eval.report.records import to_csv
 from vtw_eval.report.search import read_divergence
@@ -86,11 +86,15 @@ def make_report(request: Request) -> Made:
 
 def _draw(tables: tuple[ModelTable, ...], request: Request) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
     divergence = dict(read_divergence(path) for path in request.divergences)
+    drawn = [
+        (table.model, image, figure)
+        for table in tables
+        for image, figure in model_plots(table, families(row.method for row in table.rows), divergence)
+    ]
     images: dict[str, list[Image]] = {}
     files: dict[str, bytes] = {}
-    for table in tables:
-        for image, figure in model_plots(table, families(row.method for row in table.rows), divergence):
-            images.setdefault(table.model, []).append(image)
-            for kind, content in render(figure).items():
-                files[f"{PLOTS}/{image.name}.{kind}"] = content
+    for (model, _, figure), image in zip(drawn, apart([image for _, image, _ in drawn]), strict=True):
+        images.setdefault(model, []).append(image)
+        for kind, content in render(figure).items():
+            files[f"{PLOTS}/{image.name}.{kind}"] = content
     return images, files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -20,14 +21,45 @@ if TYPE_CHECKING:
 _COLUMNS = 3
 """Panels side by side."""
 _MARKERS = "osD^v<>PX*hp"
+_LENGTH = 60
+"""Characters of a part of a file name: file systems take 255 bytes for a name."""
 
 Divergence = Mapping[str, Sequence[tuple[int, float]]]
 """Mean KL by k, for each task that was searched; see :func:`vtw_eval.report.search.read_divergence`."""
 
 
 def slug(text: str) -> str:
-    """Return text as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "model"
+    """Return text as part of a file name, without what tells it from other texts; see :func:`picture_name`."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")[:_LENGTH].rstrip("-.") or "model"
+
+
+def picture_name(model: str, *parts: str) -> str:
+    """Return the name of the file of a picture, without suffix.
+
+    Parameters
+    ----------
+    model
+        Name of the model. Where a file name cannot hold it as it is, a hash of it follows, so that no two models
+        share a file.
+    parts
+        What the picture shows of it.
+    """
+    plain = slug(model)
+    return "-".join([plain if plain == model else marked(plain, model), *map(slug, parts)])
+
+
+def marked(name: str, text: str) -> str:
+    """Return a name with six hexadecimal digits that depend on a text, to tell it from an equal name."""
+    return f"{name}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:6]}"
+
+
+def apart(images: Sequence[Image]) -> list[Image]:
+    """Return pictures under names that differ, on file systems too that do not tell capitals from small letters."""
+    names = [image.name.casefold() for image in images]
+    return [
+        image if names.count(name) == 1 else Image(marked(image.name, image.alt), image.alt)
+        for image, name in zip(images, names, strict=True)
+    ]
 
 
 def render(figure: Figure) -> dict[str, bytes]:
@@ -58,18 +90,28 @@ def model_plots(
         Results of searches for k, drawn below the scores.
     """
     found: list[tuple[Image, Figure]] = []
-    name = slug(table.model)
     for family in families:
         ks = [value for value in family.values if isinstance(value, int) and not isinstance(value, bool)]
-        if family.parameter.rpartition(".")[2] == "k" and len(ks) > 1:
+        if family.parameter.rpartition(".")[2] == "k" and len(ks) > 1 and _scored(table, family.methods):
             image = Image(
-                f"{name}-{slug(family.name)}-{slug(family.parameter)}",
+                picture_name(table.model, family.name, family.parameter),
                 f"{table.model}: scores of {family.name} versus {family.parameter}",
             )
             found.append((image, _versus_k(table, family, divergence or {})))
-    if table.baseline is not None and table.baseline.flops and sum(row.flops is not None for row in table.rows) > 1:
-        found.append((Image(f"{name}-flops", f"{table.model}: scores versus FLOPs"), _versus_flops(table)))
+    if table.baseline is not None and table.baseline.flops and sum(_costed(row) for row in table.rows) > 1:
+        image = Image(picture_name(table.model, "flops"), f"{table.model}: scores versus FLOPs")
+        found.append((image, _versus_flops(table)))
     return found
+
+
+def _costed(row: Row) -> bool:
+    """Whether a row is a point in a picture of scores versus FLOPs."""
+    return row.flops is not None and bool(row.scores)
+
+
+def _scored(table: ModelTable, methods: Sequence[str]) -> bool:
+    """Whether two of the methods or more have a score, so that a line can be drawn."""
+    return sum(bool(row.scores) for row in table.rows if row.method in methods) > 1
 
 
 def _versus_k(table: ModelTable, family: Family, divergence: Divergence) -> Figure:
@@ -116,7 +158,7 @@ def _versus_k(table: ModelTable, family: Family, divergence: Divergence) -> Figu
 
 def _versus_flops(table: ModelTable) -> Figure:
     """Scores versus the share of the baseline's FLOPs, one panel per column, with the Pareto front."""
-    titles = [title for title in table.columns if any(title in row.scores for row in table.rows)]
+    titles = [title for title in table.columns if any(title in row.scores for row in table.rows if _costed(row))]
     figure, panels = _panels(len(titles), extra=0.24 * math.ceil(len(table.rows) / 3))
     base = table.baseline.flops if table.baseline is not None and table.baseline.flops else 1.0
     for axes, title in zip(panels, titles, strict=True):
