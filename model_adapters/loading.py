@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from vtw_eval.checkpoints import checkpoint
 from vtw_eval.model_adapters.adapters import ADAPTERS, Adapter
 from vtw_eval.model_adapters.family import Family
 from vtw_eval.model_adapters.options import Options
@@ -46,16 +47,17 @@ def load(
         See :func:`family_of`.
     """
     family, model_type = family_of(adapter, options, adapters)
+    opened = checkpoint(options.pretrained)
     source = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     placement = {"device_map": options.device_map} if options.device_map else {}
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     model = getattr(transformers, family.auto_class).from_pretrained(
-        options.pretrained, dtype=options.torch_dtype, **source, **placement, **attention
+        opened, dtype=options.torch_dtype, **source, **placement, **attention
     )
     if not options.device_map:
         model.to(device)
     processor = getattr(transformers, family.processor_class).from_pretrained(
-        options.pretrained, **source, **family.processor_arguments(options, model_type, simple)
+        opened, **source, **family.processor_arguments(options, model_type, simple)
     )
     return family(model.eval(), processor, options, simple)
 
@@ -92,7 +94,9 @@ def family_of(
 
 def _read_config(options: Options) -> dict[str, Any]:
     try:
-        config, _ = transformers.PreTrainedConfig.get_config_dict(options.pretrained, revision=options.revision)
+        config, _ = transformers.PreTrainedConfig.get_config_dict(
+            checkpoint(options.pretrained), revision=options.revision
+        )
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise NoCheckpointError(

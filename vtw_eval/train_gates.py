@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vtw_eval import checkpoints
 from vtw_eval.anatomy import Anatomy, find_anatomy
 from vtw_eval.gates import INNER, Gates, after_vision, checkpoint_name, final_norm, gate_features, save_gates
 from vtw_eval.methods import VTW
@@ -456,7 +457,7 @@ def run(
     Parameters
     ----------
     checkpoint
-        Hub name or folder of the model.
+        Hub name or folder of the model, or ``shapes``.
     data, image_folder
         See :func:`read_samples`.
     output
@@ -481,8 +482,9 @@ def run(
     once = math.ceil(len(samples) / max(1, settings["batch_size"]))
     chosen = Settings(steps=once if steps is None else steps, **settings)
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint)
-        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
+        opened = checkpoints.checkpoint(checkpoint)
+        processor = AutoProcessor.from_pretrained(opened)
+        model: Any = AutoModelForImageTextToText.from_pretrained(opened, dtype="auto")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot open the checkpoint {checkpoint!r}: {str(error).strip().splitlines()[0]}") from error
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vtw_eval.methods import Method
 
-_ALSO = ("vtw,k=0", "vtw,position=rearrange", "vtw,k=search", "fastv+vtw")
+_ALSO = ("vtw,k=0", "vtw,position=rearrange", "vtw,k=search", "fastv+vtw,fastv.k=1")
 """Beside every method with its defaults: what takes other paths through the engine."""
 
 
@@ -75,8 +75,8 @@ def _configs(models: Sequence[str], families: Sequence[str], everything: bool) -
     from transformers import AutoConfig
 
     from vtw_eval.anatomy import TESTED
+    from vtw_eval.checkpoints import checkpoint
     from vtw_eval.methods.registry import suggest
-    from vtw_eval.sweep.harness import checkpoint
     from vtw_eval.verify.tiny import family_config
 
     known = sorted(TESTED - {"internvl_chat"})  # code that comes with checkpoints cannot be made small

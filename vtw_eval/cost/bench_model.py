@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from vtw_eval.checkpoints import checkpoint
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
 
 _SYSTEM = 35
@@ -156,7 +157,7 @@ def load_subject(pretrained: str, dtype: torch.dtype, device: torch.device) -> S
     Parameters
     ----------
     pretrained
-        Folder or Hub id.
+        Folder or Hub id; ``shapes`` is the embedded one.
     dtype, device
         Of the weights.
 
@@ -165,7 +166,7 @@ def load_subject(pretrained: str, dtype: torch.dtype, device: torch.device) -> S
     ValueError, OSError
         If it cannot be loaded, or its costs have no closed form.
     """
-    model: Any = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype)
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint(pretrained), dtype=dtype)
     model = model.to(device).eval()
     geometry = Geometry.from_config(model.config, pretrained)
     timed = model.config.model_type in _TIMED_TOWERS and geometry.vision is not None

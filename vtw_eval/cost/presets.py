@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from vtw_eval.checkpoints import EMBEDDED, checkpoint
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.methods.registry import suggest
 
@@ -118,8 +119,8 @@ def get_geometry(name_or_path: str | Path) -> Geometry:
     Parameters
     ----------
     name_or_path
-        A key of :data:`PRESETS`, a folder with a ``config.json``, or a config file. Nothing is downloaded, and no code
-        of the checkpoint is run.
+        A key of :data:`PRESETS`, ``shapes`` for the embedded checkpoint, a folder with a ``config.json``, or
+        a config file. Nothing is downloaded, and no code of the checkpoint is run.
 
     Raises
     ------
@@ -129,16 +130,20 @@ def get_geometry(name_or_path: str | Path) -> Geometry:
     name, path = str(name_or_path), Path(name_or_path)
     if name in PRESETS:
         return PRESETS[name]
+    if name == EMBEDDED:
+        path = Path(checkpoint(name))
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"the folder {name} has no config.json.")
     if not path.exists():
         raise ValueError(
-            f"unknown geometry {name!r}{suggest(name, list(PRESETS))} Valid: {', '.join(PRESETS)}, a folder with a "
-            "config.json, or a config file."
+            f"unknown geometry {name!r}{suggest(name, list(PRESETS))} Valid: {', '.join(PRESETS)}, {EMBEDDED}, a "
+            "folder with a config.json, or a config file."
         )
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} is no config that transformers can read: {first}") from None
+    if name == EMBEDDED:
+        return Geometry.from_config(config, name)
     return Geometry.from_config(config, name=path.stem if path.is_file() else path.resolve().name)

@@ -11,7 +11,6 @@ from vtw_eval.cost.dry_run import tokens_per_layer
 from vtw_eval.cost.profiler import profiler_prefill_flops
 from vtw_eval.methods import parse_method
 from vtw_eval.sweep.cell import CellSpec
-from vtw_eval.sweep.harness import checkpoint
 
 TEXT_TOKENS = 66
 """Of a prompt: the mean of LLaVA-1.5 on MME (VTW, Table 2)."""
@@ -86,6 +85,6 @@ def _preset(pretrained: str) -> str | None:
 @cache
 def _geometry(pretrained: str) -> Geometry | None:
     try:
-        return get_geometry(_preset(pretrained) or checkpoint(pretrained))
+        return get_geometry(_preset(pretrained) or pretrained)
     except ValueError:
         return None

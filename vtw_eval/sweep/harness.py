@@ -106,12 +106,3 @@ def open_model(spec: CellSpec, settings: Settings) -> OpenModel:
 
         check_touch_points(["ms-vlmeval"])
     return KitModel(spec, settings)
-
-
-def checkpoint(pretrained: str) -> str:
-    """Return the folder or Hub id of a checkpoint; ``shapes`` is the embedded one."""
-    if pretrained != "shapes":
-        return pretrained
-    from vtw_eval.shapes import CHECKPOINT
-
-    return str(CHECKPOINT)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from vlmeval.smp import LMUDataRoot
 
+from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.vlmeval_registry import CLASSES
@@ -21,7 +22,7 @@ from vtw_eval.model_adapters.vlmeval_run import evaluate
 from vtw_eval.model_adapters.vlmeval_tables import writable
 from vtw_eval.sweep.cell import Aggregate, CellSpec, Metric, Sample
 from vtw_eval.sweep.costs import CostModel
-from vtw_eval.sweep.harness import Evaluation, Progress, Settings, checkpoint
+from vtw_eval.sweep.harness import Evaluation, Progress, Settings
 from vtw_eval.sweep.plan import PlanError
 from vtw_eval.sweep.provenance import data_read
 from vtw_eval.sweep.samples import TIMES, SampleError, aggregate

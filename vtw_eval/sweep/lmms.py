@@ -16,6 +16,7 @@ from lmms_eval import evaluator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.tasks import TaskManager, get_task_dict
 
+from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.core import Answer
 from vtw_eval.model_adapters.failures import DocumentError
@@ -26,7 +27,7 @@ from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 from vtw_eval.sweep import samples
 from vtw_eval.sweep.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
-from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings, checkpoint
+from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings
 from vtw_eval.sweep.provenance import data_read
 from vtw_eval.sweep.tasks import own_tasks
 from vtw_eval.tasks.guesses import same_guess_for_same_answer

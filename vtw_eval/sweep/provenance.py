@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.composite import parts_of
 from vtw_eval.sweep.cell import Cell, CellSpec
-from vtw_eval.sweep.harness import checkpoint
 from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
 from vtw_eval.versions import PACKAGE, engine_hash, installed
 
