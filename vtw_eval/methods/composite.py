@@ -11,6 +11,16 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Merge, Reducer
 from vtw_eval.methods.base import LayerSearch, Method, Position
+from vtw_eval.methods.baseline import Baseline
+from vtw_eval.methods.downsample import Downsample
+from vtw_eval.methods.dyvte import DyVTE
+from vtw_eval.methods.fastv import FastV
+from vtw_eval.methods.pyramiddrop import PyramidDrop
+from vtw_eval.methods.rand import Rand
+from vtw_eval.methods.random_k import RandomK
+from vtw_eval.methods.random_vision import RandomVision
+from vtw_eval.methods.tome import ToMe
+from vtw_eval.methods.vtw import VTW
 
 AnyReducer = TypeVar("AnyReducer", bound=Reducer)
 
@@ -35,6 +45,9 @@ class Composite(Method):
             raise ValueError(f"a composition needs two or more different methods, not {'+'.join(keys)!r}.")
         if len({part.positions for part in self.parts}) > 1:
             raise ValueError(f"{'+'.join(keys)}: all parts must keep positions, or all rearrange them.")
+        if Baseline.key in keys:
+            rest = "+".join(key for key in keys if key != Baseline.key)
+            raise ValueError(f"{'+'.join(keys)}: baseline is the unchanged model and adds nothing to {rest}.")
 
     @property
     def positions(self) -> Position:
@@ -52,8 +65,30 @@ class Composite(Method):
         return all(part.plans_ahead for part in self.parts)
 
     def bind(self, anatomy: Anatomy) -> Composite:
-        """Bind all parts."""
-        return replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))
+        """Bind all parts, and check that none of them comes when no vision token is left for it.
+
+        Raises
+        ------
+        ValueError
+            If a part is impossible for this model, or would do nothing because of another one.
+        """
+        bound = replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))
+        bound._check_order(anatomy.num_layers)
+        return bound
+
+    def _check_order(self, num_layers: int) -> None:
+        placed = [part for part in self.parts if part.search is None]  # where the others act is not known yet
+        for last in placed:
+            empty = _empty_from(last, num_layers)
+            for part in placed:
+                layers = part.layers(num_layers) if isinstance(part, _ON_VISION) and part is not last else ()
+                # Rand draws text tokens as well, so that at the same layer it still does something.
+                if layers and min(layers) >= empty + isinstance(part, Rand):
+                    raise ValueError(
+                        f"{'+'.join(p.key for p in self.parts)}: {part.key} begins before layer {min(layers)}, but "
+                        f"{last.key} leaves no vision token from layer {empty} on, so that {part.key} would do "
+                        f"nothing: give it an earlier layer or leave it out."
+                    )
 
     def stand_in(self, anatomy: Anatomy) -> Composite:
         """Replace what was trained in all parts."""
@@ -93,6 +128,21 @@ class Composite(Method):
     def __str__(self) -> str:
         names = "+".join(part.key for part in self.parts)
         return ",".join([names, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
+
+
+_ON_VISION = (DyVTE, Downsample, FastV, PyramidDrop, Rand, RandomK, RandomVision, ToMe, VTW)
+"""Methods that do nothing where there is no vision token; of others that is not known."""
+
+
+def _empty_from(part: Method, num_layers: int) -> int:
+    """Return the first layer that no vision token enters whatever the prompt is; ``num_layers`` if there is none."""
+    if isinstance(part, VTW) and isinstance(part.k, int):
+        return part.k
+    if isinstance(part, RandomK) and part.high is not None:
+        return part.high
+    if isinstance(part, FastV | RandomVision | PyramidDrop) and part.r == 1:
+        return min(part.layers(num_layers), default=num_layers)
+    return num_layers
 
 
 def parts_of(method: AnyReducer) -> tuple[AnyReducer | Method, ...]:

@@ -13,6 +13,9 @@ from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Merge
 from vtw_eval.methods.base import Method, check_layer, check_share
 
+DEFAULT_R = 0.9
+"""Share that is merged away where neither it nor a number per layer is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToMe(Method):
@@ -31,7 +34,8 @@ class ToMe(Method):
     k
         Number of layers that see all vision tokens.
     r
-        Share of the vision tokens that is merged away until the last layer, evenly spread over the layers.
+        Share of the vision tokens that is merged away until the last layer, evenly spread over the layers; 0.9 unless
+        ``per_layer`` is given.
     per_layer
         Tokens merged before each layer, instead of ``r``.
     """
@@ -41,11 +45,18 @@ class ToMe(Method):
     needs: ClassVar[str] = "key projections (self_attn.k_proj); SDPA or eager attention"
 
     k: int = 0
-    r: float = 0.9
+    r: float | None = None
     per_layer: int | None = None
 
     def __post_init__(self) -> None:
-        check_share("r", self.r)
+        if self.per_layer is None and self.r is None:
+            object.__setattr__(self, "r", DEFAULT_R)
+        if self.per_layer is not None and self.r is not None:
+            raise ValueError(
+                f"tome takes r={self.r} or per_layer={self.per_layer}, not both: each says how many tokens are merged."
+            )
+        if self.r is not None:
+            check_share("r", self.r)
         if self.per_layer is not None and self.per_layer < 0:
             raise ValueError(f"per_layer={self.per_layer} is out of range: it is a number of tokens, 0 or more.")
 
@@ -63,6 +74,7 @@ class ToMe(Method):
         steps = layer - self.k + 1
         if self.per_layer is not None:
             return max(total - steps * self.per_layer, 0)
+        assert self.r is not None, "__post_init__ fills it in"
         return total - int(total * self.r * steps / (num_layers - self.k) + 0.5)
 
     def keep(self, view: LayerView) -> Tensor | Merge:
