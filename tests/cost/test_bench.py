@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.checkpoints import make_checkpoint
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cli import app
 from vtw_eval.cost import bench as module
@@ -26,7 +27,7 @@ from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.cost.memory import peak_bytes
 from vtw_eval.cost.presets import get_geometry
 from vtw_eval.cost.timing import CudaClock, HostClock, clock_for, interleaved, paired_ratios, spread
-from vtw_eval.methods import METHODS, VTW, Baseline, make_method
+from vtw_eval.methods import METHODS, VTW, Baseline, make_method, parse_method
 from vtw_eval.shapes import CHECKPOINT
 
 CPU = torch.device("cpu")
@@ -178,7 +179,7 @@ def test_the_baseline_is_the_model_without_hooks(subject: Subject) -> None:
 
 def test_methods_in_one_list() -> None:
     found = parse_methods(
-        ["baseline,vtw,k=half,fastv,random_vision", "fastv+vtw,fastv.k=2,vtw.k=half", "vtw,k=half"], 24
+        ["baseline,vtw,k=half,fastv,random_vision"], ["fastv+vtw, fastv.k=2,vtw.k=half", "vtw,k=half", "vtw,k=12"], 24
     )
     assert list(found) == ["baseline", "vtw,k=half", "fastv", "random_vision", "fastv+vtw,fastv.k=2,vtw.k=half"]
     assert found["vtw,k=half"] == VTW(k=12)
@@ -200,7 +201,22 @@ def test_methods_in_one_list() -> None:
 )
 def test_bad_specs(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parse_methods([spec], 24)
+        parse_methods([spec], [], 24)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("vtw,k=2,fastv", "bad part 'fastv' in method spec"),
+        ("vtw,k=2,k=3", "'k' stands twice"),
+        ("baseline,vtw", "bad part 'vtw'"),
+        ("vtw,k=25", "k=25 is out of range"),
+        ("tome,per_layer=5,r=0.1", "not both"),
+    ],
+)
+def test_a_spec_is_one_method_spelled_as_everywhere(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_methods([], [spec], 24)
 
 
 # --- measuring
@@ -224,7 +240,7 @@ def test_the_real_cache_is_what_the_trace_says(subject: Subject, key: str, rows:
 
 def test_measured_rows(subject: Subject) -> None:
     plan = Plan(
-        methods=parse_methods(["vtw,k=1", "fastv,k=2"], 4),
+        methods=parse_methods([], ["vtw,k=1", "fastv,k=2"], 4),
         text=TEXT,
         vision=VISION,
         batches=(2,),
@@ -260,7 +276,7 @@ def test_no_memory_for_one_method_is_reported_and_the_others_go_on(subject: Subj
         return run_once(subject, prompt, method, tokens, clock)
 
     plan = Plan(
-        methods=parse_methods(["vtw,fastv,rand"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=3, warmup=1
+        methods=parse_methods(["vtw,fastv,rand"], [], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=3, warmup=1
     )
     (setting,) = measure(subject, plan, clock=Ticks(), run=run)
     rows = {row.method: row for row in setting.rows}
@@ -278,7 +294,7 @@ def test_no_memory_for_the_baseline_leaves_no_ratios(subject: Subject) -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return run_once(subject, prompt, method, tokens, clock)
 
-    plan = Plan(methods=parse_methods(["vtw"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=2)
+    plan = Plan(methods=parse_methods(["vtw"], [], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=2)
     (setting,) = measure(subject, plan, clock=Ticks(), run=run)
     base, vtw = setting.rows
     assert base.status == "out of memory"
@@ -290,7 +306,7 @@ def test_a_method_that_did_not_do_what_it_reports_has_failed(subject: Subject) -
         outcome = run_once(subject, prompt, method, tokens, clock)
         return replace(outcome, kv_bytes=8192) if method.key == "vtw" else outcome
 
-    plan = Plan(methods=parse_methods(["vtw"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=1)
+    plan = Plan(methods=parse_methods(["vtw"], [], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=1)
     (setting,) = measure(subject, plan, clock=Ticks(), run=run)
     assert setting.rows[1].status == "failed"
     assert "the KV cache holds 8192 bytes where its trace says" in setting.rows[1].error
@@ -345,8 +361,16 @@ def test_prompts_have_the_lengths_asked_for(subject: Subject) -> None:
 def test_a_tower_without_a_llava_is_left_out_and_says_so() -> None:
     other = random_subject(replace(TINY, vision=None, projector=()), torch.float32, CPU, seed=0)
     assert "not timed" in other.note
-    plan = Plan(methods={}, text=TEXT, vision=VISION, output_tokens=3, rounds=1, warmup=0)
-    assert measure(other, plan, clock=Ticks())[0].rows[0].status == "done"
+    plan = Plan(methods={"v": VTW(k=1)}, text=TEXT, vision=VISION, output_tokens=3, rounds=1, warmup=0)
+    [setting] = measure(other, plan, clock=Ticks())
+    for row in setting.rows:
+        assert row.status == "done" and row.prefill is not None and row.step is not None and row.ratios is not None
+        assert row.vision is row.first_token is row.tokens_per_second is row.ratios.first_token is None
+    shown = setting_table(setting, 1)
+    for label in ("Decoder prefill", "Decode step", "Prefill time / FLOPs"):
+        assert f"| {label} " in shown
+    for label in ("Vision part", "First token", "Tokens/s"):
+        assert label not in shown
 
 
 @pytest.mark.parametrize("change", [{"gated": False}, {"windows": (4, None, 4, None)}])
@@ -379,6 +403,27 @@ def test_a_checkpoint_is_measured_as_it_is() -> None:
     assert f"({share:.2f}x)" in flops
 
 
+def test_of_a_checkpoint_whose_tower_is_not_timed_no_row_claims_it(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen2_vl", tmp_path / "qwen2_vl")
+    result = invoke(
+        *("--model", str(folder), "--device", "cpu", "--method", "vtw,k=1", "--text", "9", "--vision", "16"),
+        *("--output-tokens", "3", "--repeats", "1", "--warmup", "0", "--no-verify", "-o", str(tmp_path / "out")),
+    )
+    assert result.exit_code == 0, result.output
+    assert "are not timed" in result.output and "| Decoder prefill " in result.output
+    for words in ("Vision part", "First token", "Tokens/s"):
+        assert words not in result.output
+    found = Bench.model_validate_json((tmp_path / "out" / "bench.json").read_text())
+    assert all(row.status == "done" and row.first_token is None for row in found.settings[0].rows)
+
+
+def test_results_of_older_versions_are_read() -> None:
+    file = Path(__file__).parents[2] / "results" / "bench" / "cpu" / "bench.json"
+    found = Bench.model_validate_json(file.read_text())
+    assert all(row.first_token is not None and row.spec == "" for s in found.settings for row in s.rows)
+    assert "| First token " in setting_table(found.settings[0], found.model_bytes)
+
+
 def test_command_end_to_end(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["vtw-eval", "bench", "--geometry", "shape", "--methods", "vtw,k=half"])
     subject.model.config.save_pretrained(tmp_path / "shape")
@@ -390,6 +435,9 @@ def test_command_end_to_end(subject: Subject, tmp_path: Path, monkeypatch: pytes
     assert result.exit_code == 0, result.output
     found = Bench.model_validate_json((tmp_path / "out" / "bench.json").read_text())
     assert [s.batch for s in found.settings] == [1, 2] and found.settings[0].vision == 9
+    assert [row.spec for row in found.settings[1].rows] == [
+        str(parse_method(spec)) for spec in ("baseline", "vtw,k=2", "fastv", "random_vision,k=1")
+    ]
     assert [row.method for row in found.settings[1].rows] == ["baseline", "vtw,k=half", "fastv", "random_vision,k=1"]
     exact = flops_by_hand([16, 16, 7, 7]) / flops_by_hand([16] * 4)
     assert all(s.rows[1].prefill_flops_ratio == exact for s in found.settings)
@@ -419,7 +467,7 @@ def test_command_end_to_end(subject: Subject, tmp_path: Path, monkeypatch: pytes
 def test_command_errors(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtw_eval.cost.bench_model.random_subject", _no_model)
     result = invoke("--device", "cpu", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.output
 
 
@@ -430,8 +478,8 @@ def _no_model(geometry: Geometry, *_: Any) -> Any:
 
 def test_help_has_an_example() -> None:
     text = " ".join(invoke("--help").output.split())
-    assert "Example: vtw-eval bench --geometry llava-0.5b" in text
+    assert "Example: vtw-eval bench --geometry llava-0.5b --device cpu --method vtw,k=half" in text
 
 
 def test_the_presets_that_name_a_tower_can_be_built() -> None:
-    assert module.parse_methods(["vtw,k=half"], get_geometry("llava-0.5b").layers) == {"vtw,k=half": VTW(k=12)}
+    assert module.parse_methods(["vtw,k=half"], [], get_geometry("llava-0.5b").layers) == {"vtw,k=half": VTW(k=12)}

@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog="Example: vtw-eval bench --geometry llava-0.5b --device cpu --methods "
-    "baseline,vtw,k=half,fastv,random_vision -o results/bench"
+    epilog="Example: vtw-eval bench --geometry llava-0.5b --device cpu --method "
+    "vtw,k=half --method fastv -o results/bench"
 )
 def bench(
     geometry: Annotated[
         str | None, typer.Option(help="Random weights of this shape: a preset, or a folder with a config.json.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Instead: a checkpoint, folder or Hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead: a checkpoint, folder or Hub id; shapes is the embedded one.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Method spec, such as vtw,k=16; k=half is half of the layers. Several times for several."),
+    ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Comma list; NAME=VALUE belongs to the method before it; k=half is half of the layers."),
+        typer.Option(help="More in one comma list, in which NAME=VALUE belongs to the method before it."),
     ] = None,
-    method: Annotated[list[str] | None, typer.Option(help="One more method, such as vtw,k=16. Repeatable.")] = None,
     text: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 66,
     vision: Annotated[int | None, typer.Option(help="Vision tokens. Default: of one image.")] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,8.")] = "1",
@@ -81,15 +86,15 @@ def bench(
             torch.set_num_threads(threads)
         where = parse_device(device)
         kind = parse_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
-        specs = [*([methods] if methods else []), *(method or [])]
+        lists, specs = [methods] if methods else [], method or []
         if geometry is not None:
             shape = get_geometry(geometry)
-            chosen = parse_methods(specs, shape.layers)  # a mistake is told before the weights are made
+            chosen = parse_methods(lists, specs, shape.layers)  # a mistake is told before the weights are made
             subject = random_subject(shape, kind, where, seed)
         else:
             assert model is not None
             subject = load_subject(model, kind, where)
-            chosen = parse_methods(specs, subject.geometry.layers)
+            chosen = parse_methods(lists, specs, subject.geometry.layers)
         tokens = subject.geometry.vision_tokens if vision is None else vision
         if tokens is None:
             raise ValueError(f"{subject.geometry.name} has no fixed number of vision tokens: give --vision.")

@@ -67,9 +67,10 @@ class Timings(_Strict):
 class Ratios(_Strict):
     """A method over the baseline of the same round; median and quartiles over rounds."""
 
-    vision: Spread
+    vision: Spread | None
+    """None where the vision tower is not timed, as for the first token."""
     prefill: Spread
-    first_token: Spread
+    first_token: Spread | None
     step: Spread
 
 
@@ -77,10 +78,14 @@ class Row(_Strict):
     """One method in one setting."""
 
     method: str
+    """As it was asked for."""
     status: Literal["done", "out of memory", "failed"]
     error: str = ""
+    spec: str = ""
+    """The method as sweeps spell it, with all parameters. Empty in older files."""
     vision: Spread | None = None
-    """Seconds, as the three that follow."""
+    """Seconds, as the three that follow; None where the vision tower is not timed, as for the first token and the
+    tokens per second, which begin at the image."""
     prefill: Spread | None = None
     first_token: Spread | None = None
     step: Spread | None = None
@@ -186,16 +191,18 @@ class Plan:
         return len(self.named) * len(self.batches) * len(self.attentions) * each
 
 
-def parse_methods(specs: Sequence[str], layers: int) -> dict[str, Method]:
-    """Make methods from comma lists such as ``baseline,vtw,k=half,fastv``.
+def parse_methods(lists: Sequence[str], specs: Sequence[str], layers: int) -> dict[str, Method]:
+    """Make methods from specs such as ``vtw,k=16``, and from comma lists of them.
 
     Parameters
     ----------
+    lists
+        Such as ``baseline,vtw,k=half,fastv``: an item ``name=value`` belongs to the method before it, any other item
+        begins a method.
     specs
-        In each, an item ``name=value`` belongs to the method before it, any other item is a method. ``k=half``
-        stands for half of the layers.
+        One method each, spelled as everywhere (:func:`vtw_eval.methods.parse_method`).
     layers
-        Decoder layers of the model.
+        Decoder layers of the model. In both, ``k=half`` stands for half of them.
 
     Returns
     -------
@@ -208,22 +215,28 @@ def parse_methods(specs: Sequence[str], layers: int) -> dict[str, Method]:
         For an unknown method or parameter, a parameter before any method, or a k beyond the layers.
     """
     found: dict[str, Method] = {}
-    for spec in specs:
-        groups: list[list[str]] = []
-        for item in (part.strip() for part in spec.split(",")):
-            if "=" not in item:
-                groups.append([item])
-            elif groups:
-                groups[-1].append(item)
-            else:
-                raise ValueError(f"{item!r} in {spec!r} belongs to no method: write METHOD,{item}.")
-        for name, *params in groups:
-            method = parse_method(",".join([name, *(_half(param, layers) for param in params)]))
-            if method.search is not None:
-                raise ValueError(f"{name} with k=search has nothing to search on here: give k as a number or k=half.")
-            _check_layers(method, layers)
-            found.setdefault(",".join([name, *params]), method)
+    for spec in [*(spec for given in lists for spec in _specs(given)), *specs]:
+        items = [item.strip() for item in spec.split(",")]
+        method = parse_method(",".join(_half(item, layers) for item in items))
+        if method.search is not None:
+            raise ValueError(f"{items[0]} with k=search has nothing to search on here: give k as a number or k=half.")
+        _check_layers(method, layers)
+        if method not in found.values():
+            found[",".join(items)] = method
     return found
+
+
+def _specs(methods: str) -> list[str]:
+    """Split a comma list into specs of methods."""
+    groups: list[list[str]] = []
+    for item in (part.strip() for part in methods.split(",")):
+        if "=" not in item:
+            groups.append([item])
+        elif groups:
+            groups[-1].append(item)
+        else:
+            raise ValueError(f"{item!r} in {methods!r} belongs to no method: write METHOD,{item}.")
+    return [",".join(group) for group in groups]
 
 
 def _half(item: str, layers: int) -> str:
@@ -403,7 +416,12 @@ def _setting(
         text=plan.text,
         vision=plan.vision,
         output_tokens=plan.output_tokens,
-        rows=[_row(name, measured, base, subject, batch, plan.output_tokens) for name, measured in found.items()],
+        rows=[
+            _row(name, measured, base, subject, batch, plan.output_tokens).model_copy(
+                update={"spec": str(plan.named[name])}
+            )
+            for name, measured in found.items()
+        ],
     )
 
 
@@ -420,15 +438,15 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
             "what it reports.",
         )
     prefill, decode = _flops(outcome, subject, output_tokens)
-    runs = measured.runs
+    runs, timed = measured.runs, subject.images is not None
     row = Row(
         method=name,
         status="done",
-        vision=spread([t.vision for t in runs.values()]),
+        vision=spread([t.vision for t in runs.values()]) if timed else None,
         prefill=spread([t.prefill for t in runs.values()]),
-        first_token=spread([t.first_token for t in runs.values()]),
+        first_token=spread([t.first_token for t in runs.values()]) if timed else None,
         step=spread([t.step for t in runs.values()]),
-        tokens_per_second=spread([batch * output_tokens / t.total for t in runs.values()]),
+        tokens_per_second=spread([batch * output_tokens / t.total for t in runs.values()]) if timed else None,
         peak_bytes=measured.peak,
         kv_bytes=outcome.kv_bytes,
         prefill_flops=prefill,
@@ -439,20 +457,23 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
     if base.status != "done" or base.outcome is None:
         return row
     base_prefill, base_decode = _flops(base.outcome, subject, output_tokens)
-    ratios = {
-        phase: spread(
-            paired_ratios(
-                {i: getattr(t, phase) for i, t in runs.items()}, {i: getattr(t, phase) for i, t in base.runs.items()}
-            )
-        )
-        for phase in Ratios.model_fields
-    }
+
+    def ratio(phase: str) -> Spread:
+        ours, theirs = ({i: getattr(t, phase) for i, t in of.items()} for of in (runs, base.runs))
+        return spread(paired_ratios(ours, theirs))
+
+    ratios = Ratios(
+        vision=ratio("vision") if timed else None,
+        prefill=ratio("prefill"),
+        first_token=ratio("first_token") if timed else None,
+        step=ratio("step"),
+    )
     return row.model_copy(
         update={
-            "ratios": Ratios(**ratios),
+            "ratios": ratios,
             "prefill_flops_ratio": prefill / base_prefill,
             "decode_flops_ratio": decode / base_decode,
-            "prefill_over_flops": ratios["prefill"].median / (prefill / base_prefill),
+            "prefill_over_flops": ratios.prefill.median / (prefill / base_prefill),
         }
     )
 

@@ -13,7 +13,7 @@ from vtw_eval.cost.units import flops_unit
 _NOTES = """\
 Times are medians over rounds with quartiles in brackets, `(0.63x)` is the median of the ratios to the baseline within
 a round: all methods run in every round, in an order drawn anew. Each phase ends with a synchronisation of the device.
-First token: vision tower, projector, embedding and decoder prefill. Decode step: median over the steps of a run, with
+{first}Decode step: median over the steps of a run, with
 a growing KV cache; nothing stops at an end-of-text token. FLOPs: `exact`, decoder with the head on the last token.
 The baseline is the model without hooks. Last two rows: the time ratio over the FLOPs ratio; 1.00 is the limit.
 """
@@ -40,7 +40,15 @@ def bench_markdown(bench: Bench) -> str:
             *(f"- {row.method}: {row.status}: {row.error}" for row in setting.rows if row.status != "done"),
             *([""] if any(row.status != "done" for row in setting.rows) else []),
         ]
-    lines += [_NOTES + _memory_note(bench), f"Made by `{bench.command}`.", "", f"Environment: {bench.environment}.", ""]
+    timed = any(row.first_token is not None for setting in bench.settings for row in setting.rows)
+    first = "First token: vision tower, projector, embedding and decoder prefill. " if timed else ""
+    lines += [
+        _NOTES.format(first=first) + _memory_note(bench),
+        f"Made by `{bench.command}`.",
+        "",
+        f"Environment: {bench.environment}.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -78,8 +86,11 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
         ("Prefill time / FLOPs", lambda row: _over(_of(row, "prefill"), row.prefill_flops_ratio)),
         ("Decode time / FLOPs", lambda row: _over(_of(row, "step"), row.decode_flops_ratio)),
     ]
+    done = [row for row in setting.rows if row.status == "done"]
     table = [
-        [label, *(cell(row) if row.status == "done" else row.status for row in setting.rows)] for label, cell in columns
+        [label, *(cell(row) if row.status == "done" else row.status for row in setting.rows)]
+        for label, cell in columns
+        if not done or any(cell(row) for row in done)  # what was not measured claims no row
     ]
     headers: Sequence[str] = ["", *(row.method for row in setting.rows)]
     return tabulate(table, headers=headers, tablefmt="github", disable_numparse=True)
