@@ -19,6 +19,8 @@ from typing import Any
 
 from vtw_eval.cli.app import check_output
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
+from vtw_eval.model_adapters.adapters import ADAPTERS
+from vtw_eval.model_adapters.options import check_given_once
 from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 from vtw_eval.tasks.loading import dataset_failures_told
 from vtw_eval.touch_points import check_touch_points
@@ -123,6 +125,8 @@ def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
             try:
                 if args.tasks is None:
                     raise ValueError("name at least one task, for instance --tasks mme,pope; --tasks list shows all.")
+                if args.model in ADAPTERS and isinstance(args.model_args, str):
+                    _check_model_args(args)
                 if args.output_path:
                     check_output(Path(args.output_path), folder=True)  # lmms-eval would find out at the end
                 results, samples = evaluate(args)
@@ -141,6 +145,15 @@ def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
 
     with patches.replaced("evaluate", make):
         yield
+
+
+def _check_model_args(arguments: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for an option of our models that is given twice, also where lmms-eval has its own for it."""
+    check_given_once(arguments.model_args)
+    names = {entry.partition("=")[0].strip() for entry in arguments.model_args.split(",")}
+    for name in ("batch_size", "max_batch_size", "device"):
+        if name in names and getattr(arguments, name, None) is not None:
+            raise ValueError(f"{name} stands in --model_args and is an option of lmms_eval: give --{name} alone.")
 
 
 def evaluates(arguments: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_type_hints
@@ -16,6 +17,10 @@ from vtw_eval.model_adapters.media import Media
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 
 
+_QUOTED = re.compile(r"""\{.*?\}|\[.*?\]|"[^"]*"|'[^']*'""")
+"""What lmms-eval does not split at commas."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options that all adapters share; named as in lmms-eval's own adapters, so that ``--model_args`` carry over.
@@ -23,7 +28,7 @@ class Options:
     Parameters
     ----------
     pretrained
-        Folder or Hub id of the checkpoint.
+        Folder or Hub id of the checkpoint; "shapes" is the embedded one.
     method
         Key of a method of :mod:`vtw_eval.methods`. Every ``--model_args`` entry that is not an option of the adapter
         is a parameter of the method.
@@ -109,6 +114,27 @@ def parse_options(adapter: str, cls: type[AnyOptions], given: Mapping[str, Any])
                 f"Parameters of method {options.method!r}: {', '.join(of_method) or 'none'}."
             )
     return options, make_method(options.method, params)
+
+
+def check_given_once(text: str) -> None:
+    """Raise ``ValueError`` unless each entry of ``name=value,name=value`` has a name of its own.
+
+    Harnesses take the last of several values of a name without a word.
+
+    Parameters
+    ----------
+    text
+        As given to ``--model_args``; commas in quotes or brackets belong to a value.
+    """
+    names = []
+    for entry in (part.strip() for part in _QUOTED.sub("", text).split(",")):
+        name, equals, _ = entry.partition("=")
+        if entry and not (equals and name.strip()):
+            raise ValueError(f"{entry!r} in the model's arguments {text!r} is not of the form name=value.")
+        names += [name.strip()] if entry else []
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} stands {names.count(name)} times in the model's arguments {text!r}: once only.")
 
 
 def _parameters(method: str) -> list[str] | None:

@@ -6,8 +6,17 @@ from typing import Any
 
 from vtw_eval.importing import importing
 from vtw_eval.methods.vtw import default_eta
+from vtw_eval.model_adapters.options import check_given_once
 from vtw_eval.search import SearchResult
 from vtw_eval.touch_points import check_touch_points
+
+_ELSEWHERE = {
+    "method": "what is searched is the k of vtw, on the unchanged model",
+    "pretrained": "use --model",
+    "device": "use --device",
+    "verify": "use --no-verify",
+}
+"""Options of the adapters that a search has otherwise, and where."""
 
 
 class _CollectedError(Exception):
@@ -79,8 +88,13 @@ def search_task(
         def generate_until(self, requests: list[Any]) -> list[Any]:
             raise _CollectedError([self._request(request) for request in requests])
 
-    arguments = {"method": "baseline", "verify": verify, **simple_parse_args_string(model_args)}
-    model = Collector(pretrained=pretrained, **arguments, **({"device": device} if device else {}))
+    check_given_once(model_args)
+    given = simple_parse_args_string(model_args)
+    for name, better in _ELSEWHERE.items():
+        if name in given:
+            raise ValueError(f"{name} does not belong into --model-args of search-k: {better}.")
+    named = {"pretrained": pretrained, "device": device, "method": "baseline", "verify": verify}
+    model = Collector(**given, **{name: value for name, value in named.items() if value is not None})
     try:
         with dataset_failures_told():
             evaluator.simple_evaluate(model=model, tasks=[task], limit=samples, task_manager=manager)

@@ -22,6 +22,7 @@ from unittest import mock
 from vtw_eval.importing import HarnessImportError, importing
 from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.lmms_cli import describe
+from vtw_eval.model_adapters.options import check_given_once
 from vtw_eval.model_adapters.patches import VLMEVALKIT, Patches
 from vtw_eval.touch_points import check_touch_points
 from vtw_eval.versions import UpstreamChangedError
@@ -73,11 +74,10 @@ def parse_model_args(text: str | None) -> dict[str, str]:
     Raises
     ------
     ValueError
-        For an entry without ``=``.
+        For an entry without ``=``, and for a name that stands twice.
     """
+    check_given_once(text or "")
     pairs = [entry.partition("=") for entry in (text or "").split(",") if entry.strip()]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise ValueError(f"--model-args: {wrong[0]!r} is not of the form name=value.")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
