@@ -347,13 +347,21 @@ def _check(args: argparse.Namespace, model_args: Mapping[str, str]) -> dict[str,
     if model_args:
         raise ValueError("--model-args does not go with --config: write the options into the file.")
     try:
-        config = json.loads(Path(args.config).read_text())
+        config = json.loads(Path(args.config).read_text(), object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
         raise ValueError(f"--config {args.config} is not JSON: {error}") from error
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
         raise ValueError(f"--config {args.config} needs the objects 'model' and 'data'.")
     check_limit(args.limit, [entry.get("dataset", name) for name, entry in config["data"].items()])
     return config
+
+
+def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, whose names must differ."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} stands {names.count(twice[0])} times in one object of --config: once only.")
+    return dict(pairs)
 
 
 def _check_model(name: str, config: Mapping[str, Any] | None, known: Mapping[str, Any], args: Any) -> None:

@@ -55,6 +55,8 @@ ERRORS = {
     "other family": ("llava_vtw", "qwen2_vl", "", "Use --model qwen2vl_vtw for it."),
     "no checkpoint": ("llava_vtw", None, "", "no checkpoint at pretrained='/nowhere/at-all'"),
     "remote code": ("internvl_vtw", "internvl_remote", "", "add trust_remote_code=True"),
+    "k twice": ("llava_vtw", "llava", ",k=1,k=2", "'k' stands 2 times in the model's arguments"),
+    "batch size twice": ("llava_vtw", "llava", ",batch_size=2", "give --batch_size alone"),
     "bad batch size": ("llava_vtw", "llava", " --batch_size auto", "bad value batch_size='auto'"),
 }
 """Adapter, family, rest of the command line, part of the message."""

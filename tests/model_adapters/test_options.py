@@ -10,7 +10,7 @@ from vtw_eval.methods import VTW, Baseline
 from vtw_eval.model_adapters.adapters import ADAPTERS
 from vtw_eval.model_adapters.lmms_cli import describe, include_paths, tasks_folder
 from vtw_eval.model_adapters.manifest import manifests
-from vtw_eval.model_adapters.options import parse_options
+from vtw_eval.model_adapters.options import check_given_once, parse_options
 
 
 def parse(adapter: str = "llava_vtw", **given: Any) -> Any:
@@ -74,6 +74,29 @@ def test_frames_and_pixels() -> None:
 def test_wrong_arguments_are_explained(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(**given)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ,", "pretrained=a", "k=1, kk=1,", "pretrained=a=b,k=1", 'a={"k": 1, "k": 2},k=3', "a=[1,2],b='k=1,k=2',k=3"],
+)
+def test_options_with_names_of_their_own(text: str) -> None:
+    check_given_once(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k=1,k=2", "'k' stands 2 times in the model's arguments 'k=1,k=2'"),
+        ("pretrained=a, k =1,method=vtw,k=1,k=3", "'k' stands 3 times"),
+        ("pretrained=a,k", "'k' in the model's arguments .* is not of the form name=value"),
+        ("=3", "name=value"),
+        ('a={"b": 1},a={"c": 2}', "'a' stands 2 times"),
+    ],
+)
+def test_an_option_given_twice_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_given_once(text)
 
 
 def test_every_adapter_is_in_the_manifest() -> None:

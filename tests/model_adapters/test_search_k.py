@@ -14,6 +14,7 @@ import torch
 from tests.harness_data import picture, question
 from vtw_eval import search_layer
 from vtw_eval.model_adapters.core import Request, Runner
+from vtw_eval.model_adapters.search_task import search_task
 
 
 def requests_of(task: str, numbers: range) -> list[Request]:
@@ -89,6 +90,22 @@ def test_where_a_search_cannot_be_right_it_is_refused(checkpoint: Callable[[str]
     runner_of(checkpoint, k=2).refuse_search("several processes")
     with pytest.raises(ValueError, match="search_layer"), made.method(made.family.model):
         pass
+
+
+@pytest.mark.parametrize(
+    ("model_args", "message"),
+    [
+        ("method=fastv", "what is searched is the k of vtw"),
+        ("method=vtw,k=3", "what is searched is the k of vtw"),
+        ("pretrained=a", "use --model"),
+        ("dtype=float32,dtype=bfloat16", "'dtype' stands 2 times"),
+        ("verify=False", "use --no-verify"),
+        ("k=3", "unknown option 'k' of llava_vtw"),
+    ],
+)
+def test_options_that_a_search_cannot_follow_are_refused(model_args: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search_task("llava_vtw", "shapes", "shapes_vqa", 2, None, start=1, direction="vtw_full", model_args=model_args)
 
 
 def test_command_line(

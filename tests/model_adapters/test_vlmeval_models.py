@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from tests.harness_data import picture, write_video
 from vtw_eval.methods.vtw import default_k
 from vtw_eval.model_adapters.core import DocumentError, Request, Runner
 from vtw_eval.model_adapters.vlmeval_adapters import KIT_ADAPTERS
+from vtw_eval.model_adapters.vlmeval_cli import _check as read_arguments
 from vtw_eval.model_adapters.vlmeval_cli import parse_model_args
 from vtw_eval.model_adapters.vlmeval_family import Question
 from vtw_eval.model_adapters.vlmeval_internvl import marked_text, most_tiles
@@ -168,7 +170,17 @@ def test_arguments_are_checked_before_loading() -> None:
             check_arguments("llava_vtw", arguments)
     with pytest.raises(ValueError, match="use-vllm"):
         LlavaVTW(pretrained="a", use_vllm=True)
+    with pytest.raises(ValueError, match="'k' stands 2 times"):
+        parse_model_args("pretrained=a,k=2,k=3")
     assert parse_model_args(" k=2, pretrained=a=b,") == {"k": "2", "pretrained": "a=b"}
+
+
+def test_a_name_that_stands_twice_in_a_config_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text('{"model": {"a": {"class": "LlavaVTW", "k": 2, "k": 3}}, "data": {"MME": {}}}')
+    given = Namespace(config=str(file), api_mode=False, data=None, model=None, limit=None)
+    with pytest.raises(ValueError, match="'k' stands 2 times in one object of --config"):
+        read_arguments(given, {})
 
 
 def test_named_models(checkpoint: Callable[[str], str]) -> None:

@@ -47,6 +47,7 @@ def test_nothing_speaks_against_what_can_be_done(tmp_path: Path) -> None:
         ("vtw,k=99", "k=99 is out of range: this model has 10 decoder layers"),
         ("fastv+vtw,vtw.k=11", "k=11 is out of range: this model has 10 decoder layers"),
         ("rand,k=11", "k=11 is out of range"),
+        ("fastv+vtw,fastv.k=6,vtw.k=4", "vtw leaves no vision token from layer 4 on, so that fastv would do nothing"),
         ("dyvte,gates=nowhere.safetensors", "there is no gates file 'nowhere.safetensors'"),
     ],
 )

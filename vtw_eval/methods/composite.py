@@ -73,10 +73,17 @@ class Composite(Method):
             If a part is impossible for this model, or would do nothing because of another one.
         """
         bound = replace(self, parts=tuple(part.bind(anatomy) for part in self.parts))
-        bound._check_order(anatomy.num_layers)
+        bound.check_order(anatomy.num_layers)
         return bound
 
-    def _check_order(self, num_layers: int) -> None:
+    def check_order(self, num_layers: int) -> None:
+        """Check that no part, all of them bound, comes when no vision token is left for it.
+
+        Raises
+        ------
+        ValueError
+            If one does.
+        """
         placed = [part for part in self.parts if part.search is None]  # where the others act is not known yet
         for last in placed:
             empty = _empty_from(last, num_layers)

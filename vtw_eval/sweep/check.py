@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import transformers
 from vtw_eval.anatomy import Anatomy, find_anatomy
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import DyVTE, Method, parse_method
-from vtw_eval.methods.composite import parts_of
+from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.model_adapters.loading import NoCheckpointError, family_of
 from vtw_eval.model_adapters.options import Options, parse_options
 from vtw_eval.sweep.cell import CellSpec
@@ -154,17 +154,23 @@ def _method(method: Method, anatomy: Anatomy | None, harness: str) -> str:
     """Return why a method is impossible for a model; empty if nothing speaks against it."""
     if method.search is not None and harness == "vlmevalkit":
         return "k=search does not work with VLMEvalKit, which asks one question at a time: find k with search-k."
+    bound = []
     for part in parts_of(method):
         if isinstance(part, DyVTE) and part.gates is not None and not Path(part.gates).is_file():
             return f"there is no gates file {part.gates!r}: `vtw-eval train-dyvte` makes one."
         if anatomy is None:
             continue
         try:
-            part.bind(anatomy)
+            bound.append(part.bind(anatomy))
         except ValueError as error:
             return _line(error)
         except (RuntimeError, NotImplementedError):
-            continue  # what it compares at last needs the weights themselves
+            bound.append(part)  # what it compares at last needs the weights themselves
+    if anatomy is not None and isinstance(method, Composite):
+        try:
+            replace(method, parts=tuple(bound)).check_order(anatomy.num_layers)
+        except ValueError as error:
+            return _line(error)
     return ""
 
 
