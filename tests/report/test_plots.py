@@ -11,9 +11,10 @@ import torch
 
 from tests.report.made import make_store
 from vtw_eval.report import analyse, read_results
+from vtw_eval.report.blocks import Image
 from vtw_eval.report.labels import families
 from vtw_eval.report.make import Request, make_report
-from vtw_eval.report.plots import model_plots, pareto_front, picture_name, render
+from vtw_eval.report.plots import apart, model_plots, pareto_front, picture_name, render
 from vtw_eval.report.search import read_divergence, save_divergence
 from vtw_eval.search import SearchResult
 
@@ -75,11 +76,11 @@ def test_no_two_models_share_a_picture(tmp_path: Path) -> None:
     assert set(make_report(Request(folder=alone)).files) <= set(files)  # a model keeps its file
 
 
-def test_methods_whose_names_differ_by_a_sign_have_pictures_of_their_own(tmp_path: Path) -> None:
-    methods = ["baseline", *(f"fastv,k={k},seed={seed}" for seed in (1, -1) for k in (2, 4))]
-    make_store(tmp_path, methods, tasks=["shapes_vqa"], count=8)
-    files = make_report(Request(folder=tmp_path)).files
-    assert sum("fastv" in name and name.endswith(".png") for name in files) == 2
+def test_pictures_whose_file_names_are_equal_are_told_apart() -> None:
+    images = [Image("x-fastv-r-k", f"x: scores of fastv,r={r} versus k") for r in ("1", "-1")]
+    names = [image.name for image in apart([*images, Image("X-FASTV-r-k", "X"), Image("other", "")])]
+    assert len({name.casefold() for name in names}) == 4 and names[-1] == "other"
+    assert apart([images[0], images[1]])[0].name == names[0]
 
 
 def test_kl_of_a_search_is_drawn_beside_the_scores(tmp_path: Path) -> None:

@@ -53,6 +53,16 @@ def report(
         float | None,
         typer.Option(min=0, help="Mark what equals the baseline within this percentage of a metric's range (TOST)."),
     ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Method that the others are compared with, such as vtw,k=16.")
+    ] = "baseline",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show a part: method=PATTERN, model=PATTERN or task=PATTERN, with * and ? as in a shell, such as "
+            "'method=vtw*'. Repeatable; the baseline and the reference stay."
+        ),
+    ] = None,
     flops: Annotated[
         str | None, typer.Option(help="Convention of the FLOPs: eq1, profiler, exact. Default: eq1, or what there is.")
     ] = None,
@@ -67,6 +77,7 @@ def report(
     from vtw_eval.report.errors import ReportError
     from vtw_eval.report.formats import RENDERERS
     from vtw_eval.report.make import Request, make_report
+    from vtw_eval.report.part import parse_only
     from vtw_eval.report.published_tables import published_blocks
     from vtw_eval.report.write import form_of
 
@@ -89,6 +100,8 @@ def report(
                     old=compare,
                     published=published,
                     equivalence=equivalence,
+                    reference=reference,
+                    only=parse_only(only or []),
                     convention=flops,
                     divergences=tuple(kl or ()),
                     title=title,

@@ -24,12 +24,15 @@ class GroupSums:
         How the metric follows from their (weighted) sum over groups.
     rows
         float64 ``[groups, columns]``, one row per unit of resampling.
+        With repeats, those of one after those of another.
     weights
         float64 ``[groups]``, mean random weight of each: 1, and a little less in MME's categories, see
         :func:`_mme_sums`.
     right, wrong
         float64 ``[imagined, columns]``: an imagined document that is answered rightly, and one wrongly; for MME one
         pair for each category; none where scores have no bounds.
+    repeats
+        Runs with different seeds; the metric is the mean of theirs.
     """
 
     kind: Kind
@@ -37,6 +40,12 @@ class GroupSums:
     weights: Array
     right: Array
     wrong: Array
+    repeats: int = 1
+
+    def value(self, sums: Array) -> Array:
+        """Return the metric for (weighted) sums of the rows, ``[..., columns]``: mean over repeats, ``[...]``."""
+        apart = sums.reshape(*sums.shape[:-1], self.repeats, -1)
+        return cast("Array", metric(self.kind, apart).mean(axis=-1))
 
 
 def metric(kind: Kind, sums: Array) -> Array:
@@ -72,6 +81,18 @@ def group_sums(evidence: Evidence) -> GroupSums:
     ReportError
         For MME if a picture does not have two questions.
     """
+    bound = _upper_bound(evidence.contributions) if evidence.kind == "mean" else None
+    parts = [_sums(run, bound) for run in evidence.each()]
+    if len(parts) == 1:
+        return parts[0]
+    rows, right, wrong = (
+        np.hstack(arrays) for arrays in zip(*[(part.rows, part.right, part.wrong) for part in parts], strict=True)
+    )
+    return GroupSums(evidence.kind, rows, parts[0].weights, right, wrong, len(parts))
+
+
+def _sums(evidence: Evidence, bound: float | None) -> GroupSums:
+    """Return the statistics of one run; ``bound`` is the largest score that a document can have."""
     if evidence.kind == "mme":
         return _mme_sums(evidence)
     group = group_index(evidence)
@@ -81,7 +102,6 @@ def group_sums(evidence: Evidence) -> GroupSums:
         right, wrong = np.array([[yes, 0.0, 0.0]]), np.array([[0.0, 1 - yes, yes]])
         return GroupSums("f1", rows, np.ones(len(rows)), right, wrong)
     rows = sum_by(group, np.column_stack([evidence.scores, np.ones(len(group))]))
-    bound = _upper_bound(evidence.scores)
     right, wrong = np.array([[bound or 0.0, 1.0]]), np.array([[0.0, 1.0]])
     imagined = slice(None) if bound is not None else slice(0)
     return GroupSums("mean", rows, np.ones(len(rows)), right[imagined], wrong[imagined])
@@ -102,7 +122,7 @@ def sum_by(group: NDArray[np.intp], values: Array) -> Array:
 def value_of(evidence: Evidence) -> float:
     """Return the metric, as a share of 1 or in MME's points."""
     sums = group_sums(evidence)
-    return float(metric(sums.kind, sums.rows.sum(axis=0)))
+    return float(sums.value(sums.rows.sum(axis=0)))
 
 
 def by_category(evidence: Evidence) -> dict[str, float]:
@@ -123,7 +143,7 @@ def _subset(evidence: Evidence, chosen: NDArray[np.intp]) -> Evidence:
         tuple(old.categories[i] for i in chosen),
         old.targets_sha256,
     )
-    return Evidence(evidence.kind, documents, evidence.contributions[chosen])
+    return Evidence(evidence.kind, documents, evidence.contributions[chosen], evidence.repeats)
 
 
 def _mme_sums(evidence: Evidence) -> GroupSums:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.labels import labels_of
+from vtw_eval.report.labels import labels_of, same_method, seedless
 from vtw_eval.report.results import Outcome, Result, Results
+from vtw_eval.report.seeds import pool, seed_groups
 from vtw_eval.report.statistics import Comparison, Interval, compare, holm, interval
 from vtw_eval.report.trust import BASELINE, withheld_flops
 from vtw_eval.sweep import CellSpec
@@ -28,18 +30,23 @@ class Score:
     interval: Interval | None
     """In the points that tables show."""
     comparison: Comparison | None = None
-    """To the baseline, as a share of 1 or in MME's points; None for the baseline itself or without evidence."""
+    """To the method of reference, as a share of 1 or in MME's points; None for it itself or without evidence."""
     holm_p: float = 1.0
     """Adjusted for all comparisons of the model's table."""
     identical: float | None = None
-    """Share of documents with the very answer of the baseline; None without samples."""
+    """Share of documents with the very answer of the reference; None without samples."""
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the difference to the baseline is significant, and which way it goes."""
+        """Whether the difference to the reference is significant, and which way it goes."""
         if self.comparison is None:
             return ""
         return verdict(self.comparison, self.holm_p, self.outcome.higher_is_better)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds, in the points that tables show; None for fewer than two runs."""
+        return statistics.stdev(self.outcome.seeds) if len(self.outcome.seeds) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class Row:
     """By title of the column."""
     flops: float | None
     """Of the prefill, mean over the documents of :attr:`ModelTable.flops_tasks`."""
+    seeds: tuple[Row, ...] = ()
+    """The runs whose mean this is, one for each seed, without comparisons; empty for a single run. The method of the
+    row is then that of the first."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,18 @@ class ModelTable:
     """How many differences Holm's adjustment counts."""
     withheld: str = ""
     """Why no FLOPs are shown, if they cannot be believed."""
+    reference: Row | None = None
+    """What the others are compared with."""
+
+    @property
+    def reference_name(self) -> str:
+        """What texts call the method of reference."""
+        return "the baseline" if self.reference is None or self.reference.method == BASELINE else self.reference.label
+
+    @property
+    def pooled(self) -> list[str]:
+        """Methods of rows that stand for several seeds."""
+        return [row.method for row in self.rows if row.seeds]
 
     @property
     def baseline(self) -> Row | None:
@@ -91,8 +113,10 @@ def model_key(spec: CellSpec) -> tuple[str, ...]:
     return (spec.model, spec.harness, spec.adapter, spec.pretrained, json.dumps(spec.model_args, sort_keys=True))
 
 
-def analyse(results: Results, convention: str | None = None) -> tuple[ModelTable, ...]:
+def analyse(results: Results, convention: str | None = None, reference: str = BASELINE) -> tuple[ModelTable, ...]:
     """Return a table for each model, in the order of the plan.
+
+    Of a plan that ran in part, methods, tasks and models of which no cell has run are left out.
 
     Parameters
     ----------
@@ -100,11 +124,14 @@ def analyse(results: Results, convention: str | None = None) -> tuple[ModelTable
         All cells.
     convention
         Of the FLOPs, see :mod:`vtw_eval.cost`; None takes ``eq1``, or the first there is.
+    reference
+        Spec of the method that the others are compared with.
 
     Raises
     ------
     ReportError
-        If there is no cell, no cell knows the convention, or methods cover different documents.
+        If there is no cell, no cell knows the convention or is of the reference (but for the baseline, without which
+        nothing is compared), or methods cover different documents.
     """
     if not results.cells:
         raise ReportError(f"{results.source} holds no cell: run vtw-eval sweep first.")
@@ -112,11 +139,24 @@ def analyse(results: Results, convention: str | None = None) -> tuple[ModelTable
     by_model: dict[tuple[str, ...], list[Result]] = {}
     for result in results.cells:
         by_model.setdefault(model_key(result.spec), []).append(result)
+    specs = dict.fromkeys(result.spec.method for result in results.cells)
+    if reference != BASELINE and not any(same_method(reference, spec) for spec in specs):
+        raise ReportError(
+            f"no cell is of the reference {reference!r}. Methods here: {'; '.join(labels_of(specs).values())}."
+        )
     names = [key[0] for key in by_model]
+    started = {key: part for key, own in by_model.items() if (part := _that_ran(own))}
     return tuple(
-        _table(key[0] if names.count(key[0]) == 1 else f"{key[0]} ({key[1]})", own, chosen)
-        for key, own in by_model.items()
+        _table(key[0] if names.count(key[0]) == 1 else f"{key[0]} ({key[1]})", own, chosen, reference)
+        for key, own in (started or by_model).items()
     )
+
+
+def _that_ran(results: Sequence[Result]) -> list[Result]:
+    """Return the cells of the methods and tasks of which some cell has run."""
+    ran = [result.spec for result in results if result.state != "missing"]
+    methods, tasks = {spec.method for spec in ran}, {spec.task for spec in ran}
+    return [result for result in results if result.spec.method in methods and result.spec.task in tasks]
 
 
 def _convention(results: Results, asked: str | None) -> str:
@@ -126,33 +166,80 @@ def _convention(results: Results, asked: str | None) -> str:
     return asked or ("eq1" if "eq1" in known else next(iter(known), ""))
 
 
-def _table(model: str, results: Sequence[Result], convention: str) -> ModelTable:
+def _table(model: str, results: Sequence[Result], convention: str, reference: str) -> ModelTable:
     columns = _columns(results)
-    by_method: dict[str, dict[str, Result]] = {}
+    single: dict[str, dict[str, Result]] = {}
     for result in results:
-        own = by_method.setdefault(result.spec.method, {})
+        own = single.setdefault(result.spec.method, {})
         if result.spec.task in own:
             raise ReportError(f"{model} / {result.spec.method} / {result.spec.task}: two cells of different limits.")
         own[result.spec.task] = result
-    baseline = by_method.get(BASELINE, {})
-    scores = {
-        method: {
-            title: _score(own[task], baseline.get(task), title)
-            for title, task in columns.items()
-            if task in own and title in own[task].outcomes
-        }
-        for method, own in by_method.items()
-    }
+    groups = {group[0]: group for group in seed_groups(single)}
+    by_method = {first: _pooled([single[method] for method in group]) for first, group in groups.items()}
+    chosen = next((m for m, group in groups.items() if any(same_method(reference, spec) for spec in group)), "")
+    scores = {method: _scores(own, columns, by_method.get(chosen, {})) for method, own in by_method.items()}
+    for method, found in scores.items():
+        for title, score in found.items():
+            if score.outcome.seeds and score.comparison is not None:
+                found[title] = replace(
+                    score, identical=_mean_identical(groups[method], single, by_method[chosen], title, columns)
+                )
     compared = [(m, t, s.comparison.p) for m, own in scores.items() for t, s in own.items() if s.comparison is not None]
     for (method, title, _), p in zip(compared, holm([p for _, _, p in compared]), strict=True):
         scores[method][title] = replace(scores[method][title], holm_p=p)
     tasks = _flops_tasks(by_method, convention)
-    labels = labels_of(by_method)
     flops = {method: _flops(own, tasks, convention) for method, own in by_method.items()}
     if withheld := withheld_flops(flops, {method: own.values() for method, own in by_method.items()}):
         flops, tasks = dict.fromkeys(by_method), ()
-    rows = tuple(Row(method, labels[method], own, scores[method], flops[method]) for method, own in by_method.items())
-    return ModelTable(model, columns, rows, convention, tasks, len(compared), withheld)
+    labels = labels_of(single)
+    rows = tuple(
+        Row(
+            method,
+            labels[method] if len(group) == 1 else f"{seedless(labels[method])} ({len(group)} seeds)",
+            by_method[method],
+            scores[method],
+            flops[method],
+            tuple(
+                Row(spec, labels[spec], single[spec], _scores(single[spec], columns, {}), None)
+                for spec in (group if len(group) > 1 else ())
+            ),
+        )
+        for method, group in groups.items()
+    )
+    compared_with = next((row for row in rows if row.method == chosen), None)
+    return ModelTable(model, columns, rows, convention, tasks, len(compared), withheld, compared_with)
+
+
+def _pooled(runs: Sequence[Mapping[str, Result]]) -> dict[str, Result]:
+    """Return results by task; means where there are several runs."""
+    if len(runs) == 1:
+        return dict(runs[0])
+    tasks = dict.fromkeys(task for run in runs for task in run)
+    return {task: pool([run[task] for run in runs if task in run]) for task in tasks}
+
+
+def _scores(own: Mapping[str, Result], columns: Mapping[str, str], reference: Mapping[str, Result]) -> dict[str, Score]:
+    """Return the scores of a method by title, compared with the results of another."""
+    return {
+        title: _score(own[task], reference.get(task), title)
+        for title, task in columns.items()
+        if task in own and title in own[task].outcomes
+    }
+
+
+def _mean_identical(
+    group: Sequence[str],
+    single: Mapping[str, Mapping[str, Result]],
+    reference: Mapping[str, Result],
+    title: str,
+    columns: Mapping[str, str],
+) -> float | None:
+    """Return the mean over seeds of the share of answers that equal the reference's."""
+    task = columns[title]
+    runs = [single[spec][task] for spec in group if task in single[spec] and single[spec][task].state == "done"]
+    shares = [identical_answers(run, reference[task]) for run in runs]
+    known = [share for share in shares if share is not None]
+    return statistics.fmean(known) if len(known) == len(shares) else None
 
 
 def _columns(results: Sequence[Result]) -> dict[str, str]:
@@ -165,21 +252,21 @@ def _columns(results: Sequence[Result]) -> dict[str, str]:
     return found
 
 
-def _score(result: Result, baseline: Result | None, title: str) -> Score:
+def _score(result: Result, reference: Result | None, title: str) -> Score:
     outcome = result.outcomes[title]
     if outcome.evidence is None:
         return Score(result, outcome, None)
     own = interval(outcome.evidence)
     shown = Interval(outcome.scale * own.low, outcome.scale * own.high)
-    other = baseline.outcomes.get(title) if baseline is not None else None
-    if baseline is None or result.spec.method == BASELINE or other is None or other.evidence is None:
+    other = reference.outcomes.get(title) if reference is not None and reference is not result else None
+    if reference is None or other is None or other.evidence is None:
         return Score(result, outcome, shown)
     try:
         comparison = compare(outcome.evidence, other.evidence)
     except ReportError as error:
-        spec = result.spec
-        raise ReportError(f"{spec.model} / {spec.task}: {spec.method} and the baseline cover {error}.") from error
-    return Score(result, outcome, shown, comparison, identical=identical_answers(result, baseline))
+        spec, name = result.spec, "the baseline" if reference.spec.method == BASELINE else reference.spec.method
+        raise ReportError(f"{spec.model} / {spec.task}: {spec.method} and {name} cover {error}.") from error
+    return Score(result, outcome, shown, comparison, identical=identical_answers(result, reference))
 
 
 def identical_answers(first: Result, second: Result) -> float | None:

@@ -17,9 +17,10 @@ from vtw_eval.report.tables import (
     main_table,
     notes_of,
     paired_table,
+    seed_table,
     subtask_table,
 )
-from vtw_eval.report.trust import origin_notes
+from vtw_eval.report.trust import DOCUMENT_NOTES, document_notes, origin_notes
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Options:
     command: str = ""
     """That made the results."""
     equivalence: float | None = None
-    """Percent of a metric's range within which the baseline counts as equal."""
+    """Percent of a metric's range within which a method counts as equal to the reference."""
+    part: str = ""
+    """Which cells are shown, if not all."""
     changes: Changes | None = None
     published: Sequence[Block] = ()
     """Printed numbers beside ours."""
@@ -55,19 +58,14 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
         blocks.append(Items(origins))
     if options.changes is not None:
         blocks += changes_blocks(options.changes)
+    if options.part:
+        blocks.append(Paragraph(f"A part of the results: {options.part}."))
     for table in tables:
         if len(tables) > 1:
             blocks.append(Heading(2, table.model))
         blocks += _model_blocks(results, table, options)
-    problems = [
-        f"{r.spec.model} / {r.spec.method} / {r.spec.task}: {r.state}{': ' + r.problem if r.problem else ''}"
-        for r in results.cells
-        if r.state != "done"
-    ]
-    if problems:
-        blocks += [Paragraph(Text(f"{len(problems)} of {len(results.cells)} cells are not done:", "bold"))]
-        blocks += [Items(problems)]
-    if notes := notes_of(tables):
+    blocks += _not_done(results)
+    if notes := [*document_notes(results.cells), *notes_of(tables)]:
         blocks.append(Items(notes))
     if options.published:
         blocks.append(Details("Published numbers beside these", options.published))
@@ -76,17 +74,43 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
     return blocks
 
 
+def _not_done(results: Results) -> list[Block]:
+    """Return what is not done: a line for each failed cell, one for each method with those that have not run."""
+    lines: list[str] = []
+    waiting: dict[tuple[str, str], list[str]] = {}
+    for result in results.cells:
+        spec = result.spec
+        if result.state == "missing":
+            waiting.setdefault((spec.model, spec.method), []).append(spec.task)
+        elif result.state != "done":
+            problem = f": {result.problem}" if result.problem else ""
+            lines.append(f"{spec.model} / {spec.method} / {spec.task}: {result.state}{problem}")
+    tasks = {(r.spec.model, r.spec.task) for r in results.cells}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (model, method), own in waiting.items():
+        everything = len(own) > 1 and len(own) == sum(name == model for name, _ in tasks)
+        alike.setdefault((model, "all tasks" if everything else ", ".join(own)), []).append(method)
+    lines += [f"{model} / {'; '.join(methods)} / {own}: missing" for (model, own), methods in alike.items()]
+    if not lines:
+        return []
+    count = sum(result.state != "done" for result in results.cells)
+    return [Paragraph(Text(f"{count} of {len(results.cells)} cells are not done:", "bold")), Items(lines)]
+
+
 def _model_blocks(results: Results, table: ModelTable, options: Options) -> list[Block]:
     blocks: list[Block] = [main_table(table, options.equivalence), Paragraph(_legend(table, options.equivalence))]
     if table.withheld:
         blocks.insert(0, Paragraph(Text(table.withheld, "bold")))
     blocks.append(Details("95 % intervals", [interval_table(table), Paragraph(_INTERVALS)]))
     if (paired := paired_table(table, options.equivalence)) is not None:
-        blocks.append(Details("Differences to the baseline", [paired, Paragraph(_paired_note(options.equivalence))]))
+        note = Paragraph(_paired_note(table.reference_name, options.equivalence))
+        blocks.append(Details(f"Differences to {table.reference_name}", [paired, note]))
+    if (seeds := seed_table(table)) is not None:
+        blocks.append(Details("Seeds", [seeds, Paragraph(_SEEDS)]))
     for title in table.columns:
         if (parts := subtask_table(table, title)) is not None:
             blocks.append(Details(f"{title} by category", [parts]))
-    for family in families(row.method for row in table.rows):
+    for family in families((row.method for row in table.rows), table.pooled):
         inner: list[Block] = [Paragraph(("Ablation of ", Text(family.parameter, "code"), f" in {family.name}."))]
         blocks.append(Details(f"{family.name}: {family.parameter}", [*inner, ablation_table(table, family)]))
     if images := options.images.get(table.model):
@@ -105,6 +129,12 @@ _INTERVALS = (
 )
 
 
+_SEEDS = (
+    "A method that ran with several seeds is one row: the mean of its scores ± their standard deviation over seeds. "
+    "It is compared once, by that mean; intervals are over documents, for these seeds."
+)
+
+
 def _legend(table: ModelTable, equivalence: float | None) -> str:
     documents: dict[str, int] = {}
     for row in table.rows:
@@ -114,13 +144,17 @@ def _legend(table: ModelTable, equivalence: float | None) -> str:
     parts = []
     if table.comparisons:
         parts.append(
-            "▼ ▲: significantly worse or better than the baseline, p < 0.05 after Holm's adjustment for the "
+            f"▼ ▲: significantly worse or better than {table.reference_name}, p < 0.05 after Holm's adjustment for the "
             f"{table.comparisons} differences of this table."
         )
-    elif table.baseline is None:
+    elif table.reference is None:
         parts.append("There is no baseline among the methods, so no difference is tested.")
+    if table.pooled:
+        parts.append("±: standard deviation over seeds of a method that ran with several.")
     if equivalence is not None:
-        parts.append(f"≈: equal to the baseline within {equivalence:g} % of the metric's range (TOST, 5 % each side).")
+        parts.append(
+            f"≈: equal to {table.reference_name} within {equivalence:g} % of the metric's range (TOST, 5 % each side)."
+        )
     if len(table.rows) > 2:
         parts.append("Bold: best of the methods, the baseline aside.")
     if table.flops_tasks:
@@ -131,12 +165,12 @@ def _legend(table: ModelTable, equivalence: float | None) -> str:
     return " ".join(parts)
 
 
-def _paired_note(equivalence: float | None) -> str:
+def _paired_note(reference: str, equivalence: float | None) -> str:
     text = (
-        "Method minus baseline on the same documents, with a paired interval (not adjusted). p: exact McNemar test "
-        "where scores are right or wrong and each document is its own group, otherwise a permutation test that swaps "
-        "the answers of whole groups (smallest p 0.0001); adjusted by Holm over this table. Lost and won: documents "
-        "whose score falls or rises."
+        f"Method minus {reference.removeprefix('the ')} on the same documents, with a paired interval (not adjusted). "
+        "p: exact McNemar test where scores are right or wrong and each document is its own group, otherwise a "
+        "permutation test that swaps the answers of whole groups (smallest p 0.0001); adjusted by Holm over this "
+        "table. Lost and won: documents whose score falls or rises."
     )
     if equivalence is None:
         return text
@@ -150,14 +184,17 @@ def _methods(table: ModelTable) -> Table:
     rows: list[list[Inline]] = []
     for row in table.rows:
         ran = {task: " / ".join(r.methods) for task, r in row.results.items() if r.methods}
-        differs = {task: text for task, text in ran.items() if text != row.method}
+        differs = {
+            task: text for task, text in ran.items() if text != " / ".join(r.method for r in row.seeds or (row,))
+        }
         if not differs:
             found = ""
         elif len(set(differs.values())) == 1 and len(differs) == len(ran):
             found = next(iter(differs.values()))
         else:
             found = "; ".join(f"{task}: {text}" for task, text in differs.items())
-        rows.append([row.label, Text(row.method, "code"), found])
+        asked = "; ".join(run.method for run in row.seeds) or row.method
+        rows.append([row.label, Text(asked, "code"), found])
     return Table(["method", "as asked", "as run, where that differs"], rows, words=3)
 
 
@@ -166,5 +203,7 @@ def _environment(table: ModelTable) -> str:
     for row in table.rows:
         for result in row.results.values():
             for name, value in result.environment.items():
+                if name in DOCUMENT_NOTES:
+                    continue
                 values.setdefault(name, {})[value] = None
     return ", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in sorted(values.items()))

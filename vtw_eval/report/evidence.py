@@ -49,17 +49,26 @@ class Evidence:
         Which they are.
     contributions
         float64 ``[documents, columns]``. ``mean`` and ``mme``: the score. ``f1``: the score, then 1 or 0 for a true
-        positive, a false positive, a false negative and a target "yes".
+        positive, a false positive, a false negative and a target "yes". With ``repeats``: these columns of one run
+        after those of another, ``[documents, repeats * columns]``.
+    repeats
+        Runs with different seeds on the same documents; the metric is the mean of theirs.
     """
 
     kind: Kind
     documents: Documents
     contributions: NDArray[np.float64]
+    repeats: int = 1
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """Score of each document, float64 ``[documents]``."""
-        return self.contributions[:, 0]
+        """Score of each document, float64 ``[documents]``; the mean over repeats."""
+        return self.contributions.reshape(len(self.documents), self.repeats, -1)[:, :, 0].mean(axis=1)
+
+    def each(self) -> list[Evidence]:
+        """Return the evidence of each repeat."""
+        parts = np.split(self.contributions, self.repeats, axis=1)
+        return [Evidence(self.kind, self.documents, part) for part in parts]
 
     @cached_property
     def right_or_wrong(self) -> bool:
@@ -97,6 +106,19 @@ def evidence_of(samples: Sequence[Sample], metrics: Sequence[str], kind: Kind) -
     if kind != "f1":
         return Evidence(kind, documents, np.array(scores, dtype=np.float64)[:, None])
     return Evidence(kind, documents, np.array([_f1_row(s, score) for s, score in zip(chosen, scores, strict=True)]))
+
+
+def repeated(runs: Sequence[Evidence]) -> Evidence:
+    """Return the evidence of a metric's mean over runs with different seeds.
+
+    Raises
+    ------
+    ReportError
+        If their documents differ.
+    """
+    for run in runs[1:]:
+        check_same_documents(runs[0].documents, run.documents)
+    return Evidence(runs[0].kind, runs[0].documents, np.hstack([run.contributions for run in runs]), len(runs))
 
 
 def _f1_row(sample: Sample, score: float) -> list[float]:

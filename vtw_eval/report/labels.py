@@ -25,6 +25,21 @@ def labels_of(methods: Iterable[str]) -> dict[str, str]:
     return {spec: label if labels.count(label) == 1 else spec for spec, label in short.items()}
 
 
+def is_seed(parameter: str) -> bool:
+    """Whether a parameter of a method, or of a part of a composition, is a seed."""
+    return parameter.rpartition(".")[2] == "seed"
+
+
+def seedless(label: str) -> str:
+    """Return the label or spec of a method without its seeds."""
+    return ",".join(part for part in label.split(",") if not is_seed(part.partition("=")[0]))
+
+
+def same_method(spec: str, other: str) -> bool:
+    """Whether two specs name one method with the same parameters, those left out being the defaults."""
+    return spec == other or _same(spec, other)
+
+
 def _shorten(spec: str) -> str:
     name, *parts = spec.split(",")
     kept = list(parts)
@@ -62,17 +77,22 @@ def params_of(spec: str) -> Mapping[str, Any]:
         return {}
 
 
-def families(methods: Iterable[str]) -> list[Family]:
+def families(methods: Iterable[str], pooled: Iterable[str] = ()) -> list[Family]:
     """Return the ablations among methods: for each parameter, those that are equal but for it.
 
     Parameters
     ----------
     methods
         Specs. A family has at least two; its values are in ascending order, numbers before words.
+    pooled
+        Those of them that stand for runs with several seeds, so that their own seed says nothing.
     """
+    means = set(pooled)
     found: dict[tuple[str, str], list[tuple[Any, str]]] = {}
     for spec in methods:
         params = params_of(spec)
+        if spec in means:
+            params = {name: value for name, value in params.items() if not is_seed(name)} | {"seeds": "several"}
         for parameter, value in params.items():
             others = [f"{name}={other}" for name, other in params.items() if name != parameter and other is not None]
             found.setdefault((",".join([spec.partition(",")[0], *others]), parameter), []).append((value, spec))

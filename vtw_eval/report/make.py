@@ -12,12 +12,15 @@ from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.document import Options, report_blocks
 from vtw_eval.report.formats import RENDERERS
 from vtw_eval.report.labels import families
+from vtw_eval.report.part import Only
 from vtw_eval.report.plots import apart, model_plots, render
 from vtw_eval.report.published_tables import beside_blocks
 from vtw_eval.report.records import to_csv
+from vtw_eval.report.results import Results
 from vtw_eval.report.search import read_divergence
 from vtw_eval.report.source import read_results
 from vtw_eval.report.summary import FILE, summary_text
+from vtw_eval.report.trust import BASELINE
 
 PLOTS = "plots"
 
@@ -37,6 +40,10 @@ class Request:
     """Percent of a metric's range."""
     convention: str | None = None
     """Of the FLOPs."""
+    reference: str = BASELINE
+    """Method that the others are compared with."""
+    only: Only = field(default_factory=Only)
+    """Which cells to show; the method of reference and the baseline stay."""
     divergences: tuple[Path, ...] = ()
     """Results of searches for k."""
     title: str = ""
@@ -64,9 +71,13 @@ def make_report(request: Request) -> Made:
     ReportError
         If the results cannot be read or compared.
     """
-    results = read_results(request.folder)
-    tables = analyse(results, request.convention)
-    changes = changes_between(results, read_results(request.old)) if request.old is not None else None
+    everything = read_results(request.folder)
+    kept = (BASELINE, request.reference)
+    results = request.only.of(everything, kept)
+    tables = analyse(results, request.convention, request.reference)
+    changes = None
+    if request.old is not None:
+        changes = changes_between(results, request.only.of(read_results(request.old), kept))
     if request.form == "csv":
         return Made(to_csv(tables, request.equivalence), changes)
     images, files = _draw(tables, request) if request.plots else ({}, {})
@@ -74,14 +85,21 @@ def make_report(request: Request) -> Made:
         title=request.title or results.title or request.folder.resolve().name,
         command=request.command,
         equivalence=request.equivalence,
+        part=_told(request, results, everything),
         changes=changes,
         published=beside_blocks(tables) if request.published else (),
         images=images,
     )
     text = RENDERERS[request.form](report_blocks(results, tables, options), PLOTS)
     if request.form == "markdown":
-        files[FILE] = summary_text(results).encode()
+        files[FILE] = summary_text(everything).encode()
     return Made(text, changes, files)
+
+
+def _told(request: Request, results: Results, everything: Results) -> str:
+    if not request.only.patterns:
+        return ""
+    return f"{request.only}, {len(results.cells)} of {len(everything.cells)} cells"
 
 
 def _draw(tables: tuple[ModelTable, ...], request: Request) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
@@ -89,7 +107,7 @@ def _draw(tables: tuple[ModelTable, ...], request: Request) -> tuple[dict[str, l
     drawn = [
         (table.model, image, figure)
         for table in tables
-        for image, figure in model_plots(table, families(row.method for row in table.rows), divergence)
+        for image, figure in model_plots(table, families((row.method for row in table.rows), table.pooled), divergence)
     ]
     images: dict[str, list[Image]] = {}
     files: dict[str, bytes] = {}

@@ -35,6 +35,8 @@ class Outcome:
     evidence: Evidence | None
     note: str = ""
     """Why there is no evidence."""
+    seeds: tuple[float, ...] = ()
+    """Values of the runs with different seeds whose mean this is; empty for a single run."""
 
 
 @dataclass(frozen=True)

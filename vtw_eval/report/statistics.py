@@ -12,7 +12,7 @@ group fail together, the imagined ones count as many documents as the design eff
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from vtw_eval.report.aggregate import Array, GroupSums, group_index, group_sums, metric, sum_by, value_of
+from vtw_eval.report.aggregate import Array, GroupSums, group_index, group_sums, sum_by, value_of
 from vtw_eval.report.evidence import Evidence, check_same_documents
 
 DRAWS = 10_000
@@ -79,7 +79,7 @@ def interval(evidence: Evidence, level: float = 0.95, seed: int = 0) -> Interval
     sums = group_sums(evidence)
     effect = _design_effect(evidence, evidence.scores)
     imagined = _half_each([effect * sums.right, effect * sums.wrong])
-    draws = _draw(sums.rows, sums.weights, imagined, lambda total: metric(sums.kind, total), seed)
+    draws = _draw(sums.rows, sums.weights, imagined, sums.value, seed)
     return _percentiles(draws, value_of(evidence), level)
 
 
@@ -108,7 +108,7 @@ def compare(first: Evidence, second: Evidence, seed: int = 0) -> Comparison:
     imagined = _half_each([effect * np.hstack(pair) for pair in outcomes] if bounded else [np.empty((0, 2 * width))])
 
     def difference(total: Array) -> Array:
-        return metric(a.kind, total[:, :width]) - metric(b.kind, total[:, width:])
+        return a.value(total[:, :width]) - b.value(total[:, width:])
 
     draws = _draw(pairs, a.weights, imagined, difference, seed)
     observed = float(difference(pairs.sum(axis=0, keepdims=True))[0])
@@ -180,6 +180,7 @@ def _mcnemar(lost: int, won: int) -> float:
 
 def _permutation(first: GroupSums, second: GroupSums, observed: float, seed: int) -> float:
     """Two-sided p: how often a difference is as large when each group's answers are swapped by a coin."""
+    first, second = _all_pairs(first, second)
     width = first.rows.shape[1]
     distinct, counts = np.unique(np.hstack([first.rows, second.rows]), axis=0, return_counts=True)
     a, b = distinct[:, :width], distinct[:, width:]
@@ -193,8 +194,16 @@ def _permutation(first: GroupSums, second: GroupSums, observed: float, seed: int
     for size in _blocks(len(counts)):
         swapped = rng.binomial(counts, 0.5, size=(size, len(counts)))
         kept = counts - swapped
-        values = metric(first.kind, fixed_a + kept @ a + swapped @ b) - metric(
-            second.kind, fixed_b + kept @ b + swapped @ a
-        )
+        values = first.value(fixed_a + kept @ a + swapped @ b) - second.value(fixed_b + kept @ b + swapped @ a)
         hits += int((np.abs(values) >= observed - 1e-12 * max(observed, 1.0)).sum())
     return (1 + hits) / (1 + DRAWS)
+
+
+def _all_pairs(first: GroupSums, second: GroupSums) -> tuple[GroupSums, GroupSums]:
+    """Return both with as many repeats: each of the first beside each of the second, so that they can be swapped."""
+    if first.repeats == second.repeats == 1:
+        return first, second
+    runs, others = (np.split(sums.rows, sums.repeats, axis=1) for sums in (first, second))
+    pairs = [(run, other) for run in runs for other in others]
+    a, b = (np.hstack([pair[side] for pair in pairs]) for side in (0, 1))
+    return replace(first, rows=a, repeats=len(pairs)), replace(second, rows=b, repeats=len(pairs))

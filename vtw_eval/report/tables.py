@@ -30,7 +30,7 @@ def main_table(table: ModelTable, equivalence: float | None = None) -> Table:
     table
         What to show.
     equivalence
-        Percent of a metric's range; ≈ marks what differs from the baseline by less than that (TOST).
+        Percent of a metric's range; ≈ marks what differs from the reference by less than that (TOST).
     """
     lower = {t for row in table.rows for t, s in row.scores.items() if not s.outcome.higher_is_better}
     best = {title: _best(table, title) for title in table.columns}
@@ -70,7 +70,14 @@ def _main_cell(row: Row, title: str, task: str, best: str | None, equivalence: f
         return missing(row, task)
     value = f"{score.outcome.value:.2f}"
     mark = MARKS[score.verdict] + (" ≈" if equal(score, equivalence) else "")
-    return (Text(value, "bold" if row.method != BASELINE and value == best else "plain"), mark)
+    return (Text(value, "bold" if row.method != BASELINE and value == best else "plain"), _spread(row, score) + mark)
+
+
+def _spread(row: Row, score: Score) -> str:
+    """Return what follows a mean over seeds: its spread, and how many runs there are where some are not done."""
+    spread = "" if score.spread is None else f" ± {score.spread:.2f}"
+    runs = len(score.outcome.seeds)
+    return spread + (f" ({runs} of {len(row.seeds)} seeds)" if runs < len(row.seeds) else "")
 
 
 def missing(row: Row, task: str) -> str:
@@ -82,7 +89,7 @@ def missing(row: Row, task: str) -> str:
 
 
 def equal(score: Score, equivalence: float | None) -> bool:
-    """Tell whether two one-sided tests find a score equal to the baseline's within some percent of its range."""
+    """Tell whether two one-sided tests find a score equal to the reference's within some percent of its range."""
     if equivalence is None or score.comparison is None or score.outcome.evidence is None:
         return False
     return score.comparison.equal_within(percent_margin(score.outcome.evidence, score.outcome.scale, equivalence))
@@ -105,7 +112,7 @@ def _interval_cell(row: Row, title: str, task: str) -> str:
 
 
 def paired_table(table: ModelTable, equivalence: float | None = None) -> Table | None:
-    """Return the differences to the baseline with their intervals and tests, None if there is none."""
+    """Return the differences to the method of reference with their intervals and tests, None if there is none."""
     headers = ["method", "task", "difference [95 %]", "p (Holm)", "test", "lost / won", "same answers"]
     rows = []
     for title in table.columns:
@@ -163,6 +170,20 @@ def subtask_table(table: ModelTable, title: str) -> Table | None:
             cells.append(Text(value, "bold" if best else "plain"))
         rows.append([*cells, f"{row.scores[title].outcome.value:.2f}"])
     return Table(["method", *names, "total"], rows)
+
+
+def seed_table(table: ModelTable) -> Table | None:
+    """Return the score of each seed, with mean and standard deviation; None if no method ran with several seeds."""
+    rows: list[list[Inline]] = []
+    for row in table.rows:
+        for run in row.seeds:
+            rows.append(
+                [run.label, *(_main_cell(run, title, task, None, None) for title, task in table.columns.items())]
+            )
+        if row.seeds:
+            cells = [_main_cell(row, title, task, None, None) for title, task in table.columns.items()]
+            rows.append([Text(row.label, "bold"), *cells])
+    return Table(["method", *table.columns], rows) if rows else None
 
 
 def ablation_table(table: ModelTable, family: Family) -> Table:

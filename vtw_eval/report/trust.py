@@ -11,6 +11,10 @@ from vtw_eval.versions import engine_hash
 
 BASELINE = "baseline"
 
+DOCUMENT_NOTES = ("media", "guessed")
+"""Entries of a cell's environment that tell of single documents, such as pictures that the model was shown otherwise
+than a viewer shows them; written by :mod:`vtw_eval.sweep`."""
+
 
 def withheld_flops(flops: Mapping[str, float | None], results: Mapping[str, Iterable[Result]]) -> str:
     """Return why FLOPs cannot be believed, empty if they can.
@@ -66,3 +70,25 @@ def origin_notes(results: Sequence[Result]) -> list[str]:
             f"them: {'; '.join(reasons)}."
         )
     return notes
+
+
+def document_notes(results: Sequence[Result]) -> list[str]:
+    """Return a line for each thing that cells note of their documents, with the cells that do.
+
+    Where all methods of a task note the same, as they do of its pictures, that is one line.
+    """
+    found: dict[tuple[str, str, str], list[str]] = {}
+    methods: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.state != "done":
+            continue
+        spec = result.spec
+        methods.setdefault((spec.model, spec.task), []).append(spec.method)
+        for name in DOCUMENT_NOTES:
+            if text := result.environment.get(name):
+                found.setdefault((spec.model, spec.task, text), []).append(spec.method)
+    return [
+        f"Noted of documents, {model} / {task}"
+        f"{'' if own == methods[model, task] else f' ({len(own)} of {len(methods[model, task])} methods)'}: {text}."
+        for (model, task, text), own in found.items()
+    ]
