@@ -63,6 +63,13 @@ def report(
             "'method=vtw*'. Repeatable; the baseline and the reference stay."
         ),
     ] = None,
+    bench: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="bench.json of vtw-eval bench: measured latency, memory and KV cache beside the scores, by model and "
+            "method. MODEL=FILE where it has another name for the model. Repeatable."
+        ),
+    ] = None,
     flops: Annotated[
         str | None, typer.Option(help="Convention of the FLOPs: eq1, profiler, exact. Default: eq1, or what there is.")
     ] = None,
@@ -102,6 +109,7 @@ def report(
                     equivalence=equivalence,
                     reference=reference,
                     only=parse_only(only or []),
+                    benches=tuple(bench or ()),
                     convention=flops,
                     divergences=tuple(kl or ()),
                     title=title,

@@ -10,6 +10,7 @@ from vtw_eval.report.blocks import Block, Details, Heading, Image, Inline, Items
 from vtw_eval.report.changes import Changes, changes_blocks
 from vtw_eval.report.examples import changed_answers
 from vtw_eval.report.labels import families
+from vtw_eval.report.measured import Measured, measured_tables
 from vtw_eval.report.results import Results
 from vtw_eval.report.tables import (
     ablation_table,
@@ -39,6 +40,8 @@ class Options:
     """Printed numbers beside ours."""
     images: dict[str, list[Image]] = field(default_factory=dict)
     """By model."""
+    measured: Sequence[Measured] = ()
+    """Latency and memory."""
 
 
 def report_blocks(results: Results, tables: Sequence[ModelTable], options: Options) -> list[Block]:
@@ -101,6 +104,8 @@ def _model_blocks(results: Results, table: ModelTable, options: Options) -> list
     blocks: list[Block] = [main_table(table, options.equivalence), Paragraph(_legend(table, options.equivalence))]
     if table.withheld:
         blocks.insert(0, Paragraph(Text(table.withheld, "bold")))
+    for text, measured in measured_tables(table, options.measured):
+        blocks += [measured, Paragraph(f"Measured: {text}")]
     blocks.append(Details("95 % intervals", [interval_table(table), Paragraph(_INTERVALS)]))
     if (paired := paired_table(table, options.equivalence)) is not None:
         note = Paragraph(_paired_note(table.reference_name, options.equivalence))

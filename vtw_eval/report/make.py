@@ -12,6 +12,7 @@ from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.document import Options, report_blocks
 from vtw_eval.report.formats import RENDERERS
 from vtw_eval.report.labels import families
+from vtw_eval.report.measured import read_measured
 from vtw_eval.report.part import Only
 from vtw_eval.report.plots import apart, model_plots, render
 from vtw_eval.report.published_tables import beside_blocks
@@ -44,6 +45,8 @@ class Request:
     """Method that the others are compared with."""
     only: Only = field(default_factory=Only)
     """Which cells to show; the method of reference and the baseline stay."""
+    benches: tuple[str, ...] = ()
+    """Measurements of latency and memory, see :func:`vtw_eval.report.measured.read_measured`."""
     divergences: tuple[Path, ...] = ()
     """Results of searches for k."""
     title: str = ""
@@ -78,8 +81,9 @@ def make_report(request: Request) -> Made:
     changes = None
     if request.old is not None:
         changes = changes_between(results, request.only.of(read_results(request.old), kept))
+    measured = read_measured(request.benches, tables)
     if request.form == "csv":
-        return Made(to_csv(tables, request.equivalence), changes)
+        return Made(to_csv(tables, request.equivalence, measured), changes)
     images, files = _draw(tables, request) if request.plots else ({}, {})
     options = Options(
         title=request.title or results.title or request.folder.resolve().name,
@@ -89,6 +93,7 @@ def make_report(request: Request) -> Made:
         changes=changes,
         published=beside_blocks(tables) if request.published else (),
         images=images,
+        measured=measured,
     )
     text = RENDERERS[request.form](report_blocks(results, tables, options), PLOTS)
     if request.form == "markdown":

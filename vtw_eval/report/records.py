@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vtw_eval.report.analysis import ModelTable, Row
+from vtw_eval.report.measured import Measured, measurements
 from vtw_eval.report.tables import equal
+
+if TYPE_CHECKING:
+    from vtw_eval.cost.bench import Row as BenchRow
 
 _HEADERS = (
     "model",
@@ -35,10 +40,15 @@ _HEADERS = (
     "reference",
     "seeds",
     "spread",
+    "prefill_s",
+    "first_token_s",
+    "step_s",
+    "kv_bytes",
+    "peak_bytes",
 )
 
 
-def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None) -> str:
+def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None, measured: Sequence[Measured] = ()) -> str:
     """Return one line per score, and one per cell that has none; numbers unrounded, in the points of the tables.
 
     A method that ran with several seeds has a line for each, and one for their mean under its label, which alone is
@@ -50,17 +60,29 @@ def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None) -> st
         Of :func:`vtw_eval.report.analysis.analyse`.
     equivalence
         Percent of a metric's range, for the column ``equal``.
+    measured
+        Benchmarks, for the last columns: of each method in the setting with the smallest batch.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_HEADERS)
     for table in tables:
+        timed = measurements(table, measured)
         for row in table.rows:
             for one in (*row.seeds, row):
                 for title, task in table.columns.items():
                     if task in one.results:
-                        writer.writerow(_line(table, one, title, task, equivalence))
+                        costs = _measured(timed.get(row.method) if one is row else None)
+                        writer.writerow([*_line(table, one, title, task, equivalence), *costs])
     return file.getvalue()
+
+
+def _measured(row: BenchRow | None) -> list[object]:
+    """Return seconds and bytes, empty where nothing was measured."""
+    if row is None:
+        return [""] * 5
+    times = ["" if time is None else time.median for time in (row.prefill, row.first_token, row.step)]
+    return [*times, *("" if count is None else count for count in (row.kv_bytes, row.peak_bytes))]
 
 
 def _line(table: ModelTable, row: Row, title: str, task: str, equivalence: float | None) -> list[object]:
