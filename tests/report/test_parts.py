@@ -57,6 +57,16 @@ def test_a_reference_that_did_not_run_is_refused(seeded: Store) -> None:
     assert "no cell is of the reference 'vtw,k=5'. Methods here: baseline; vtw,k=4; " in message
 
 
+def test_a_model_without_the_reference_is_not_compared(tmp_path: Path) -> None:
+    store = make_store(tmp_path, models=["a", "b"], tasks=["shapes_vqa"], count=8)
+    for spec in store.plan.cells():
+        if spec.model == "b" and spec.method.startswith("vtw,k=4"):
+            (store.folder(spec) / "cell.json").unlink()
+    text = run(tmp_path, "--reference", "vtw,k=4")
+    assert text.count("There is no method of reference among the methods, so no difference is tested.") == 1
+    assert text.count("Differences to vtw,k=4") == 1
+
+
 def test_only_a_part_is_shown_and_the_baseline_with_it(seeded: Store) -> None:
     chosen = {(r["method"], r["task"]) for r in records(seeded.root, "--only", "method=vtw*", "--only", "task=*_vqa")}
     assert chosen == {(method, "shapes_vqa") for method in ("baseline", "vtw,k=4,position=keep")}

@@ -153,7 +153,8 @@ def _legend(table: ModelTable, equivalence: float | None) -> str:
             f"{table.comparisons} differences of this table."
         )
     elif table.reference is None:
-        parts.append("There is no baseline among the methods, so no difference is tested.")
+        lacking = "baseline" if table.baseline is None else "method of reference"
+        parts.append(f"There is no {lacking} among the methods, so no difference is tested.")
     if table.pooled:
         parts.append("±: standard deviation over seeds of a method that ran with several.")
     if equivalence is not None:
