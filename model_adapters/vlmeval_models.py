@@ -46,8 +46,8 @@ def check_arguments(adapter: str, arguments: dict[str, Any]) -> None:
     arguments = named_pretrained(arguments)
     if "pretrained" not in arguments:
         raise ValueError(
-            f"{adapter} needs a checkpoint: pretrained=FOLDER_OR_HUB_ID (with vtw-vlmeval --model-args "
-            f"pretrained=...,method=vtw,k=16), or a named model such as LLaVA-1.5-7B-VTW."
+            f"{adapter} needs a checkpoint: pretrained=FOLDER_OR_HUB_ID, or pretrained=shapes (with vtw-vlmeval "
+            f"--model-args pretrained=...,method=vtw,k=16), or a named model such as LLaVA-1.5-7B-VTW."
         )
     _, method = parse_options(adapter, KIT_ADAPTERS[adapter].options, arguments)
     if method.search is not None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 def bench(
     geometry: Annotated[
-        str | None, typer.Option(help="Random weights of this shape: a preset, or a folder with a config.json.")
+        str | None, typer.Option(help="Random weights of this shape: a preset, shapes, or a folder with a config.json.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Instead: a checkpoint, folder or Hub id; shapes is the embedded one.")

@@ -34,7 +34,7 @@ _LEGEND = (
 )
 def cost(
     geometry: Annotated[
-        str | None, typer.Option(help="Name of a known model, such as llava-1.5-7b, llava-next-7b, qwen2-vl-2b.")
+        str | None, typer.Option(help="Name of a known model, such as llava-1.5-7b, qwen2-vl-2b, or shapes.")
     ] = None,
     config: Annotated[str | None, typer.Option(help="Folder with a config.json, or a config file, instead.")] = None,
     method: Annotated[

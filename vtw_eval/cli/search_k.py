@@ -15,7 +15,7 @@ from vtw_eval.cli.app import app, check_output, user_errors
     "--plot results/search.png"
 )
 def search_k(
-    model: Annotated[str, typer.Option(help="Checkpoint: Hub name or folder.")],
+    model: Annotated[str, typer.Option(help="Checkpoint: Hub name or folder, or shapes.")],
     task: Annotated[str, typer.Option(help="Task of lmms-eval whose first documents are used.")],
     adapter: Annotated[
         str, typer.Option(help="llava_vtw, qwen2vl_vtw, internvl_vtw or video_llava_vtw.")

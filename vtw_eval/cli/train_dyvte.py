@@ -15,7 +15,7 @@ from vtw_eval.cli.app import app, check_output, user_errors
     "--image-folder images -o gates.safetensors"
 )
 def train_dyvte(
-    model: Annotated[str, typer.Option(help="Checkpoint: Hub name or folder. It stays as it is.")],
+    model: Annotated[str, typer.Option(help="Checkpoint: Hub name or folder, or shapes. It stays as it is.")],
     data: Annotated[Path, typer.Option(help="JSON file in LLaVA's conversation format, or a folder with one.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Gates file (.safetensors) to write.")],
     image_folder: Annotated[Path | None, typer.Option(help="Of image paths. Default: folder of the JSON file.")] = None,
