@@ -18,7 +18,8 @@ def report(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of a sweep, or of committed results (summary.json). With --published also a table of the "
+            help="Folder of a sweep, of committed results (summary.json), or of what lmms_eval --output_path "
+            "--log_samples wrote (scores and costs, no intervals). With --published also a table of the "
             "papers: table1 to table9 of VTW, dyvte1, dyvte2, dyvte4, or all."
         ),
     ],
