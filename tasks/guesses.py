@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -32,9 +33,15 @@ def same_guess_for_same_answer(patches: Patches | None = None) -> Iterator[list[
         Names of the documents for whose answers something was drawn, each once.
     """
     guessed: list[str] = []
+    # lmms-eval scores documents in several threads, which all draw from the same generators.
+    one_at_a_time = threading.RLock()
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def process_results(self: Any, doc: Any, results: Any, *args: Any, **given: Any) -> Any:
+            with one_at_a_time:
+                return alone(self, doc, results, *args, **given)
+
+        def alone(self: Any, doc: Any, results: Any, *args: Any, **given: Any) -> Any:
             states = random.getstate(), np.random.get_state()  # noqa: NPY002  tasks draw from it
             key = repr((self.config.task, _plain(doc), results))
             digest = hashlib.sha256(key.encode(errors="backslashreplace")).digest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,3 +148,26 @@ def test_draws_of_numpy_count() -> None:
         twice = [ConfigurableTask.process_results(task, {"id": 1}, ["x"])["acc"] for _ in range(2)]
     assert twice[0] == twice[1]
     assert guessed == ["1"]
+
+
+def test_documents_are_scored_in_several_threads() -> None:
+    """lmms-eval does so: threads must not draw for each other, nor be taken for one that draws."""
+
+    def scored(doc: Any, results: Any) -> dict[str, list[float]]:
+        drawn = []
+        for _ in range(3):
+            time.sleep(0.001)  # lets another thread go on
+            drawn.append(random.random() if doc["id"] % 2 else 0.0)
+        return {"acc": drawn}
+
+    task = SimpleNamespace(OUTPUT_TYPE="generate_until", config=SimpleNamespace(task="t", process_results=scored))
+    docs = [{"id": i} for i in range(24)]
+
+    def score(doc: Any) -> list[float]:
+        return ConfigurableTask.process_results(task, doc, ["x"])["acc"]
+
+    with same_guess_for_same_answer():
+        alone = [score(doc) for doc in docs]
+    with same_guess_for_same_answer() as guessed, ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(score, docs)) == alone
+    assert sorted(guessed, key=int) == [str(i) for i in range(1, 24, 2)]
