@@ -125,7 +125,7 @@ def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
             try:
                 if args.tasks is None:
                     raise ValueError("name at least one task, for instance --tasks mme,pope; --tasks list shows all.")
-                if args.model in ADAPTERS and isinstance(args.model_args, str):
+                if getattr(args, "model", None) in ADAPTERS and isinstance(args.model_args, str):
                     _check_model_args(args)
                 if args.output_path:
                     check_output(Path(args.output_path), folder=True)  # lmms-eval would find out at the end

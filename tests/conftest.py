@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import av  # noqa: F401  before decord, whose own copies of codecs keep its encoders from opening
 import pytest
 import torch
 
