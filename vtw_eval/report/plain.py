@@ -64,7 +64,7 @@ def _run(file: Path) -> Iterator[Result]:
         raise ReportError(f"{file} is no file of results of lmms-eval: {error}") from error
     time = file.name.removesuffix(FILES[1:])
     for task in tasks:
-        samples = file.with_name(f"{time}_samples_{task}.jsonl")
+        samples = file.with_name("_".join((time, "samples", f"{task}.jsonl")))
         try:
             rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines() if line]
         except (OSError, ValueError) as error:
