@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vtw_eval.cli.app import check_output
+from vtw_eval.files import check_output
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
 from vtw_eval.model_adapters.adapters import ADAPTERS
 from vtw_eval.model_adapters.options import check_given_once

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vtw_eval.errors import named
 from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
 
 _LONGEST = 400
@@ -48,7 +49,7 @@ def dataset_failures_told(patches: Patches | None = None) -> Iterator[None]:
                 return original(self, *args, **given)
             except RetryError as error:
                 cause = error.last_attempt.exception()
-                reason = " ".join(f"{type(cause).__name__}: {cause}".split())
+                reason = named(cause)
                 shown = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
                 name = self.DATASET_PATH + (f" ({self.DATASET_NAME})" if self.DATASET_NAME else "")
                 raise DatasetError(

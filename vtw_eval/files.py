@@ -1,4 +1,4 @@
-"""Writing files whole, and where files of the user's cache belong."""
+"""Writing files whole, whether a place can be written to, and where files of the user's cache belong."""
 
 from __future__ import annotations
 
@@ -25,3 +25,34 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output(path: Path, *, folder: bool = False) -> None:
+    """Check, before work that takes long, that a file or folder can be written.
+
+    Parameters
+    ----------
+    path
+        What will be written; it, and folders above it, may not exist yet.
+    folder
+        Whether it is a folder.
+
+    Raises
+    ------
+    OSError
+        If something is in the way, or the place cannot be written to; the message is one line.
+    """
+    if path.is_dir() and not folder:
+        raise IsADirectoryError(f"{path} is a folder: name a file in it.")
+    if folder and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file where a folder is needed: name another place.")
+    place = path if folder else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{path} cannot be made: {place} is a file.")
+    try:
+        with tempfile.TemporaryFile(dir=place):  # access rights alone do not tell of a full or a read-only disk
+            pass
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error} ({place}).") from None

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from vtw_eval.errors import named
 from vtw_eval.versions import PACKAGE, UNINSTALLED, UpstreamChangedError, blame, installed
 
 EXTRAS = {"lmms-eval": "lmms", "ms-vlmeval": "vlmeval"}
@@ -46,7 +47,7 @@ def importing(harness: str) -> Iterator[None]:
 def explain(error: BaseException, harness: str) -> str:
     """Return one line on an error in imports: what failed, in which installed package, and which versions work."""
     root = _root(error)
-    reason = f"{type(root).__name__}: {' '.join(str(root).split())}"
+    reason = named(root)
     failed = f"{harness} {installed(harness)} cannot be imported ({reason})."
     culprits = culprits_of(error)
     missing = next((name for name in culprits if installed(name) == UNINSTALLED), None)

@@ -18,6 +18,17 @@ from filelock import FileLock
 
 from vtw_eval.gates import Gates, save_gates
 from vtw_eval.shapes import CHECKPOINT
+from vtw_eval.sweep.cell import CellSpec
+
+SPEC = CellSpec(
+    model="shapes",
+    adapter="llava_vtw",
+    pretrained="shapes",
+    model_args={"dtype": "float32"},
+    method="baseline",
+    task="shapes_pope",
+)
+"""A cell of the embedded model."""
 
 PLAN: dict[str, Any] = {
     "title": "Small",

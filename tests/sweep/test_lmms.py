@@ -9,20 +9,13 @@ from unittest import mock
 
 import pytest
 
-from vtw_eval.sweep.cell import Cell, CellSpec
+from tests.sweep import conftest
+from vtw_eval.sweep.cell import Cell
 from vtw_eval.sweep.display import headline, main_metric
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.lmms import LmmsModel
 
-SPEC = CellSpec(
-    model="shapes",
-    adapter="llava_vtw",
-    pretrained="shapes",
-    model_args={"dtype": "float32"},
-    method="baseline",
-    task="shapes_pope",
-    limit=6,
-)
+SPEC = conftest.SPEC.model_copy(update={"task": "shapes_pope", "limit": 6})
 
 
 @pytest.fixture(scope="module")

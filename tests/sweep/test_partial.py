@@ -8,23 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.sweep import conftest
 from tests.sweep.conftest import PLAN
 from vtw_eval.model_adapters.lmms_models import VTWModel
-from vtw_eval.sweep.cell import CellSpec, Sample
+from vtw_eval.sweep.cell import Sample
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.plan import read_plan
 from vtw_eval.sweep.runner import CellRunner, noted_media
 from vtw_eval.sweep.store import Store
 
-SPEC = CellSpec(
-    model="shapes",
-    adapter="llava_vtw",
-    pretrained="shapes",
-    model_args={"dtype": "float32"},
-    method="baseline",
-    task="shapes_vqa",
-    limit=7,
-)
+SPEC = conftest.SPEC.model_copy(update={"task": "shapes_vqa", "limit": 7})
 
 
 def test_the_answers_of_the_other_documents_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,34 +67,3 @@ def user_errors(
     except kinds as error:
         typer.echo(f"vtw-eval {command}: error: {error}", err=True)
         raise typer.Exit(USAGE if isinstance(error, usage) else FAILED) from None
-
-
-def check_output(path: Path, *, folder: bool = False) -> None:
-    """Check, before work that takes long, that a file or folder can be written.
-
-    Parameters
-    ----------
-    path
-        What will be written; it, and folders above it, may not exist yet.
-    folder
-        Whether it is a folder.
-
-    Raises
-    ------
-    OSError
-        If something is in the way, or the place cannot be written to; the message is one line.
-    """
-    if path.is_dir() and not folder:
-        raise IsADirectoryError(f"{path} is a folder: name a file in it.")
-    if folder and path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file where a folder is needed: name another place.")
-    place = path if folder else path.parent
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise NotADirectoryError(f"{path} cannot be made: {place} is a file.")
-    try:
-        with tempfile.TemporaryFile(dir=place):  # access rights alone do not tell of a full or a read-only disk
-            pass
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error} ({place}).") from None

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from vtw_eval.cli.app import REGRESSION, app, check_output, user_errors
+from vtw_eval.cli.app import REGRESSION, app, user_errors
+from vtw_eval.files import check_output
 
 
 @app.command(

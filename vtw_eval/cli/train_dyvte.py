@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vtw_eval.cli.app import app, check_output, user_errors
+from vtw_eval.cli.app import app, user_errors
+from vtw_eval.files import check_output
 
 
 @app.command(

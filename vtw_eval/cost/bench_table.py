@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from vtw_eval.cost.bench import BASELINE, Bench, Row, Setting
 from vtw_eval.cost.timing import Spread
-from vtw_eval.cost.units import flops_unit
+from vtw_eval.cost.units import bytes_text, flops_unit
 
 _NOTES = """\
 Times are medians over rounds with quartiles in brackets, `(0.63x)` is the median of the ratios to the baseline within
@@ -66,10 +66,10 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
     prefill, prefill_unit = flops_unit(max((row.prefill_flops or 0 for row in setting.rows), default=0))
     step, step_unit = flops_unit(max((row.decode_flops or 0 for row in setting.rows), default=0))
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("(a) Model memory", lambda row: _bytes(model_bytes)),
-        ("(b) Peak memory", lambda row: _share(row, base, lambda r: _plus(model_bytes, r.peak_bytes), _bytes)),
-        ("(b)-(a) per batch", lambda row: _share(row, base, lambda r: r.peak_bytes, _bytes)),
-        ("KV cache after prefill", lambda row: _share(row, base, lambda r: r.kv_bytes, _bytes)),
+        ("(a) Model memory", lambda row: bytes_text(model_bytes)),
+        ("(b) Peak memory", lambda row: _share(row, base, lambda r: _plus(model_bytes, r.peak_bytes), bytes_text)),
+        ("(b)-(a) per batch", lambda row: _share(row, base, lambda r: r.peak_bytes, bytes_text)),
+        ("KV cache after prefill", lambda row: _share(row, base, lambda r: r.kv_bytes, bytes_text)),
         (
             f"Prefill {prefill_unit}",
             lambda row: _share(row, base, lambda r: r.prefill_flops, _in(prefill)),
@@ -114,10 +114,6 @@ def _plus(a: float, b: float | None) -> float | None:
 
 def _in(unit: float) -> Callable[[float], str]:
     return lambda value: f"{value / unit:.3f}"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _time(time: Spread | None, ratio: Spread | None) -> str:

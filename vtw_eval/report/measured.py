@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from vtw_eval.cost.units import bytes_text
 from vtw_eval.report.analysis import ModelTable
 from vtw_eval.report.blocks import Inline, Table
 from vtw_eval.report.errors import ReportError
@@ -151,8 +152,8 @@ def _cells(row: Row, base: Row | None) -> list[Inline]:
     ratios = (row.ratios.prefill, row.ratios.first_token, row.ratios.step) if row.ratios is not None else (None,) * 3
     return [
         *(seconds_text(time, ratio) for time, ratio in zip(times, ratios, strict=True)),
-        bytes_text(row.kv_bytes, None if base is None else base.kv_bytes),
-        bytes_text(row.peak_bytes, None if base is None else base.peak_bytes),
+        memory_text(row.kv_bytes, None if base is None else base.kv_bytes),
+        memory_text(row.peak_bytes, None if base is None else base.peak_bytes),
     ]
 
 
@@ -163,9 +164,8 @@ def seconds_text(time: Spread | None, ratio: Spread | None = None) -> str:
     return f"{1000 * time.median:.4g} ms" + (f" ({ratio.median:.3f}x)" if ratio is not None else "")
 
 
-def bytes_text(count: float | None, base: float | None = None) -> str:
+def memory_text(count: float | None, base: float | None = None) -> str:
     """Return bytes in MiB or GiB with their ratio to the unchanged model's, ``-`` if they were not measured."""
     if count is None:
         return "-"
-    shown = f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-    return shown + (f" ({count / base:.3f}x)" if base else "")
+    return bytes_text(count) + (f" ({count / base:.3f}x)" if base else "")

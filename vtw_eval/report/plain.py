@@ -9,17 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vtw_eval.model_adapters.media import summary
 from vtw_eval.report.columns import Column, columns_of
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.results import Outcome, Result, Results
 from vtw_eval.sweep import CellSpec
+from vtw_eval.sweep.samples import is_called_share, label_of, numbers_of
 
 FILES = "*_results.json"
 
 _NO_EVIDENCE = "lmms-eval's output does not tell which documents share an image; vtw-eval sweep does"
-
-_SHARES = ("acc", "match", "precision", "recall", "ratio", "f1")
-"""Parts of names of metrics that are shares of 1."""
 
 
 def read_lmms_output(folder: Path) -> Results:
@@ -106,7 +105,7 @@ def _result(
             "device": str(config.get("device")),
             "batch_size": str(config.get("batch_size")),
             "methods": "; ".join(dict.fromkeys(str(cost.get("verified", "not verified")) for cost in costs)),
-            **({"media": "; ".join(f"{n}: {len(ids)} documents" for n, ids in noted.items())} if noted else {}),
+            **({"media": "; ".join(summary(noted))} if noted else {}),
         },
         outcomes={column.title: _outcome(column, metrics, better) for column in columns_of(task, metrics)},
         answers_sha256=hashlib.sha256(answers.encode()).hexdigest(),
@@ -115,13 +114,9 @@ def _result(
 
 def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of a task by metric, with the filter where there are several."""
-    values = {
-        name: float(value)
-        for name, value in results.items()
-        if "," in name and "_stderr" not in name and isinstance(value, int | float) and math.isfinite(value)
-    }
-    several = len({name.rpartition(",")[2] for name in values}) > 1
-    return {name if several else name.rpartition(",")[0]: value for name, value in values.items()}
+    values = {name: value for name, value in numbers_of(results).items() if math.isfinite(value)}
+    filters = list({name.rpartition(",")[2] for name in values})
+    return {label_of(name, filters): value for name, value in values.items()}
 
 
 def _outcome(column: Column, metrics: Mapping[str, float], better: Mapping[str, Any]) -> Outcome:
@@ -131,5 +126,4 @@ def _outcome(column: Column, metrics: Mapping[str, float], better: Mapping[str, 
 
 
 def _shown(name: str, value: float) -> float:
-    share = abs(value) <= 1 and any(part in name.lower() for part in _SHARES)
-    return 100 * value if share else value
+    return 100 * value if abs(value) <= 1 and is_called_share(name) else value

@@ -15,6 +15,7 @@ import pandas as pd
 from vlmeval.smp import LMUDataRoot
 
 from vtw_eval.checkpoints import checkpoint
+from vtw_eval.errors import named
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.vlmeval_registry import CLASSES
@@ -134,7 +135,7 @@ class KitModel:
             try:
                 built = build_dataset(dataset)
             except Exception as error:  # whatever a download meets
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                reason = named(error)
                 raise DatasetError(
                     f"dataset {dataset}: it cannot be loaded. Its files belong in {LMUDataRoot()}. {reason}"
                 ) from error

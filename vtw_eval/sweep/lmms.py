@@ -17,6 +17,7 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from vtw_eval.checkpoints import checkpoint
+from vtw_eval.errors import named
 from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.core import Answer
 from vtw_eval.model_adapters.failures import DocumentError
@@ -173,7 +174,7 @@ def _aggregations_apart(task: Any, failures: dict[str, str]) -> Iterator[None]:
             try:
                 return function(*args, **given)
             except Exception as error:
-                failures[metric] = " ".join(f"{type(error).__name__}: {error}".split())
+                failures[metric] = named(error)
                 return math.nan
 
         return aggregated

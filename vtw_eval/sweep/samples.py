@@ -143,7 +143,7 @@ def convert(
     SampleError
         If the task reports no number, or its samples do not fit.
     """
-    values = {name: number for name, value in _reported(results).items() if (number := _number(value)) is not None}
+    values = numbers_of(results)
     if not values:
         raise SampleError("the task reports no number.")
     by_filter = _by_filter(task.filters, logged)
@@ -154,7 +154,7 @@ def convert(
     metrics: dict[str, Metric] = {}
     for name, value in values.items():
         metric, _, chosen = name.rpartition(",")
-        label = _label(name, task.filters)
+        label = label_of(name, task.filters)
         rows = {doc: row[metric] for doc, row in by_filter[chosen].items() if metric in row}
         function = task.aggregation.get(metric)
         records, kind, value = _judge(metric, function, rows, value)
@@ -169,7 +169,7 @@ def convert(
                 pairs[doc] = record.question
         if not defined:
             continue
-        share = kind in ("mean", "f1") or (kind == "other" and any(part in metric.lower() for part in _SHARES))
+        share = kind in ("mean", "f1") or (kind == "other" and is_called_share(metric))
         metrics[label] = Metric(
             value=value, aggregate=kind, percent=share, higher_is_better=better.get(metric) is not False
         )
@@ -191,7 +191,7 @@ def undefined(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
         What lmms-eval reports for it: values by ``metric,filter``.
     """
     reported = _reported(results)
-    lost = {_label(name, task.filters): reported[name] for name in reported}
+    lost = {label_of(name, task.filters): reported[name] for name in reported}
     found = {
         label: _shortened(value)
         for label, value in lost.items()
@@ -199,6 +199,16 @@ def undefined(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
     }
     told = {name.rpartition(",")[0] for name in reported}
     return {**found, **{metric: "not reported" for metric in task.aggregation if metric not in told}}
+
+
+def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of metrics that are numbers, finite or not, by ``metric,filter``."""
+    return {name: number for name, value in _reported(results).items() if (number := _number(value)) is not None}
+
+
+def is_called_share(metric: str) -> bool:
+    """Tell by the name of a metric whether it is a share of 1."""
+    return any(part in metric.lower() for part in _SHARES)
 
 
 def _reported(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +225,7 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
-def _label(name: str, filters: Sequence[str]) -> str:
+def label_of(name: str, filters: Sequence[str]) -> str:
     """Return how a cell calls a metric: without its filter where there is only one."""
     return name.rpartition(",")[0] if len(filters) == 1 else name
 
