@@ -19,15 +19,15 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2VLConfig
 
-from tests.families import FAMILIES, make_inputs, make_model
-from tests.gates import fitted
 from tests.methods.test_methods import EXAMPLES
-from tests.oracle import KINDS
+from tests.support.families import FAMILIES, make_inputs, make_model
+from tests.support.gates import fitted
+from tests.support.oracle import KINDS
 from vtw_eval import VTW, Composite, Downsample, FastV, Method, PyramidDrop, Rand, RandomK, RandomVision, ToMe
 from vtw_eval.cost import PRESETS, Geometry, exact_decode_flops, exact_prefill_flops, kv_cache_bytes
 from vtw_eval.cost.choice import choice_flops, slots_per_layer
-from vtw_eval.cost.measured import MeasuredFlops, cache_bytes, fvcore_flops, torch_flops
-from vtw_eval.cost.meta import meta_method, meta_model
+from vtw_eval.cost.measure.flops import MeasuredFlops, cache_bytes, fvcore_flops, torch_flops
+from vtw_eval.cost.measure.meta import meta_method, meta_model
 from vtw_eval.engine.calls import cache_of_output, with_cache
 from vtw_eval.methods import Baseline
 

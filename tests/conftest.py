@@ -8,6 +8,8 @@ import av  # noqa: F401  before decord, whose own copies of codecs keep its enco
 import pytest
 import torch
 
+pytest_plugins = ["tests.support.fixtures"]
+
 
 @pytest.fixture(autouse=True)
 def _gradients() -> Iterator[None]:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from tabulate import tabulate
 
-from tests.families import VIDEO
-from tests.oracle import CASES, FLASH, KINDS, compare, models
+from tests.support.families import VIDEO
+from tests.support.oracle import CASES, FLASH, KINDS, compare, models
 
 ATTENTIONS = {"eager": "eager", "sdpa": "sdpa", FLASH: "flash-style"}
 

@@ -11,18 +11,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vtw_eval import train_gates
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.checkpoints import EMBEDDED, checkpoint
+from vtw_eval.checkpoints import CHECKPOINT, EMBEDDED, checkpoint
 from vtw_eval.cli import app
-from vtw_eval.cost.bench import Bench
-from vtw_eval.cost.bench_model import load_subject
+from vtw_eval.cost.bench.run import Bench
+from vtw_eval.cost.bench.subject import load_subject
 from vtw_eval.cost.presets import get_geometry
-from vtw_eval.model_adapters.adapters import ADAPTERS
-from vtw_eval.model_adapters.core import Runner
-from vtw_eval.model_adapters.loading import family_of, load
-from vtw_eval.model_adapters.options import parse_options
-from vtw_eval.shapes import CHECKPOINT
+from vtw_eval.methods.dyvte import train as train_gates
+from vtw_eval.models.adapters import ADAPTERS
+from vtw_eval.models.loading import family_of, load
+from vtw_eval.models.options import parse_options
+from vtw_eval.models.runner import Runner
 from vtw_eval.sweep.provenance import digest_of
 
 CPU = torch.device("cpu")

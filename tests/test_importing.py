@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_adapters.conftest import ROOT
+from tests.models.conftest import ROOT
 from vtw_eval import versions
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
 
@@ -57,8 +57,8 @@ def without_api(folder: Path) -> None:
         (folder / "filelock" / name).write_text(code.replace("._api", "._core"))
 
 
-LMMS = ("-m", "vtw_eval.model_adapters.lmms_cli", "--model", "llava_vtw", "--tasks", "mme")
-KIT = ("-m", "vtw_eval.model_adapters.vlmeval_cli", "--data", "MME", "--model", "llava_vtw")
+LMMS = ("-m", "vtw_eval.model_adapters.lmms.cli", "--model", "llava_vtw", "--tasks", "mme")
+KIT = ("-m", "vtw_eval.model_adapters.vlmeval.cli", "--data", "MME", "--model", "llava_vtw")
 
 
 def test_a_filelock_without_what_lmms_eval_changes_is_told_at_the_start(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_kit_with_a_dependency_that_cannot_be_imported(tmp_path: Path) -> No
 
 def test_the_manifest_tells_too(tmp_path: Path) -> None:
     fake(tmp_path, "loguru", "9.9", "")
-    done = run(tmp_path, "-c", "from vtw_eval.model_adapters.manifest import manifests; manifests()")
+    done = run(tmp_path, "-c", "from vtw_eval.model_adapters.lmms.manifest import manifests; manifests()")
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("vtw_eval.importing.HarnessImportError: lmms-eval ")
     assert "loguru 9.9 is installed; vtw-eval 0.1.0 is tested with loguru" in last

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import vtw_eval.tasks
-from tests.families import make_inputs, make_model
+from tests.support.families import make_inputs, make_model
 from vtw_eval.anatomy import REFUSED, TESTED
 from vtw_eval.methods import METHODS, VTW
-from vtw_eval.model_adapters.adapters import ADAPTERS
-from vtw_eval.model_adapters.options import check_given_once, parse_options
+from vtw_eval.models.adapters import ADAPTERS
+from vtw_eval.models.options import check_given_once, parse_options
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

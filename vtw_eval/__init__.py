@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         make_method,
         parse_method,
     )
-    from vtw_eval.search import search_layer
+    from vtw_eval.methods.vtw.search import search_layer
 
 __all__ = [
     "VTW",
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
         return Trace
     if name == "search_layer":
-        from vtw_eval.search import search_layer
+        from vtw_eval.methods.vtw.search import search_layer
 
         return search_layer
     if name in __all__:

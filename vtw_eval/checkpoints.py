@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from vtw_eval.shapes import CHECKPOINT
+CHECKPOINT = Path(__file__).parent / "shapes" / "checkpoint"
+"""Folder of the embedded checkpoint."""
 
 EMBEDDED = "shapes"
 """What the embedded checkpoint is called wherever a checkpoint is named."""

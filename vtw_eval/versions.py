@@ -76,14 +76,14 @@ def engine_hash() -> str:
     root = Path(__file__).parent
     paths = [root / name for name in _ENGINE if name.endswith(".py")]
     for folder in (name for name in _ENGINE if not name.endswith(".py")):
-        paths += sorted((root / folder).glob("*.py"))
+        paths += sorted((root / folder).rglob("*.py"))
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-_ENGINE = ("anatomy.py", "gates.py", "search.py", "engine", "methods", "verify")
+_ENGINE = ("anatomy.py", "engine", "methods", "verify")
 
 
 def environment() -> dict[str, str]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vtw_eval.model_adapters.video import check_whole, frames_of
+from vtw_eval.models.video import check_whole, frames_of
 from vtw_eval.tasks.tgif.data import DOCUMENTS, HOW_TO_GET, TABLE, VIDEOS, prepared_folder
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vtw_eval import VTW
-from vtw_eval.search import search_layer
+from vtw_eval.methods.vtw.search import search_layer
 
 SYSTEM, VISION, QUESTION, START = 35, 576, 30, 5
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tests.agreement_table import LARGE, QWEN2_VL_7B, agree, agree_large
-from tests.families import FAMILIES
 from tests.methods.test_methods import EXAMPLES
+from tests.support.families import FAMILIES
 from vtw_eval import VTW, FastV, Method
 from vtw_eval.cost import PRESETS, Geometry
-from vtw_eval.cost.meta import meta_model
+from vtw_eval.cost.measure.meta import meta_model
 
 
 @pytest.mark.parametrize("name", FAMILIES)

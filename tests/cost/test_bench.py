@@ -15,20 +15,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
-from vtw_eval.cost import bench as module
-from vtw_eval.cost.bench import Bench, Outcome, Plan, measure, parse_methods, run_once
-from vtw_eval.cost.bench_model import Subject, make_prompt, random_subject
-from vtw_eval.cost.bench_table import setting_table
+from vtw_eval.cost.bench import run as module
+from vtw_eval.cost.bench.memory import peak_bytes
+from vtw_eval.cost.bench.run import Bench, Outcome, Plan, measure, parse_methods, run_once
+from vtw_eval.cost.bench.subject import Subject, make_prompt, random_subject
+from vtw_eval.cost.bench.table import setting_table
+from vtw_eval.cost.bench.timing import CudaClock, HostClock, clock_for, interleaved, paired_ratios, spread
 from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
-from vtw_eval.cost.memory import peak_bytes
 from vtw_eval.cost.presets import get_geometry
-from vtw_eval.cost.timing import CudaClock, HostClock, clock_for, interleaved, paired_ratios, spread
 from vtw_eval.methods import METHODS, VTW, Baseline, make_method, parse_method
-from vtw_eval.shapes import CHECKPOINT
 
 CPU = torch.device("cpu")
 TINY = Geometry(
@@ -465,7 +465,7 @@ def test_command_end_to_end(subject: Subject, tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_command_errors(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtw_eval.cost.bench_model.random_subject", _no_model)
+    monkeypatch.setattr("vtw_eval.cost.bench.subject.random_subject", _no_model)
     result = invoke("--device", "cpu", *arguments)
     assert result.exit_code == 2
     assert message in result.output

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from tests.families import make_inputs, make_model
-from tests.oracle import KINDS
-from vtw_eval.cost import fvcore_trace, memory, torch_counter
-from vtw_eval.cost.measured import fvcore_flops, torch_flops
+from tests.support.families import make_inputs, make_model
+from tests.support.oracle import KINDS
+from vtw_eval.cost.bench import memory
+from vtw_eval.cost.measure import fvcore_trace, torch_counter
+from vtw_eval.cost.measure.flops import fvcore_flops, torch_flops
 from vtw_eval.versions import UpstreamChangedError
 
 
@@ -98,8 +99,8 @@ def _broken_state() -> Any:
     ("name", "replacement", "message"),
     [
         ("torch._C._get_tracing_state", _broken_state, "cannot read a trace of this torch .AttributeError"),
-        ("vtw_eval.cost.fvcore_trace._trace_into", lambda state: None, "instead of 204 multiply-adds"),
-        ("vtw_eval.cost.fvcore_trace.HANDLES", {}, "instead of 204 multiply-adds"),
+        ("vtw_eval.cost.measure.fvcore_trace._trace_into", lambda state: None, "instead of 204 multiply-adds"),
+        ("vtw_eval.cost.measure.fvcore_trace.HANDLES", {}, "instead of 204 multiply-adds"),
     ],
 )
 def test_a_trace_that_fvcore_cannot_read_is_refused(
@@ -122,7 +123,7 @@ def test_a_part_of_another_name_is_told(count: Any, part: str, missing: str, mon
     inputs = make_inputs("llava", model, KINDS["single"])
     model(**inputs)  # transformers leaves hooks of its own
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
-    monkeypatch.setattr(f"vtw_eval.cost.measured.{part}", frozenset())
+    monkeypatch.setattr(f"vtw_eval.cost.measure.flops.{part}", frozenset())
     with pytest.raises(UpstreamChangedError, match=rf"{missing}.* of LlavaForConditionalGeneration belongs to no part"):
         count(model, inputs)
     assert hooks == [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.families import IMAGE, make_inputs, make_model
+from tests.support.families import IMAGE, make_inputs, make_model
 from vtw_eval.cost.dry_run import dry_run, tokens_per_layer
 from vtw_eval.methods import METHODS, Method, parse_method
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.families import FAMILIES, make_inputs, make_model
+from tests.support.families import FAMILIES, make_inputs, make_model
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost import (
     PRESETS,
@@ -18,7 +18,7 @@ from vtw_eval.cost import (
     projector_flops,
     vision_tower_flops,
 )
-from vtw_eval.cost.torch_counter import flop_counter
+from vtw_eval.cost.measure.torch_counter import flop_counter
 
 GROUPED = Geometry(name="grouped", layers=3, hidden=10, heads=4, kv_heads=2, head_dim=6, ffn=14, gated=True, vocab=50)
 

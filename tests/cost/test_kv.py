@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.families import make_inputs, make_model
+from tests.support.families import make_inputs, make_model
 from vtw_eval import VTW, Baseline, FastV, Method, ToMe
 from vtw_eval.cost import PRESETS, Geometry, kv_cache_bytes
 from vtw_eval.engine.calls import cache_of_output

@@ -9,10 +9,10 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, StaticCache
 
-from tests.families import make_inputs, make_model
-from tests.gates import fitted
 from tests.methods.test_methods import EXAMPLES
-from tests.oracle import KINDS
+from tests.support.families import make_inputs, make_model
+from tests.support.gates import fitted
+from tests.support.oracle import KINDS
 from vtw_eval import VTW, Baseline, DyVTE, FastV, PyramidDrop
 from vtw_eval.cost import (
     PRESETS,
@@ -23,13 +23,13 @@ from vtw_eval.cost import (
     projector_flops,
     vision_tower_flops,
 )
-from vtw_eval.cost.bench_model import llava_config
+from vtw_eval.cost.bench.subject import llava_config
 from vtw_eval.cost.choice import choice_flops, slots_per_layer
 from vtw_eval.cost.dry_run import tokens_per_layer
-from vtw_eval.cost.fvcore_trace import HANDLES
-from vtw_eval.cost.measured import cache_bytes, fvcore_flops, torch_flops
-from vtw_eval.cost.meta import meta_method, meta_model
-from vtw_eval.cost.torch_counter import flop_counter
+from vtw_eval.cost.measure.flops import cache_bytes, fvcore_flops, torch_flops
+from vtw_eval.cost.measure.fvcore_trace import HANDLES
+from vtw_eval.cost.measure.meta import meta_method, meta_model
+from vtw_eval.cost.measure.torch_counter import flop_counter
 from vtw_eval.engine.calls import cache_of_output, with_cache
 
 # --- counters

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import make_inputs, make_model
-from tests.gates import fitted
 from tests.methods.test_methods import EXAMPLES
+from tests.support.families import make_inputs, make_model
+from tests.support.gates import fitted
 from vtw_eval import FastV, Method, parse_method
 from vtw_eval.engine.calls import cache_of_output, with_cache
 from vtw_eval.verify.oracle import extend

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import make_inputs, make_model
+from tests.support.families import make_inputs, make_model
 from vtw_eval import VTW, FastV, Method, Rand
 from vtw_eval.engine import LayerView, Merge
 

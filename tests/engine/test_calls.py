@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from tests.families import make_model
-from tests.oracle import FLASH, register_attention
+from tests.support.families import make_model
+from tests.support.oracle import FLASH, register_attention
 from vtw_eval import VTW, Baseline, versions
 from vtw_eval.anatomy import UnsupportedModelError, find_anatomy
 from vtw_eval.engine.cache import check_cache
@@ -27,7 +27,7 @@ from vtw_eval.engine.calls import (
 )
 from vtw_eval.engine.layout import Layout, Prompt, Reduction
 from vtw_eval.engine.masks import check_mask, check_width, mask_kind
-from vtw_eval.search import search_layer
+from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.versions import UpstreamChangedError, blame, installed
 
 

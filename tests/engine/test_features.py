@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from tests.families import make_inputs, make_model
-from tests.oracle import KINDS, models, register_attention
+from tests.support.families import make_inputs, make_model
+from tests.support.oracle import KINDS, models, register_attention
 from vtw_eval import VTW, Baseline, Method, RandomK, make_method, parse_method
 from vtw_eval.anatomy import UnsupportedModelError, find_anatomy
 from vtw_eval.engine.calls import cache_of_output, with_cache

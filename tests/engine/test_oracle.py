@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.families import VIDEO
-from tests.oracle import CASES, FLASH, KINDS, compare, models
+from tests.support.families import VIDEO
+from tests.support.oracle import CASES, FLASH, KINDS, compare, models
 
 # Eager attention computes its softmax in float32. Rotary tables are float32 in every model, and the oracle numbers
 # positions from the left of the padding while generation does not, so decoding agrees to the rounding of those tables.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from tests.families import make_inputs, make_model
+from tests.support.families import make_inputs, make_model
 from vtw_eval import VTW, Baseline, FastV, Method, Rand, RandomK, RandomVision
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine.calls import with_cache

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.families import make_inputs, make_model
-from tests.sabotage import SABOTAGES, decoder_of
+from tests.support.families import make_inputs, make_model
+from tests.support.sabotage import SABOTAGES, decoder_of
 from vtw_eval import VTW, Baseline, FastV, Method, PyramidDrop, Rand, ToMe
 from vtw_eval.verify import check
 from vtw_eval.verify.check import check_method, make_subject

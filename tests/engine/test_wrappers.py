@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
-from tests.families import make_inputs, make_model
+from tests.support.families import make_inputs, make_model
 from vtw_eval import VTW, Baseline, FastV, Method
 from vtw_eval.anatomy import UnsupportedModelError, find_anatomy
-from vtw_eval.search import search_layer
+from vtw_eval.methods.vtw.search import search_layer
 
 ROWS = [["t3", "i", "t4"], ["t2", "i", "t2"]]
 METHODS = [Baseline(), VTW(k=1), VTW(k=2, position="rearrange"), FastV(k=1, r=0.5)]

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from tests.families import make_inputs, make_model
-from tests.gates import decided, fitted, random_gates
-from tests.oracle import KINDS, models
+from tests.support.families import make_inputs, make_model
+from tests.support.gates import decided, fitted, random_gates
+from tests.support.oracle import KINDS, models
 from vtw_eval import VTW, Baseline, Composite, DyVTE, FastV, parse_method
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.gates import Gates, final_norm, load_gates, same_weights, save_gates
-from vtw_eval.methods.dyvte import exit_layers
-from vtw_eval.shapes import CHECKPOINT
+from vtw_eval.checkpoints import CHECKPOINT
+from vtw_eval.methods.dyvte.gates import Gates, final_norm, load_gates, same_weights, save_gates
+from vtw_eval.methods.dyvte.method import exit_layers
 from vtw_eval.shapes.data import held_out
 from vtw_eval.shapes.evaluate import encode
 from vtw_eval.verify.oracle import vision_positions
@@ -131,7 +131,7 @@ def test_gates_see_only_rows_with_vision_and_only_until_they_exit(monkeypatch: p
 def test_gates_are_read_once_however_often_the_method_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = models("llava", "sdpa")
     reads = []
-    monkeypatch.setattr("vtw_eval.methods.dyvte.load_gates", lambda path: reads.append(path) or load_gates(path))
+    monkeypatch.setattr("vtw_eval.methods.dyvte.method.load_gates", lambda path: reads.append(path) or load_gates(path))
     anatomy = find_anatomy(model)
     for method in (fitted(DyVTE(), model), fitted(Composite(parts=(FastV(), DyVTE())), model)):
         reads.clear()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import FAMILIES, VIDEO, make_inputs
 from tests.methods.test_methods import check_cache
-from tests.oracle import FLASH, GLM_VIDEO, KINDS, models
+from tests.support.families import FAMILIES, VIDEO, make_inputs
+from tests.support.oracle import FLASH, GLM_VIDEO, KINDS, models
 from vtw_eval import Downsample, ToMe
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import Trace

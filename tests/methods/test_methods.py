@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families import FAMILIES, VIDEO, make_inputs
-from tests.gates import fitted
-from tests.oracle import CASES, FLASH, GLM_VIDEO, KINDS, NEW_TOKENS, models
+from tests.support.families import FAMILIES, VIDEO, make_inputs
+from tests.support.gates import fitted
+from tests.support.oracle import CASES, FLASH, GLM_VIDEO, KINDS, NEW_TOKENS, models
 from vtw_eval import (
     VTW,
     Baseline,

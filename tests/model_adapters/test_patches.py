@@ -107,7 +107,7 @@ def test_every_patch_has_its_place_here(table: dict[str, Patch], package: str) -
     ],
 )
 def test_what_evaluates(words: str, expected: bool) -> None:
-    from vtw_eval.model_adapters.lmms_cli import evaluates
+    from vtw_eval.model_adapters.lmms.cli import evaluates
 
     assert evaluates(words.split()) is expected
 
@@ -119,7 +119,7 @@ def lmms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     import lmms_eval.__main__ as upstream
     from lmms_eval.cli import dispatch
 
-    from vtw_eval.model_adapters import lmms_cli
+    from vtw_eval.model_adapters.lmms import cli as lmms_cli
 
     def run(main: Callable[[Any], Any], evaluate: Callable[[Any], Any]) -> tuple[int, str]:
         def single(args: argparse.Namespace) -> Any:
@@ -173,7 +173,7 @@ def test_our_tasks_are_found_however_the_folders_are_passed() -> None:
     pytest.importorskip("lmms_eval")
     from lmms_eval.tasks import TaskManager
 
-    from vtw_eval.model_adapters.lmms_cli import our_tasks, tasks_folder
+    from vtw_eval.model_adapters.lmms.cli import our_tasks, tasks_folder
 
     with our_tasks(patches := Patches(LMMS_EVAL)):
         made = [
@@ -192,7 +192,7 @@ def test_our_tasks_are_found_however_the_folders_are_passed() -> None:
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a session of the kit in which one dataset was built; nothing was called yet."""
     pytest.importorskip("vlmeval")
-    from vtw_eval.model_adapters.vlmeval_run import Session
+    from vtw_eval.model_adapters.vlmeval.evaluate import Session
 
     return Session()
 
@@ -249,7 +249,7 @@ def test_more_questions_than_the_limit_are_refused(kit: Any) -> None:
 
 def test_another_name_of_unfinished_answers_is_refused() -> None:
     pytest.importorskip("vlmeval")
-    from vtw_eval.model_adapters.vlmeval_run import _check_part
+    from vtw_eval.model_adapters.vlmeval.evaluate import _check_part
 
     for name in ("01_POPE.pkl", "12_model_POPE.pkl"):
         _check_part(Path(name), "POPE", "model_POPE")
@@ -260,7 +260,7 @@ def test_another_name_of_unfinished_answers_is_refused() -> None:
 
 def test_a_model_that_the_kit_did_not_ask_for_is_told() -> None:
     pytest.importorskip("vlmeval")
-    from vtw_eval.model_adapters.vlmeval_cli import _Made, _unused
+    from vtw_eval.model_adapters.vlmeval.cli import _Made, _unused
 
     made = _Made("model")
     (line,) = _unused("llava_vtw", made)
@@ -278,8 +278,8 @@ def test_a_kit_that_forgets_a_function_fails_its_dataset(
     pytest.importorskip("vlmeval")
     from vlmeval import run
 
-    from vtw_eval.model_adapters.vlmeval_cli import run_model
-    from vtw_eval.model_adapters.vlmeval_run import session
+    from vtw_eval.model_adapters.vlmeval.cli import run_model
+    from vtw_eval.model_adapters.vlmeval.evaluate import session
 
     def prepare_reuse_files(result_file: Any, reuse: Any, dataset: Any, model_name: Any) -> None:
         """Stand for the kit's own."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vtw_eval.record.store import Store
 from vtw_eval.report.aggregate import value_of
 from vtw_eval.report.evidence import Documents, Evidence, Kind, evidence_of
 from vtw_eval.sweep import Cell, CellCosts, CellSpec, Metric, Sample
 from vtw_eval.sweep.plan import parse_plan
-from vtw_eval.sweep.store import Store
 
 TASKS: Mapping[str, tuple[Kind, str]] = {
     "shapes_mme": ("mme", "mme_perception_score"),

@@ -10,8 +10,8 @@ import pytest
 
 from tests.report.made import make_store
 from tests.report.test_report import markdown_tables, run
-from vtw_eval.cost.bench import Bench, Ratios, Row, Setting
-from vtw_eval.cost.timing import Spread
+from vtw_eval.cost.bench.run import Bench, Ratios, Row, Setting
+from vtw_eval.cost.bench.timing import Spread
 
 
 def spread(value: float) -> Spread:

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from tests.report.made import TASKS, cell_of, make_store, samples_of
 from vtw_eval.cli import app
+from vtw_eval.record.store import Store
 from vtw_eval.report import ReportError, analyse, read_results
 from vtw_eval.report.labels import families, labels_of
 from vtw_eval.report.statistics import compare
 from vtw_eval.report.tables import ablation_table, main_table, paired_table, subtask_table
-from vtw_eval.sweep.store import Store
 
 runner = CliRunner()
 NASTY = "a|b\\|c\n<script>alert(1)</script> `x` ``` **b** [l](http://e.x) </details> & \\end{tabular} $x$ @octocat \x00"

@@ -11,11 +11,11 @@ import pytest
 
 from tests.report.made import make_store
 from tests.report.test_report import markdown_tables, run
+from vtw_eval.record.store import Store
 from vtw_eval.report.analysis import analyse
 from vtw_eval.report.results import Results
 from vtw_eval.report.source import read_results
 from vtw_eval.report.trust import origin_notes
-from vtw_eval.sweep.store import Store
 from vtw_eval.versions import engine_hash
 
 

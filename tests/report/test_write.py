@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from tests.report.made import make_store
 from vtw_eval.cli import app
+from vtw_eval.record.store import Store
 from vtw_eval.report import make as making
-from vtw_eval.sweep.store import Store
 
 METHODS = ["baseline", "vtw,k=2", "vtw,k=4"]
 

@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from vtw_eval import VTW
-from vtw_eval.shapes import CHECKPOINT, evaluate
+from vtw_eval.checkpoints import CHECKPOINT
+from vtw_eval.shapes import evaluate
 from vtw_eval.shapes.data import held_out
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import TYPES

@@ -7,9 +7,9 @@ from jinja2.exceptions import TemplateError
 from PIL import Image
 from transformers import AutoProcessor
 
+from vtw_eval.shapes.making.recipe import to_pixels
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import TYPES, ask, prompt
-from vtw_eval.shapes.recipe import to_pixels
 from vtw_eval.shapes.scenes import render, sample_scene
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "How many?"}

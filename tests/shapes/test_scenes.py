@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vtw_eval.shapes import data
-from vtw_eval.shapes.recipe import Recipe, joint_batch, vision_batch
+from vtw_eval.shapes.making.recipe import Recipe, joint_batch, vision_batch
 from vtw_eval.shapes.scenes import (
     CELL,
     COLORS,
@@ -74,7 +74,9 @@ def test_sampling_stays_on_its_side_of_the_split(test):
 def test_training_never_sees_a_test_scene(monkeypatch):
     seen = []
     original = render
-    monkeypatch.setattr("vtw_eval.shapes.recipe.render", lambda scene, rng: seen.append(scene) or original(scene, rng))
+    monkeypatch.setattr(
+        "vtw_eval.shapes.making.recipe.render", lambda scene, rng: seen.append(scene) or original(scene, rng)
+    )
     recipe = Recipe(joint_scenes=64, joint_questions=1)
     for step in (0, 150, 400, 2000):  # one-object scenes first
         joint_batch(recipe, step)

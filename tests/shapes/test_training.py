@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from vtw_eval.shapes.model import TRAIN_ATTENTION, Size, build_model
-from vtw_eval.shapes.packing import (
+from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size, build_model
+from vtw_eval.shapes.making.packing import (
     CAPTION_WEIGHT,
     END_WEIGHT,
     answer_logits,
@@ -17,12 +17,12 @@ from vtw_eval.shapes.packing import (
     answers_right,
     pack,
 )
+from vtw_eval.shapes.making.recipe import Recipe, joint_batch, patch_labels, vision_batch
+from vtw_eval.shapes.making.train import LOG_FILE, STATE_FILE, Trainer, main, run
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import prompt
-from vtw_eval.shapes.recipe import Recipe, joint_batch, patch_labels, vision_batch
 from vtw_eval.shapes.scenes import Item, Scene
-from vtw_eval.shapes.state import read_about, save_state
-from vtw_eval.shapes.train import LOG_FILE, STATE_FILE, Trainer, main, run
+from vtw_eval.state import read_about, save_state
 
 TINY = Recipe(
     vision_steps=3,
@@ -142,7 +142,7 @@ def test_a_failed_write_leaves_the_old_state(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("vtw_eval.shapes.state.os.replace", fail)
+    monkeypatch.setattr("vtw_eval.state.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_state(path, trainer.module, trainer.optimiser, {})
     assert path.read_bytes() == before
@@ -150,7 +150,7 @@ def test_a_failed_write_leaves_the_old_state(tmp_path, monkeypatch):
 
 
 def test_command_line_trains_exports_and_resumes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("vtw_eval.shapes.train.Recipe", lambda **given: dataclasses.replace(TINY, **given))
+    monkeypatch.setattr("vtw_eval.shapes.making.train.Recipe", lambda **given: dataclasses.replace(TINY, **given))
     command = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--threads", "1"]
     command += ["--vision-steps", "2", "--joint-steps", "2", "--check-every", "1"]
     threads = torch.get_num_threads()

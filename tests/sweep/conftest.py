@@ -16,9 +16,9 @@ import torch
 import yaml
 from filelock import FileLock
 
-from vtw_eval.gates import Gates, save_gates
-from vtw_eval.shapes import CHECKPOINT
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.checkpoints import CHECKPOINT
+from vtw_eval.methods.dyvte.gates import Gates, save_gates
+from vtw_eval.record.cell import CellSpec
 
 SPEC = CellSpec(
     model="shapes",

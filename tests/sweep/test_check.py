@@ -12,10 +12,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
+from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
-from vtw_eval.gates import Gates, save_gates
-from vtw_eval.shapes import CHECKPOINT
+from vtw_eval.methods.dyvte.gates import Gates, save_gates
 from vtw_eval.sweep.check import check_cells
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.plan import parse_plan

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.harness_data import make_pope
+from tests.support.harness_data import make_pope
+from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
-from vtw_eval.model_adapters.lmms_cli import failures_noted
+from vtw_eval.model_adapters.lmms.cli import failures_noted
+from vtw_eval.model_adapters.lmms.datasets import DatasetError
+from vtw_eval.model_adapters.lmms.search import search_task
 from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
-from vtw_eval.model_adapters.search_task import search_task
-from vtw_eval.shapes import CHECKPOINT
-from vtw_eval.tasks.loading import DatasetError
 
 
 def run(*words: object, code: int) -> str:

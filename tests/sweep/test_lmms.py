@@ -10,10 +10,10 @@ from unittest import mock
 import pytest
 
 from tests.sweep import conftest
-from vtw_eval.sweep.cell import Cell
+from vtw_eval.model_adapters.lmms.harness import LmmsModel
+from vtw_eval.record.cell import Cell
 from vtw_eval.sweep.display import headline, main_metric
 from vtw_eval.sweep.harness import Settings
-from vtw_eval.sweep.lmms import LmmsModel
 
 SPEC = conftest.SPEC.model_copy(update={"task": "shapes_pope", "limit": 6})
 

@@ -13,15 +13,15 @@ pytest.importorskip("vlmeval")
 
 import pandas as pd
 
-from tests import harness_data
-from tests.checkpoints import make_checkpoint
-from tests.kit_data import accept_any_sum, mmmu
-from vtw_eval.model_adapters.llava import Llava
-from vtw_eval.model_adapters.vlmeval_llava import LlavaKit
-from vtw_eval.model_adapters.vlmeval_scoring import OPEN_AS_CHOICE
-from vtw_eval.sweep.cell import CellSpec
+from tests.support import harness_data
+from tests.support.checkpoints import make_checkpoint
+from tests.support.kit_data import accept_any_sum, mmmu
+from vtw_eval.model_adapters.lmms.picture_marks import WORDS_LOST
+from vtw_eval.model_adapters.vlmeval.prompts.llava import LlavaKit
+from vtw_eval.model_adapters.vlmeval.scoring import OPEN_AS_CHOICE
+from vtw_eval.models.llava import Llava
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.harness import Evaluation, Settings, open_model
-from vtw_eval.tasks.picture_marks import WORDS_LOST
 
 COUNT = 24
 

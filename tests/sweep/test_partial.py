@@ -10,12 +10,12 @@ import yaml
 
 from tests.sweep import conftest
 from tests.sweep.conftest import PLAN
-from vtw_eval.model_adapters.lmms_models import VTWModel
-from vtw_eval.sweep.cell import Sample
+from vtw_eval.model_adapters.lmms.models import VTWModel
+from vtw_eval.record.cell import Sample
+from vtw_eval.record.store import Store
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.plan import read_plan
 from vtw_eval.sweep.runner import CellRunner, noted_media
-from vtw_eval.sweep.store import Store
 
 SPEC = conftest.SPEC.model_copy(update={"task": "shapes_vqa", "limit": 7})
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from vtw_eval.cli import app
 from vtw_eval.methods import parse_method
+from vtw_eval.model_adapters.lmms.names import expand_tasks, resolve
 from vtw_eval.sweep.estimate import estimate
 from vtw_eval.sweep.plan import Plan, PlanError, find_plan, parse_plan, presets, read_plan, select, write_plan
-from vtw_eval.sweep.tasks import expand_tasks, resolve
 
 SHAPES = {"name": "shapes", "adapter": "llava_vtw", "pretrained": "shapes"}
 

@@ -13,15 +13,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 from vtw_eval.cli import app
-from vtw_eval.gates import Gates, save_gates
+from vtw_eval.methods.dyvte.gates import Gates, save_gates
+from vtw_eval.record.cell import Cell, CellSpec
+from vtw_eval.record.store import Store
 from vtw_eval.sweep import provenance
-from vtw_eval.sweep.cell import Cell, CellSpec
 from vtw_eval.sweep.display import Display
 from vtw_eval.sweep.harness import Evaluation
 from vtw_eval.sweep.plan import Plan, parse_plan
-from vtw_eval.sweep.store import Store
 from vtw_eval.sweep.sweep import run_sweep
 
 

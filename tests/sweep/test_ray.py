@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster as RayNodes
 from rich.console import Console
 
 from tests.sweep.conftest import PLAN, Finished
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.display import Display
 from vtw_eval.sweep.plan import PlanError, parse_plan, read_plan
 from vtw_eval.sweep.sweep import Cluster, run_sweep

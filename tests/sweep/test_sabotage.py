@@ -11,7 +11,7 @@ import pytest
 
 from tests.sweep.conftest import ROOT, Finished, command, environment
 from vtw_eval.files import cache_home
-from vtw_eval.sweep.store import Store
+from vtw_eval.record.store import Store
 
 CHANGES = (
     "renamed_cache",
@@ -28,7 +28,7 @@ CHANGES = (
 def test_a_changed_transformers_gives_the_same_cells_or_none(change: str, finished: Finished, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "vtw-eval"
     shutil.copytree(cache_home() / "shapes", cache / "shapes")  # but no verdict of an unchanged transformers
-    path = os.pathsep.join([str(ROOT / "tests" / "sabotaged_site"), str(ROOT)])
+    path = os.pathsep.join([str(ROOT / "tests" / "support" / "sabotaged_site"), str(ROOT)])
     variables = {**environment(), "PYTHONPATH": path, "SABOTAGE": change, "XDG_CACHE_HOME": str(cache.parent)}
     only = ("--only", "shapes/baseline/shapes_mme", "--only", "shapes/vtw,k=2*/shapes_mme")
     done = subprocess.run(

@@ -25,8 +25,8 @@ from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_
 from loguru import logger
 from PIL import Image
 
-from vtw_eval.sweep.cell import Metric, Sample
-from vtw_eval.sweep.samples import SampleError, Task, aggregate, convert, media_groups, undefined
+from vtw_eval.model_adapters.lmms.samples import SampleError, Task, aggregate, convert, media_groups, undefined
+from vtw_eval.record.cell import Metric, Sample
 
 logger.disable("lmms_eval")
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from tests.sweep.conftest import Finished, command, environment
-from vtw_eval.shapes import CHECKPOINT
-from vtw_eval.sweep.samples import aggregate
-from vtw_eval.sweep.store import Store, describe
+from vtw_eval.checkpoints import CHECKPOINT
+from vtw_eval.model_adapters.lmms.samples import aggregate
+from vtw_eval.record.store import Store, describe
 
 Contents = Callable[[Path], dict[str, Any]]
 
@@ -74,7 +74,7 @@ def stock() -> Callable[[str, str], Any]:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    from vtw_eval.model_adapters.lmms_cli import tasks_folder
+    from vtw_eval.model_adapters.lmms.cli import tasks_folder
 
     manager = TaskManager("ERROR", include_path=[str(tasks_folder())], include_defaults=False, model_name="llava_vtw")
 

@@ -12,10 +12,10 @@ from filelock import FileLock
 
 pytest.importorskip("lmms_eval")
 
-from tests.checkpoints import make_checkpoint
-from tests.harness_data import MAKERS
-from tests.hub_server import SCORE, serve
-from vtw_eval.tasks.benchmarks import columns, lmms_tasks
+from tests.support.checkpoints import make_checkpoint
+from tests.support.harness_data import MAKERS
+from tests.support.hub_server import SCORE, serve
+from vtw_eval.papers.benchmarks import columns, lmms_tasks
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
@@ -64,7 +64,7 @@ def run_all(base):
         script = str(Path(sys.executable).with_name("vtw-eval"))
         for command in (
             (script, "prepare-tgif", "acme/TGIF-QA"),
-            (sys.executable, "-m", "tests.model_adapters.drive", str(base / "jobs.json"), str(base / "out.json")),
+            (sys.executable, "-m", "tests.model_adapters.lmms.drive", str(base / "jobs.json"), str(base / "out.json")),
         ):
             done = subprocess.run(
                 command, cwd=base / "work", env=environment, capture_output=True, text=True, timeout=600

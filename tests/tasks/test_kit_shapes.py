@@ -16,7 +16,7 @@ from lmms_eval.tasks import TaskManager
 from vlmeval.dataset import DATASET_TYPE, build_dataset
 from vlmeval.smp import dump
 
-from vtw_eval.tasks.kit_datasets import register_kit_datasets
+from vtw_eval.tasks.kit import register_kit_datasets
 
 TASKS = Path(__file__).parents[2] / "tasks"
 PAIRS = {

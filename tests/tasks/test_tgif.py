@@ -18,10 +18,10 @@ from vlmeval.dataset import build_dataset
 from vlmeval.inference_video import infer_data_job_video
 from vlmeval.smp.status_report import _resolve_dataset_reporter
 
-from tests.harness_data import TGIF_ANSWERS, make_tgif
-from tests.videos import ROTATIONS, smooth, turn, write_clip
+from tests.support.harness_data import TGIF_ANSWERS, make_tgif
+from tests.support.videos import ROTATIONS, smooth, turn, write_clip
 from vtw_eval.cli import app
-from vtw_eval.tasks.kit_datasets import register_kit_datasets
+from vtw_eval.tasks.kit import register_kit_datasets
 from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
 from vtw_eval.tasks.tgif.prepare import prepare, write_mp4
 from vtw_eval.tasks.tgif.scoring import contains_match, exact_match

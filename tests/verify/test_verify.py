@@ -15,15 +15,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from typer.testing import CliRunner
 
 from tests.methods.test_methods import EXAMPLES
-from tests.oracle import FLASH, register_attention
-from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe, anatomy, touch_points
+from tests.support.oracle import FLASH, register_attention
+from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe, anatomy
 from vtw_eval.anatomy import TESTED
+from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.engine import cache as engine_cache
 from vtw_eval.engine import hooks, masks
 from vtw_eval.methods import parse_method
-from vtw_eval.shapes import CHECKPOINT
-from vtw_eval.verify import verdict
+from vtw_eval.verify import touch_points, verdict
 from vtw_eval.verify.check import MismatchError, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import family_config, make_inputs, make_model, shrink
 from vtw_eval.verify.verdict import VerificationError, verify_config

@@ -14,7 +14,7 @@ from vtw_eval.cli.app import app, user_errors
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from vtw_eval.cost.bench import Plan
+    from vtw_eval.cost.bench.run import Plan
     from vtw_eval.verify.verdict import Verdict
 
 
@@ -62,7 +62,7 @@ def bench(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vtw_eval.cost.bench import (
+    from vtw_eval.cost.bench.run import (
         Bench,
         Plan,
         compile_layers,
@@ -73,8 +73,8 @@ def bench(
         parse_dtype,
         parse_methods,
     )
-    from vtw_eval.cost.bench_model import load_subject, random_subject
-    from vtw_eval.cost.bench_table import bench_markdown
+    from vtw_eval.cost.bench.subject import load_subject, random_subject
+    from vtw_eval.cost.bench.table import bench_markdown
     from vtw_eval.cost.presets import get_geometry
     from vtw_eval.files import write_atomically
     from vtw_eval.verify.verdict import skipped

@@ -15,7 +15,7 @@ from vtw_eval.cli.app import app, user_errors
 if TYPE_CHECKING:
     from vtw_eval.cost.compare import MethodCosts
     from vtw_eval.cost.geometry import Geometry
-    from vtw_eval.cost.papers import PaperTable
+    from vtw_eval.papers.costs import PaperTable
 
 DEFAULT_TEXT = 65.9
 """Mean text tokens of LLaVA-1.5 on MME, behind the costs of VTW's Table 2."""
@@ -66,8 +66,8 @@ def cost(
 ) -> None:
     """Compute what methods cost on a model, without its weights: FLOPs by every convention, and KV cache."""
     from vtw_eval.cost.compare import compare_costs
-    from vtw_eval.cost.papers import TABLES, paper_table
     from vtw_eval.methods import parse_method
+    from vtw_eval.papers.costs import TABLES, paper_table
 
     tables: list[PaperTable] = []
     with user_errors("cost"):

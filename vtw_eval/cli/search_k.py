@@ -46,7 +46,7 @@ def search_k(
     Exit status: 0; 1 if something could not be done, such as loading the dataset; 2 if the command cannot be carried
     out as it is written.
     """
-    from vtw_eval.model_adapters.search_task import search_task
+    from vtw_eval.model_adapters.lmms.search import search_task
     from vtw_eval.report.search import divergence_plot, divergence_table, save_divergence
     from vtw_eval.sweep.check import device_problem
 

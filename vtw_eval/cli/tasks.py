@@ -24,7 +24,7 @@ def tasks(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what the papers' benchmarks are called in lmms-eval and VLMEvalKit, with metric and scale."""
-    from vtw_eval.tasks.benchmarks import Score, columns
+    from vtw_eval.papers.benchmarks import Score, columns
 
     with user_errors("tasks"):
         if markdown and as_json:

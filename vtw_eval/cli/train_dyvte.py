@@ -38,8 +38,8 @@ def train_dyvte(
     """
     from safetensors import SafetensorError
 
+    from vtw_eval.methods.dyvte.train import run
     from vtw_eval.sweep.check import device_problem
-    from vtw_eval.train_gates import run
 
     with user_errors("train-dyvte", (ValueError, OSError, SafetensorError)):  # the last also for a full disk
         check_output(output)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
-from vtw_eval.engine.attention import last_query_attention, rotation_free_keys
 from vtw_eval.engine.cache import ReducedCache, check_cache, key_slots, reduce_cache
 from vtw_eval.engine.calls import (
     MASK,
@@ -38,6 +37,7 @@ from vtw_eval.engine.masks import (
     reduced_mask,
     validity,
 )
+from vtw_eval.engine.probes import last_query_attention, rotation_free_keys
 from vtw_eval.engine.trace import LayerView, Merge, Reducer, Trace, asked_layers, check_answer
 from vtw_eval.engine.wrappers import compiled_inside, replaced, uncompiled
 

@@ -4,7 +4,7 @@ from vtw_eval.methods.base import Method
 from vtw_eval.methods.baseline import Baseline
 from vtw_eval.methods.composite import Composite
 from vtw_eval.methods.downsample import Downsample
-from vtw_eval.methods.dyvte import DyVTE
+from vtw_eval.methods.dyvte.method import DyVTE
 from vtw_eval.methods.fastv import FastV
 from vtw_eval.methods.pyramiddrop import PyramidDrop
 from vtw_eval.methods.rand import Rand
@@ -12,7 +12,7 @@ from vtw_eval.methods.random_k import RandomK
 from vtw_eval.methods.random_vision import RandomVision
 from vtw_eval.methods.registry import METHODS, make_method, parse_method
 from vtw_eval.methods.tome import ToMe
-from vtw_eval.methods.vtw import VTW
+from vtw_eval.methods.vtw.method import VTW
 
 __all__ = [
     "METHODS",

@@ -23,7 +23,7 @@ Position = Literal["keep", "rearrange"]
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """What a search for the withdrawal layer is asked to do, see :func:`vtw_eval.search.search_layer`."""
+    """What a search for the withdrawal layer is asked to do, see :func:`vtw_eval.methods.vtw.search.search_layer`."""
 
     eta: float
     """Threshold on the mean divergence."""

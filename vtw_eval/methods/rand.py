@@ -12,7 +12,7 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import Method, check_layer, random_scores, ranks
-from vtw_eval.methods.vtw import default_k
+from vtw_eval.methods.vtw.method import default_k
 
 
 @dataclass(frozen=True, kw_only=True)

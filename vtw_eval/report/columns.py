@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vtw_eval.tasks.benchmarks import BENCHMARKS
+from vtw_eval.papers.benchmarks import BENCHMARKS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vtw_eval.report.errors import ReportError
 from vtw_eval.sweep import Sample
 
 Kind = Literal["mean", "f1", "mme"]
-"""The aggregates of :data:`vtw_eval.sweep.cell.Aggregate` that follow from the samples."""
+"""The aggregates of :data:`vtw_eval.record.cell.Aggregate` that follow from the samples."""
 
 YES, NO = "yes", "no"
 

@@ -16,8 +16,8 @@ from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import same_method
 
 if TYPE_CHECKING:
-    from vtw_eval.cost.bench import Bench, Row, Setting
-    from vtw_eval.cost.timing import Spread
+    from vtw_eval.cost.bench.run import Bench, Row, Setting
+    from vtw_eval.cost.bench.timing import Spread
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_measured(texts: Sequence[str], tables: Sequence[ModelTable]) -> list[Me
 
 
 def _read(file: Path) -> Bench:
-    from vtw_eval.cost.bench import Bench
+    from vtw_eval.cost.bench.run import Bench
 
     try:
         return Bench.model_validate_json(file.read_bytes())

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtw_eval.model_adapters.media import summary
+from vtw_eval.media import summary
+from vtw_eval.model_adapters.lmms.samples import is_called_share, label_of, numbers_of
 from vtw_eval.report.columns import Column, columns_of
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.results import Outcome, Result, Results
 from vtw_eval.sweep import CellSpec
-from vtw_eval.sweep.samples import is_called_share, label_of, numbers_of
 
 FILES = "*_results.json"
 

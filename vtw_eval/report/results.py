@@ -80,7 +80,7 @@ def read_store(folder: Path) -> Results:
     ReportError
         If the folder holds no sweep.
     """
-    from vtw_eval.sweep.store import Store, StoreError
+    from vtw_eval.record.store import Store, StoreError
 
     store = Store(folder)
     try:

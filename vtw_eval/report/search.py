@@ -9,8 +9,8 @@ import numpy as np
 from tabulate import tabulate
 
 from vtw_eval.files import write_atomically
+from vtw_eval.methods.vtw.search import SearchResult
 from vtw_eval.report.errors import ReportError
-from vtw_eval.search import SearchResult
 
 
 def divergence_table(result: SearchResult) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from vtw_eval import VTW
-from vtw_eval.shapes import CHECKPOINT
+from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.shapes.data import Sample, held_out
 from vtw_eval.shapes.questions import TYPES, prompt
 

@@ -15,9 +15,9 @@ from vtw_eval.anatomy import Anatomy, find_anatomy
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import DyVTE, Method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
-from vtw_eval.model_adapters.loading import NoCheckpointError, family_of
-from vtw_eval.model_adapters.options import Options, parse_options
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.models.loading import NoCheckpointError, family_of
+from vtw_eval.models.options import Options, parse_options
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.estimate import is_known
 from vtw_eval.sweep.harness import ModelKey, Settings
 from vtw_eval.sweep.plan import adapters_of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vtw_eval.cost import Geometry, exact_prefill_flops, kv_cache_bytes, profiler_prefill_flops
-from vtw_eval.sweep.cell import CellCosts
+from vtw_eval.record.cell import CellCosts
 
 
 class CostModel:
@@ -38,7 +38,7 @@ class CostModel:
         Parameters
         ----------
         costs
-            Of each document, as :class:`vtw_eval.model_adapters.costs.SampleCosts` writes them.
+            Of each document, as :class:`vtw_eval.record.costs.SampleCosts` writes them.
         seconds
             Seconds of each document.
         """

@@ -19,10 +19,10 @@ from rich.progress import (
 )
 from tabulate import tabulate
 
-from vtw_eval.sweep.cell import Cell, CellSpec
+from vtw_eval.papers.benchmarks import BENCHMARKS
+from vtw_eval.record.cell import Cell, CellSpec
+from vtw_eval.record.store import Entry, Store, describe
 from vtw_eval.sweep.estimate import TEXT_TOKENS, estimate
-from vtw_eval.sweep.store import Entry, Store, describe
-from vtw_eval.tasks.benchmarks import BENCHMARKS
 
 
 class Display:

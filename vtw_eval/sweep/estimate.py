@@ -10,7 +10,7 @@ from vtw_eval.cost import Geometry, get_geometry
 from vtw_eval.cost.dry_run import tokens_per_layer
 from vtw_eval.cost.profiler import profiler_prefill_flops
 from vtw_eval.methods import parse_method
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.record.cell import CellSpec
 
 TEXT_TOKENS = 66
 """Of a prompt: the mean of LLaVA-1.5 on MME (VTW, Table 2)."""

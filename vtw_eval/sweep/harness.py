@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vtw_eval.importing import importing
-from vtw_eval.sweep.cell import CellCosts, CellSpec, Metric, Sample
-from vtw_eval.touch_points import check_touch_points
+from vtw_eval.record.cell import CellCosts, CellSpec, Metric, Sample
+from vtw_eval.verify.touch_points import check_touch_points
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def open_model(spec: CellSpec, settings: Settings) -> OpenModel:
     """
     if spec.harness == "lmms-eval":
         with importing("lmms-eval"):
-            from vtw_eval.sweep.lmms import LmmsModel
+            from vtw_eval.model_adapters.lmms.harness import LmmsModel
 
             check_touch_points(["lmms-eval"])
         return LmmsModel(spec, settings)
     with importing("ms-vlmeval"):
-        from vtw_eval.sweep.kit import KitModel
+        from vtw_eval.model_adapters.vlmeval.harness import KitModel
 
         check_touch_points(["ms-vlmeval"])
     return KitModel(spec, settings)

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.store import Store, StoreError
 from vtw_eval.sweep.harness import ModelKey, Settings
 from vtw_eval.sweep.schedule import Schedule, Watcher, cpu_cores
-from vtw_eval.sweep.store import Store, StoreError
 
 _REPORT_EVERY = 0.2
 """Seconds between two messages of a worker about its documents."""

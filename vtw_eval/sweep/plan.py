@@ -16,7 +16,7 @@ from vtw_eval.files import write_atomically
 from vtw_eval.methods import METHODS, Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.methods.registry import suggest
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.record.cell import CellSpec
 
 PRESETS = Path(__file__).parent / "presets"
 """Folder of the plans that come with the package."""
@@ -163,7 +163,7 @@ class ModelEntry(_Strict):
 
     @model_validator(mode="after")
     def _known(self) -> ModelEntry:
-        from vtw_eval.model_adapters.adapters import ADAPTERS
+        from vtw_eval.models.adapters import ADAPTERS
 
         if self.adapter not in ADAPTERS:
             raise ValueError(
@@ -229,7 +229,7 @@ class Plan(_Strict):
 
     @model_validator(mode="after")
     def _options(self) -> Plan:
-        from vtw_eval.model_adapters.options import parse_options
+        from vtw_eval.models.options import parse_options
 
         adapters = adapters_of(self.harness)
         for number, model in enumerate(self.models):
@@ -290,10 +290,10 @@ class Plan(_Strict):
 def adapters_of(harness: Harness) -> Mapping[str, Any]:
     """Return the adapters of a harness; their options differ a little."""
     if harness == "lmms-eval":
-        from vtw_eval.model_adapters.adapters import ADAPTERS
+        from vtw_eval.models.adapters import ADAPTERS
 
         return ADAPTERS
-    from vtw_eval.model_adapters.vlmeval_adapters import KIT_ADAPTERS
+    from vtw_eval.model_adapters.vlmeval.adapters import KIT_ADAPTERS
 
     return KIT_ADAPTERS
 

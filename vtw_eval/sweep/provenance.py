@@ -16,7 +16,7 @@ from typing import Any
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.composite import parts_of
-from vtw_eval.sweep.cell import Cell, CellSpec
+from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
 from vtw_eval.versions import PACKAGE, engine_hash, installed
 
@@ -119,7 +119,7 @@ def data_read(spec: CellSpec, named: Any) -> dict[str, str]:
         Texts, or lists and mappings of them; what is no existing path does not count.
     """
     own = [prepared_folder() / name for name in (DOCUMENTS, VIDEOS)] if "tgif" in spec.task.casefold() else []
-    return _known([str(Path(text).absolute()) for text in [*_texts(named), *own] if Path(text).exists()])
+    return _known([str(path.absolute()) for path in [*map(Path, _texts(named)), *own] if path.exists()])
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.store import Store, StoreError
 from vtw_eval.sweep.harness import ModelKey, Settings
 from vtw_eval.sweep.plan import PlanError
 from vtw_eval.sweep.schedule import Schedule, Watcher
-from vtw_eval.sweep.store import Store, StoreError
 
 if TYPE_CHECKING:
     from vtw_eval.sweep.sweep import Cluster

@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from vtw_eval.model_adapters.media import summary
-from vtw_eval.sweep.cell import Cell, CellSpec, Sample
+from vtw_eval.media import summary
+from vtw_eval.record.cell import Cell, CellSpec, Sample
+from vtw_eval.record.store import Store
 from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, open_model
 from vtw_eval.sweep.provenance import checkpoint_read, code_of, method_read
-from vtw_eval.sweep.store import Store
 from vtw_eval.versions import environment
 
 

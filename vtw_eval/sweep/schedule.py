@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from vtw_eval.sweep.cell import Cell, CellSpec
+from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.sweep.harness import ModelKey
 
 

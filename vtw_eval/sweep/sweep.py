@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtw_eval.sweep.cell import CellSpec
+from vtw_eval.model_adapters.lmms.names import resolve
+from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.store import Entry, Store, describe
 from vtw_eval.sweep.check import check_cells
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.local import run_local
 from vtw_eval.sweep.plan import Plan, PlanError, select
 from vtw_eval.sweep.provenance import code_changed, inputs_changed, packages_changed
 from vtw_eval.sweep.schedule import Watcher, worker_count
-from vtw_eval.sweep.store import Entry, Store, describe
-from vtw_eval.sweep.tasks import resolve
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run_sweep(
     cluster
         Where to run, if not on this machine.
     take_over
-        Whether the folder may hold another plan, see :meth:`vtw_eval.sweep.store.Store.create`.
+        Whether the folder may hold another plan, see :meth:`vtw_eval.record.store.Store.create`.
     keep
         Whether finished cells that other code of this project made stay as they are. Those whose checkpoint, gates or
         local data have changed run again in any case.

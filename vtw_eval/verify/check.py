@@ -14,8 +14,8 @@ from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import LayerView, Merge, Trace
 from vtw_eval.engine.masks import mask_kind
 from vtw_eval.methods import VTW, Method
+from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.methods.wrapped import Wrapped
-from vtw_eval.search import search_layer
 from vtw_eval.verify.oracle import Kept, masked, traced
 from vtw_eval.verify.tiny import Inputs, features_in, make_inputs, make_model
 

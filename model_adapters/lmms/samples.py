@@ -1,0 +1,416 @@
+"""From the samples that lmms-eval logs to ours: scores per metric, groups of documents that share an image, costs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+import math
+import numbers
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vtw_eval.record.cell import Aggregate, Metric, Sample
+
+if TYPE_CHECKING:
+    from vtw_eval.models.runner import Answer
+
+_ALONE = frozenset({"mmmu_aggregate_results", "mmbench_aggregate_dev_results_static"})
+"""Aggregations that read the answers themselves, and that can score one document alone without asking a judge."""
+
+_VIDEO_COLUMNS = ("videoID", "video_id", "video_name", "video", "gif_name")
+"""Columns that name the video of a document, the first that a task has counts."""
+
+TIMES = frozenset({"latency_s", "batch_rows"})
+"""Entries of the costs that belong to a run, not to its result; equal results shall give equal files."""
+
+_LONGEST = 200
+"""Characters that are shown of what a task reports in place of a number."""
+
+_SHARES = ("acc", "match", "precision", "recall", "ratio", "f1")
+"""Parts of names of metrics that are shares of 1."""
+
+
+class SampleError(RuntimeError):
+    """Results of a harness that do not hold together."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is needed to know of a task of lmms-eval."""
+
+    aggregation: Mapping[str, Callable[..., Any]]
+    """By metric, as the task has it."""
+    filters: Sequence[str]
+    """Its filters, in the order in which it logs samples."""
+    groups: Sequence[str]
+    """Of each document, by its number: which media it shows."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a task kept of one metric of one document."""
+
+    score: float | None
+    """What the document contributes, if that is a number."""
+    category: str = ""
+    question: str = ""
+    """Name that the two questions of a pair share."""
+    prediction: str = ""
+    target: str = ""
+
+
+def aggregate(kind: Aggregate, metric: str, samples: Sequence[Sample]) -> float:
+    """Return what the samples of a cell give for a metric, as its kind says.
+
+    Parameters
+    ----------
+    kind
+        How; "other" cannot be computed.
+    metric
+        Its name. Samples without a score of this name do not count.
+    samples
+        All samples of the cell.
+
+    Raises
+    ------
+    ValueError
+        For the kind "other" and where no sample has a score.
+    """
+    own = [sample for sample in samples if metric in sample.scores]
+    if kind == "other" or not own:
+        raise ValueError(f"{metric} cannot be computed from samples.")
+    if kind == "mean":
+        return math.fsum(sample.scores[metric] for sample in own) / len(own)
+    if kind == "f1":
+        return _f1([(sample.prediction, sample.target) for sample in own])
+    return _mme([(sample.category, sample.group, sample.scores[metric]) for sample in own])
+
+
+def _f1(pairs: Sequence[tuple[str, str]]) -> float:
+    """F1 of the class "yes" as POPE's code in lmms-eval has it.
+
+    A "yes" is missed only where the answer is "no": one that is neither does not count against recall. 0 where it is
+    not defined.
+    """
+    right = sum(prediction == target == "yes" for prediction, target in pairs)
+    false = sum(prediction == "yes" != target for prediction, target in pairs)
+    missed = sum(prediction == "no" and target == "yes" for prediction, target in pairs)
+    return 2 * right / (2 * right + false + missed) if right else 0.0
+
+
+def _mme(rows: Sequence[tuple[str, str, float]]) -> float:
+    """Sum over categories of 100 (accuracy + share of pairs that are wholly right)."""
+    pairs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for category, group, score in rows:
+        pairs[category][group].append(score)
+    return math.fsum(
+        100 * (sum(math.fsum(p) / len(p) for p in own.values()) + sum(min(p) == 1 for p in own.values())) / len(own)
+        for own in pairs.values()
+    )
+
+
+def convert(
+    task: Task, results: Mapping[str, Any], better: Mapping[str, bool | None], logged: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Metric], list[Sample]]:
+    """Return the metrics and the samples of one task.
+
+    Parameters
+    ----------
+    task
+        The task.
+    results
+        What lmms-eval reports for it: values by ``metric,filter``.
+    better
+        By metric: whether higher is better.
+    logged
+        Its logged samples.
+
+    A metric whose value is no finite number is left out (:func:`undefined` names it); the others, and what its records
+    tell of the documents, stay.
+
+    Raises
+    ------
+    SampleError
+        If the task reports no number, or its samples do not fit.
+    """
+    values = numbers_of(results)
+    if not values:
+        raise SampleError("the task reports no number.")
+    by_filter = _by_filter(task.filters, logged)
+    documents = by_filter[task.filters[0]]
+    scores: dict[int, dict[str, float]] = {doc: {} for doc in documents}
+    facts: dict[int, Record] = {}
+    pairs: dict[int, str] = {}
+    metrics: dict[str, Metric] = {}
+    for name, value in values.items():
+        metric, _, chosen = name.rpartition(",")
+        label = label_of(name, task.filters)
+        rows = {doc: row[metric] for doc, row in by_filter[chosen].items() if metric in row}
+        function = task.aggregation.get(metric)
+        records, kind, value = _judge(metric, function, rows, value)
+        defined = math.isfinite(value)
+        for doc, record in records.items():
+            if record.score is not None and kind != "other" and defined:
+                scores[doc][label] = record.score
+            # The kinds that need more than a score decide what the prediction and the pair are.
+            if doc not in facts or kind in ("f1", "mme"):
+                facts[doc] = record
+            if kind == "mme":
+                pairs[doc] = record.question
+        if not defined:
+            continue
+        share = kind in ("mean", "f1") or (kind == "other" and is_called_share(metric))
+        metrics[label] = Metric(
+            value=value, aggregate=kind, percent=share, higher_is_better=better.get(metric) is not False
+        )
+    samples = [
+        _sample(doc, row, pairs.get(doc, task.groups[doc]), facts.get(doc, Record(None)), scores[doc])
+        for doc, row in documents.items()
+    ]
+    return metrics, samples
+
+
+def undefined(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics of a task that have no finite value, each with what was reported in its place.
+
+    Parameters
+    ----------
+    task
+        The task.
+    results
+        What lmms-eval reports for it: values by ``metric,filter``.
+    """
+    reported = _reported(results)
+    lost = {label_of(name, task.filters): reported[name] for name in reported}
+    found = {
+        label: _shortened(value)
+        for label, value in lost.items()
+        if (number := _number(value)) is None or not math.isfinite(number)
+    }
+    told = {name.rpartition(",")[0] for name in reported}
+    return {**found, **{metric: "not reported" for metric in task.aggregation if metric not in told}}
+
+
+def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of metrics that are numbers, finite or not, by ``metric,filter``."""
+    return {name: number for name, value in _reported(results).items() if (number := _number(value)) is not None}
+
+
+def is_called_share(metric: str) -> bool:
+    """Tell by the name of a metric whether it is a share of 1."""
+    return any(part in metric.lower() for part in _SHARES)
+
+
+def _reported(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of metrics among a task's results, by ``metric,filter``."""
+    return {name: value for name, value in results.items() if "," in name and "_stderr" not in name}
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of Python, numpy or torch as a float, which may be infinite or not a number; None for others."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.item() if math.prod(value.shape) == 1 else None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        return None
+    return float(value)
+
+
+def label_of(name: str, filters: Sequence[str]) -> str:
+    """Return how a cell calls a metric: without its filter where there is only one."""
+    return name.rpartition(",")[0] if len(filters) == 1 else name
+
+
+def _shortened(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _by_filter(filters: Sequence[str], logged: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Return rows by filter and document; lmms-eval logs all documents of one filter after those of another."""
+    if not filters or not logged or len(logged) % len(filters):
+        raise SampleError(f"{len(logged)} samples do not fit {len(filters)} filters.")
+    size = len(logged) // len(filters)
+    blocks = {name: logged[i * size : (i + 1) * size] for i, name in enumerate(filters)}
+    found = {name: {int(row["doc_id"]): row for row in rows} for name, rows in blocks.items()}
+    if any(len(rows) != size or rows.keys() != found[filters[0]].keys() for rows in found.values()):
+        raise SampleError("documents stand twice among the samples, or are missing for a filter.")
+    return {name: dict(sorted(rows.items())) for name, rows in found.items()}
+
+
+def _judge(
+    metric: str, function: Callable[..., Any] | None, rows: Mapping[int, Any], value: float
+) -> tuple[dict[int, Record], Aggregate, float]:
+    """Return the records of a metric, how they make its value, and that value (as a share where it is one)."""
+    records = {doc: _record(row) for doc, row in rows.items()}
+    if rows and all(record.score is None for record in records.values()):
+        alone = _alone(function, rows)
+        records = {
+            doc: Record(alone.get(doc), record.category, record.question, record.prediction, record.target)
+            for doc, record in records.items()
+        }
+    scored = [record.score for record in records.values() if record.score is not None]
+    if not math.isfinite(value) or not scored or len(scored) < len(records):
+        return records, "other", value
+    every = list(records.values())
+    if metric.startswith("mme_"):
+        triples = [(r.category, r.question, score) for r, score in zip(every, scored, strict=True)]
+        return records, "mme" if _close(_mme(triples), value, 100) else "other", value
+    if any(isinstance(row, Mapping) for row in rows.values()):
+        if "f1" in metric:
+            pairs = [(record.prediction, record.target) for record in every]
+            return records, "f1" if _close(_f1(pairs), value) else "other", value
+        if any(part in metric for part in ("precision", "recall", "ratio")):
+            return records, "other", value  # equal to a mean by chance only
+    mean = math.fsum(scored) / len(scored)
+    for scale in (1, 100):
+        if _close(mean * scale, value, scale):
+            return records, "mean", value / scale
+    return records, "other", value
+
+
+def _close(mine: float, theirs: float, scale: float = 1) -> bool:
+    return abs(mine - theirs) <= 1.1e-5 * scale  # MMMU's code rounds to five digits
+
+
+def _record(value: Any) -> Record:
+    if isinstance(value, bool | np.bool_) or _number(value) is not None:
+        return Record(_finite(value))
+    if not isinstance(value, Mapping):
+        return Record(None)
+    prediction = next((value[key] for key in ("prediction", "pred_answer", "pred", "parsed_pred") if key in value), "")
+    target = next((value[key] for key in ("ground_truth", "answer") if key in value), "")
+    score = value.get("score")
+    if not isinstance(score, bool | np.bool_) and _number(score) is None:
+        # SEED's records: an answer and the right one, compared when they are aggregated.
+        both = isinstance(value.get("pred"), str) and isinstance(target, str)
+        score = float(value["pred"].lower().strip() == target.lower().strip()) if both else None
+    return Record(
+        score=None if score is None else _finite(score),
+        category=_text(next((value[key] for key in ("category", "subdomain") if value.get(key)), "")),
+        question=f"{value.get('category', '')}/{value['question_id']}" if "question_id" in value else "",
+        prediction=_text(prediction),
+        target=_text(target),
+    )
+
+
+def _finite(score: Any) -> float | None:
+    """Return a document's score as a float, None where it is infinite or not a number."""
+    return float(score) if math.isfinite(float(score)) else None
+
+
+def _alone(function: Callable[..., Any] | None, rows: Mapping[int, Any]) -> dict[int, float]:
+    """Return what a task's aggregation says of each document alone, as a share; nothing where it cannot be asked."""
+    if function is None or function.__name__ not in _ALONE:
+        return {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        files = {"args": argparse.Namespace(output_path=folder)}  # MMBench's writes its details
+        given = files if "args" in inspect.signature(function).parameters else {}
+        told = {doc: _number(function([row], **given)) for doc, row in rows.items()}
+    alone = {doc: score for doc, score in told.items() if score is not None and math.isfinite(score)}
+    scale = 100 if any(score > 1 for score in alone.values()) else 1
+    return {doc: score / scale for doc, score in alone.items()}
+
+
+def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores: Mapping[str, float]) -> Sample:
+    answer = _first(row.get("resps"))
+    read = _first(row.get("filtered_resps"))
+    counts = (row.get("token_counts") or [None])[0] or {}
+    return Sample(
+        doc_id=str(doc),
+        group=group,
+        category=record.category,
+        target=record.target or _text(row.get("target")),
+        answer=_text(answer),
+        prediction=record.prediction or (_text(read) if read != answer else ""),
+        scores=dict(scores),
+        costs={name: value for name, value in counts.items() if name not in TIMES},
+    )
+
+
+def unscored(doc: int, group: str, answer: Answer) -> Sample:
+    """Return the sample of a document that was answered, but whose task was not scored because another one failed."""
+    costs = {name: value for name, value in answer.costs.to_dict().items() if name not in TIMES}
+    return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, scores={}, costs=costs)
+
+
+def _first(value: Any) -> Any:
+    while isinstance(value, list | tuple):
+        value = value[0] if value else ""
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and len(value) == 1:
+        return _text(value[0])
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str, sort_keys=True)
+
+
+def media_groups(dataset: Any, count: int) -> list[str]:
+    """Return a name for what each of the first documents shows; documents that share an image share it.
+
+    Parameters
+    ----------
+    dataset
+        A ``datasets.Dataset``. Images are identified by their bytes, without decoding them; videos by their name.
+    count
+        How many documents.
+    """
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        return [f"document {number}" for number in range(count)]
+    columns = [name for name, feature in dataset.features.items() if _holds_images(feature)]
+    video = next((name for name in _VIDEO_COLUMNS if name in dataset.column_names), None)
+    if not columns and video is None:
+        return [f"document {number}" for number in range(count)]
+    names = columns or [video]
+    rows = dataset.select(range(count)).select_columns(names).with_format("arrow")
+    found: list[str] = []
+    for start in range(0, count, 64):  # images of a few documents at a time
+        batch = rows[start : min(start + 64, count)].to_pylist()
+        found += [_media_name([row[name] for name in names], start + i) for i, row in enumerate(batch)]
+    return found
+
+
+def _holds_images(feature: Any) -> bool:
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return True
+    inner = getattr(feature, "feature", None)
+    return inner is not None and _holds_images(inner)
+
+
+def _media_name(values: Sequence[Any], number: int) -> str:
+    digest = hashlib.sha256()
+    some = False
+    for part in _leaves(values):
+        some = True
+        digest.update(part)
+        digest.update(b"\0")
+    return digest.hexdigest()[:16] if some else f"document {number}"
+
+
+def _leaves(value: Any) -> Iterator[bytes]:
+    """Yield the bytes, or the path, of each image or video."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(value.get("bytes") or value.get("path"))
+    elif isinstance(value, bytes):
+        yield value
+    elif value is not None:
+        yield str(value).encode()

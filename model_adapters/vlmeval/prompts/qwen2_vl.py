@@ -1,0 +1,188 @@
+"""Qwen2-VL and Qwen2.5-VL, prompted as VLMEvalKit's ``Qwen2VLChat`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtw_eval.media import once, open_pictures, strictly
+from vtw_eval.model_adapters.vlmeval.prompts.base import (
+    KitFamily,
+    KitOptions,
+    KitPrompt,
+    Question,
+    Row,
+    choices,
+    dataset_type,
+    hint,
+    images_and_text,
+    is_chinese,
+)
+from vtw_eval.models.family import Encoded, Family, Message, Prompt, all_images
+from vtw_eval.models.qwen2_vl import Qwen2VL, QwenOptions, fetch
+from vtw_eval.models.video import Choose, notes_on, read_clip, reader_of
+from vtw_eval.verify.touch_guards import qwen_frames
+
+PIXELS = (1280 * 28 * 28, 16384 * 28 * 28)
+"""Smallest and largest area of an image in the kit's entries for these checkpoints."""
+
+OCRBENCH_MIN_PIXELS = 10 * 10 * 28 * 28
+
+OWN_VQA_PROMPT = frozenset({"MMVet", "ChartQAPro", "ChartQAPro_CoT", "ChartQAPro_PoT", "ChartMuseum"})
+"""Open datasets that the kit's class asks in their own words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenKitOptions(KitOptions, QwenOptions):
+    """Options of ``qwen2vl_vtw`` under VLMEvalKit.
+
+    Parameters
+    ----------
+    min_pixels, max_pixels
+        Bounds of the area that an image or a frame is resized to. ``None``: 1003520 and 12845056, as in the kit's
+        entries for these checkpoints.
+    max_num_frames
+        Frames taken from a video, where the dataset names no number; without effect while there is an ``fps``.
+    fps
+        Frames per second taken from a video, where the dataset names no number.
+    use_custom_prompt
+        Word questions as the kit's class does instead of as its datasets do. ``None``: as in the kit's entries,
+        for Qwen2-VL but not for Qwen2.5-VL.
+    system_prompt
+        System message; empty: what the chat template says.
+    """
+
+    max_num_frames: int = 128
+    fps: float | None = 2.0
+    use_custom_prompt: bool | None = None
+    system_prompt: str = ""
+
+
+class Qwen2VLKit(KitFamily, Qwen2VL):
+    """Checkpoints of Qwen2-VL and Qwen2.5-VL under VLMEvalKit."""
+
+    options: QwenKitOptions
+
+    @classmethod
+    def processor_arguments(cls, options: QwenOptions, model_type: str, simple: bool) -> dict[str, Any]:
+        """Leave the processor as the checkpoint has it."""
+        return {}
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """``min_pixels`` and ``max_pixels``."""
+        low, high = self.options.min_pixels, self.options.max_pixels
+        return {
+            "min_pixels": PIXELS[0] if low is None else low,
+            "max_pixels": PIXELS[1] if high is None else high,
+        }
+
+    @property
+    def takes_video(self) -> bool:
+        """Videos come as files."""
+        return True
+
+    @property
+    def default_frames(self) -> tuple[int | None, float | None]:
+        """As the options say."""
+        return self.options.max_num_frames, self.options.fps
+
+    def has_own_prompt(self, dataset: str) -> bool:
+        """Multiple choice, most open questions, and two sets of yes-or-no questions."""
+        asked = self.options.use_custom_prompt
+        if not (self.model_type == "qwen2_vl" if asked is None else asked):
+            return False
+        kind = dataset_type(dataset)
+        return (
+            dataset in {"MMMU_DEV_VAL", "MMMU_TEST"}
+            or (kind == "MCQ" and "LEGO" not in dataset)
+            or (kind == "Y/N" and dataset in {"HallusionBench", "POPE"})
+            or (kind == "VQA" and dataset not in OWN_VQA_PROMPT)
+        )
+
+    def own_prompt(self, row: Row, dataset: str, images: Sequence[str]) -> list[dict[str, str]]:
+        """Show the images, then the question with its options or the form of its answer."""
+        mmmu = dataset in {"MMMU_DEV_VAL", "MMMU_TEST"}
+        kind = dataset_type(dataset)
+        if mmmu or kind == "MCQ":
+            return images_and_text(images, multiple_choice(row, chinese=not mmmu))
+        if kind == "Y/N":
+            return images_and_text(images, f"{row['question']} Please answer yes or no.")
+        short = "Please try to answer the question with short words or phrases if possible."
+        return images_and_text(images, f"{row['question']}\n{short}")
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Apply the chat template, after the system prompt if the options have one."""
+        system = self.options.system_prompt
+        given: list[Message] = [{"role": "system", "content": system}] if system else []
+        return Family.render(self, [*given, *messages])
+
+    def kit_prompt(self, question: Question) -> KitPrompt:
+        """Interleave texts, images resized as ``qwen_vl_utils`` does, and videos."""
+        from qwen_vl_utils.vision_process import to_rgb
+
+        qwen_frames()
+        bounds = self.bounds
+        if question.dataset == "OCRBench":
+            bounds = {**bounds, "min_pixels": OCRBENCH_MIN_PIXELS}
+        content: list[dict[str, Any]] = [
+            {"type": part["type"], **({"text": part["value"]} if part["type"] == "text" else {})}
+            for part in question.parts
+        ]
+        with strictly():
+            images, notes = open_pictures(question.values("image"), self.options.media, to_rgb)
+        reader = reader_of(self.options.media, "decord")
+        clips = [read_clip(path, self._chooser(question), reader) for path in question.values("video")]
+        return KitPrompt(
+            self.render([{"role": "user", "content": content}]),
+            tuple(fetch(image, **bounds) for image in images),
+            notes=once((*notes, *notes_on([clips])[0])),
+            clips=tuple(clips),
+        )
+
+    def _chooser(self, question: Question) -> Choose:
+        from qwen_vl_utils.vision_process import smart_nframes
+
+        def choose(total: int, fps: float) -> list[int]:
+            most = self.options.max_num_frames if question.nframe is None else question.nframe
+            if total < 2 or (question.fps is None and most < 2):  # qwen_vl_utils takes two frames or more
+                return [0]
+            if question.fps is not None and fps > 0:
+                count = smart_nframes({"fps": question.fps}, total_frames=total, video_fps=fps)
+            else:
+                asked = total // 2 * 2 if total < most else most
+                count = smart_nframes({"nframes": asked}, total_frames=total, video_fps=fps)
+            return [int(i) for i in torch.linspace(0, total - 1, count).round()]
+
+        return choose
+
+    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+        """Encode images, and the frames of videos, whose places and rate the kit's class does not tell."""
+        images = all_images(prompts)
+        clips = [prompt.clips if isinstance(prompt, KitPrompt) else () for prompt in prompts]
+        return self.with_videos(prompts, {"images": images} if images else {}, clips, places=False)
+
+    def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
+        """Greedy, which the kit asks for by sampling from the best token only, and without repetition penalty."""
+        return {**super().generation(generation), "repetition_penalty": 1.0}
+
+    def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
+        """Decode without cleaning up spaces."""
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def multiple_choice(row: Row, *, chinese: bool) -> str:
+    """Word a multiple-choice question; ``chinese``: end it in Chinese if it is Chinese."""
+    given = hint(row)
+    text = f"Hint: {given}\n" if given is not None else ""
+    text += f"Question: {row['question']}\n"
+    options = choices(row)
+    if options:
+        text += "Options:\n" + "".join(f"{letter}. {option}\n" for letter, option in options.items())
+        english = "Please select the correct answer from the options above."
+        text += "请直接回答选项字母。" if chinese and is_chinese(text) else english
+    return text.rstrip()

@@ -1,7 +1,0 @@
-"""Python runs this at its start when the folder is on its path: Llama is then imported with a change."""
-
-import os
-
-from tests.sabotage import install
-
-install(os.environ["SABOTAGE"])

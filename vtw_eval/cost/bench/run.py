@@ -1,0 +1,578 @@
+"""Latency and memory of methods, all interleaved in one run and compared with the unchanged model.
+
+The design is that of VTW's Table 4 (https://arxiv.org/abs/2405.05803), but for one thing: methods are not timed one
+after another, and each is divided by the baseline of the same round.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import DynamicCache
+
+from vtw_eval.anatomy import find_anatomy
+from vtw_eval.cost.bench.memory import peak_bytes
+from vtw_eval.cost.bench.subject import BenchPrompt, Subject, make_prompt
+from vtw_eval.cost.bench.timing import Clock, Spread, clock_for, interleaved, paired_ratios, spread
+from vtw_eval.cost.exact import exact_decode_flops, exact_prefill_flops
+from vtw_eval.cost.kv import kv_cache_bytes
+from vtw_eval.engine.calls import with_cache
+from vtw_eval.methods import Baseline, Method, parse_method
+from vtw_eval.methods.registry import suggest
+from vtw_eval.versions import UpstreamChangedError, environment
+
+BASELINE = "baseline"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Timings(_Strict):
+    """Seconds of one run."""
+
+    vision: float
+    """Vision tower, projector and embedding of the prompt."""
+    prefill: float
+    """Decoder on the prompt, head on its last token."""
+    steps: tuple[float, ...]
+    """Each decode step."""
+
+    @property
+    def first_token(self) -> float:
+        """Time to the first token."""
+        return self.vision + self.prefill
+
+    @property
+    def step(self) -> float:
+        """Median over the decode steps."""
+        return statistics.median(self.steps)
+
+    @property
+    def total(self) -> float:
+        """From the images to the last token."""
+        return self.first_token + sum(self.steps)
+
+
+class Ratios(_Strict):
+    """A method over the baseline of the same round; median and quartiles over rounds."""
+
+    vision: Spread | None
+    """None where the vision tower is not timed, as for the first token."""
+    prefill: Spread
+    first_token: Spread | None
+    step: Spread
+
+
+class Row(_Strict):
+    """One method in one setting."""
+
+    method: str
+    """As it was asked for."""
+    status: Literal["done", "out of memory", "failed"]
+    error: str = ""
+    spec: str = ""
+    """The method as sweeps spell it, with all parameters. Empty in older files."""
+    vision: Spread | None = None
+    """Seconds, as the three that follow; None where the vision tower is not timed, as for the first token and the
+    tokens per second, which begin at the image."""
+    prefill: Spread | None = None
+    first_token: Spread | None = None
+    step: Spread | None = None
+    tokens_per_second: Spread | None = None
+    peak_bytes: int | None = None
+    """Peak of what a run allocates on top of the weights."""
+    kv_bytes: int | None = None
+    """Of the real cache after the prefill."""
+    prefill_flops: float | None = None
+    """Exact FLOPs of the decoder on the batch, head on the last token."""
+    decode_flops: float | None = None
+    """Exact FLOPs of a decode step of the batch, mean over steps."""
+    tokens_per_layer: list[float] = []
+    """Mean over the rows of the batch."""
+    ratios: Ratios | None = None
+    prefill_flops_ratio: float | None = None
+    decode_flops_ratio: float | None = None
+    prefill_over_flops: float | None = None
+    """Prefill time ratio over FLOPs ratio: 1 is the limit of what removing tokens can give."""
+    runs: dict[int, Timings] = {}
+    """Timings by round."""
+
+
+class Setting(_Strict):
+    """A batch size and an attention implementation."""
+
+    batch: int
+    attention: str
+    text: int
+    vision: int
+    output_tokens: int
+    rows: list[Row]
+
+
+class Bench(_Strict):
+    """Everything that a benchmark found, and on what."""
+
+    version: Literal[1] = 1
+    subject: str
+    note: str
+    model_bytes: int
+    device: str
+    dtype: str
+    threads: int
+    rounds: int
+    warmup: int
+    seed: int
+    compiled: bool
+    command: str
+    environment: str
+    settings: list[Setting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    Parameters
+    ----------
+    methods
+        By the name that tables show; the baseline is always measured.
+    text, vision
+        Tokens of a prompt.
+    batches, attentions
+        Every pair is a setting.
+    output_tokens
+        Tokens to make, the first one by the prefill; end-of-text tokens do not stop it.
+    rounds, warmup
+        Runs of each method that count, and runs before them that do not.
+    seed
+        Of prompts and of the order within rounds.
+    """
+
+    methods: Mapping[str, Method]
+    text: int
+    vision: int
+    batches: Sequence[int] = (1,)
+    attentions: Sequence[str] = ("sdpa",)
+    output_tokens: int = 16
+    rounds: int = 7
+    warmup: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("output tokens", self.output_tokens, 2),
+            ("repeats", self.rounds, 1),
+            ("warm-up runs", self.warmup, 0),
+            *(("batch size", batch, 1) for batch in self.batches),
+        ):
+            if value < least:
+                raise ValueError(f"{value} is out of range: {name} must be {least} or more.")
+
+    @property
+    def named(self) -> dict[str, Method]:
+        """All methods, the baseline first."""
+        return {BASELINE: Baseline(), **{name: m for name, m in self.methods.items() if m != Baseline()}}
+
+    @property
+    def runs(self) -> int:
+        """Number of runs, for a progress bar: warm-up, one for memory, and the timed rounds."""
+        each = self.warmup + 1 + self.rounds
+        return len(self.named) * len(self.batches) * len(self.attentions) * each
+
+
+def parse_methods(lists: Sequence[str], specs: Sequence[str], layers: int) -> dict[str, Method]:
+    """Make methods from specs such as ``vtw,k=16``, and from comma lists of them.
+
+    Parameters
+    ----------
+    lists
+        Such as ``baseline,vtw,k=half,fastv``: an item ``name=value`` belongs to the method before it, any other item
+        begins a method.
+    specs
+        One method each, spelled as everywhere (:func:`vtw_eval.methods.parse_method`).
+    layers
+        Decoder layers of the model. In both, ``k=half`` stands for half of them.
+
+    Returns
+    -------
+    dict
+        Methods by their spec, in order, without repetition.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or parameter, a parameter before any method, or a k beyond the layers.
+    """
+    found: dict[str, Method] = {}
+    for spec in [*(spec for given in lists for spec in _specs(given)), *specs]:
+        items = [item.strip() for item in spec.split(",")]
+        method = parse_method(",".join(_half(item, layers) for item in items))
+        if method.search is not None:
+            raise ValueError(f"{items[0]} with k=search has nothing to search on here: give k as a number or k=half.")
+        _check_layers(method, layers)
+        if method not in found.values():
+            found[",".join(items)] = method
+    return found
+
+
+def _specs(methods: str) -> list[str]:
+    """Split a comma list into specs of methods."""
+    groups: list[list[str]] = []
+    for item in (part.strip() for part in methods.split(",")):
+        if "=" not in item:
+            groups.append([item])
+        elif groups:
+            groups[-1].append(item)
+        else:
+            raise ValueError(f"{item!r} in {methods!r} belongs to no method: write METHOD,{item}.")
+    return [",".join(group) for group in groups]
+
+
+def _half(item: str, layers: int) -> str:
+    key, _, value = item.partition("=")
+    is_k = key.strip().rpartition(".")[2] == "k"
+    return f"{key}={layers // 2}" if is_k and value.strip() == "half" else item
+
+
+def _check_layers(method: Method, layers: int) -> None:
+    """Say that a k is too large before any model is made."""
+    for name, value in method.params().items():
+        if name.rpartition(".")[2] in ("k", "low", "high") and isinstance(value, int) and value > layers:
+            raise ValueError(f"{name}={value} is out of range: the model has {layers} decoder layers.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave."""
+
+    timings: Timings
+    kv_bytes: int
+    tokens_per_layer: torch.Tensor
+    """Long ``[rows, layers]``, from the trace."""
+
+
+Runner = Callable[[Subject, BenchPrompt, Method, int, Clock], Outcome]
+
+
+@torch.no_grad()
+def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_tokens: int, clock: Clock) -> Outcome:
+    """Embed a batch of prompts, run the decoder on it, and make a fixed number of tokens greedily.
+
+    Parameters
+    ----------
+    subject, prompt
+        What runs on what.
+    method
+        Installed before the clock starts, as it is once for many prompts in use. The baseline is not installed: it
+        is the model without any hook.
+    output_tokens
+        Tokens to make.
+    clock
+        Marks begin and end of each phase.
+    """
+    model, mask = subject.model, prompt.mask
+    plain = method == Baseline()
+    install = nullcontext() if plain else method(model, vision_mask=prompt.vision, prompt_ids=prompt.ids)
+    with install as trace:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        start = clock.mark()
+        embedded = prompt.embed(model)
+        seen = clock.mark()
+        step = {"use_cache": True, "logits_to_keep": 1}
+        output = model(**with_cache(model, {"inputs_embeds": embedded, "attention_mask": mask, **step}, cache))
+        token = output.logits[:, -1:].argmax(dim=-1)
+        marks = [clock.mark()]
+        kv_bytes = sum(getattr(layer, kind).nbytes for layer in cache.layers for kind in ("keys", "values"))
+        for _ in range(output_tokens - 1):
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            output = model(**with_cache(model, {"input_ids": token, "attention_mask": mask, **step}, cache))
+            token = output.logits[:, -1:].argmax(dim=-1)
+            marks.append(clock.mark())
+    tokens = torch.full((len(mask), subject.geometry.layers), prompt.ids.shape[1])
+    return Outcome(
+        Timings(
+            vision=clock.seconds(start, seen),
+            prefill=clock.seconds(seen, marks[0]),
+            steps=tuple(clock.seconds(a, b) for a, b in itertools.pairwise(marks)),
+        ),
+        kv_bytes,
+        tokens if trace is None else trace.tokens_per_layer,
+    )
+
+
+@dataclass
+class _Measured:
+    """What is known of one method in one setting."""
+
+    runs: dict[int, Timings] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    peak: int | None = None
+    status: Literal["done", "out of memory", "failed"] = "done"
+    error: str = ""
+
+
+def measure(
+    subject: Subject,
+    plan: Plan,
+    *,
+    clock: Clock | None = None,
+    advance: Callable[[], None] = lambda: None,
+    run: Runner = run_once,
+) -> list[Setting]:
+    """Measure all methods of a plan in all its settings.
+
+    Parameters
+    ----------
+    subject
+        What to measure.
+    plan
+        How.
+    clock
+        By default that of the model's device.
+    advance
+        Called after each run, for a progress bar.
+    run
+        How a method runs once.
+
+    Returns
+    -------
+    list of Setting
+        A method that runs out of memory or fails is reported so in its row, and the others go on.
+    """
+    clock = clock or clock_for(subject.model.device)
+    return [
+        _setting(subject, plan, batch, attention, clock, advance, run)
+        for attention in plan.attentions
+        for batch in plan.batches
+    ]
+
+
+def _setting(
+    subject: Subject,
+    plan: Plan,
+    batch: int,
+    attention: str,
+    clock: Clock,
+    advance: Callable[[], None],
+    run: Runner,
+) -> Setting:
+    subject.model.set_attn_implementation(attention)
+    prompt = make_prompt(subject, rows=batch, text=plan.text, vision=plan.vision, seed=plan.seed)
+    found = {name: _Measured() for name in plan.named}
+
+    def attempt(name: str, what: Callable[[Method], None]) -> None:
+        measured = found[name]
+        if measured.status == "done":
+            try:
+                what(plan.named[name])
+            except (RuntimeError, MemoryError, ValueError) as error:
+                short = _is_out_of_memory(error)
+                if not short and name == BASELINE:
+                    raise
+                measured.status = "out of memory" if short else "failed"
+                measured.error = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if measured.status == "out of memory":  # outside the handler, whose traceback holds the tensors
+                _free(subject.model.device)
+        advance()
+
+    def once(name: str, i: int | None) -> None:
+        def timed(method: Method) -> None:
+            outcome = run(subject, prompt, method, plan.output_tokens, clock)
+            found[name].outcome = outcome
+            if i is not None:
+                found[name].runs[i] = outcome.timings
+
+        attempt(name, timed)
+
+    def memory(name: str) -> None:
+        def recorded(method: Method) -> None:
+            found[name].peak = peak_bytes(
+                lambda: run(subject, prompt, method, plan.output_tokens, clock), subject.model.device
+            )
+
+        attempt(name, recorded)
+
+    for _, name in interleaved(list(found), plan.warmup, plan.seed + 1):
+        once(name, None)
+    for name in found:
+        memory(name)
+    for i, name in interleaved(list(found), plan.rounds, plan.seed):
+        once(name, i)
+    base = found[BASELINE]
+    return Setting(
+        batch=batch,
+        attention=attention,
+        text=plan.text,
+        vision=plan.vision,
+        output_tokens=plan.output_tokens,
+        rows=[
+            _row(name, measured, base, subject, batch, plan.output_tokens).model_copy(
+                update={"spec": str(plan.named[name])}
+            )
+            for name, measured in found.items()
+        ],
+    )
+
+
+def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batch: int, output_tokens: int) -> Row:
+    outcome = measured.outcome
+    if measured.status != "done" or outcome is None:
+        return Row(method=name, status=measured.status, error=measured.error)
+    expected = int(kv_cache_bytes(outcome.tokens_per_layer, subject.geometry, subject.model.dtype.itemsize).sum())
+    if outcome.kv_bytes != expected:
+        return Row(
+            method=name,
+            status="failed",
+            error=f"the KV cache holds {outcome.kv_bytes} bytes where its trace says {expected}: the method did not do "
+            "what it reports.",
+        )
+    prefill, decode = _flops(outcome, subject, output_tokens)
+    runs, timed = measured.runs, subject.images is not None
+    row = Row(
+        method=name,
+        status="done",
+        vision=spread([t.vision for t in runs.values()]) if timed else None,
+        prefill=spread([t.prefill for t in runs.values()]),
+        first_token=spread([t.first_token for t in runs.values()]) if timed else None,
+        step=spread([t.step for t in runs.values()]),
+        tokens_per_second=spread([batch * output_tokens / t.total for t in runs.values()]) if timed else None,
+        peak_bytes=measured.peak,
+        kv_bytes=outcome.kv_bytes,
+        prefill_flops=prefill,
+        decode_flops=decode,
+        tokens_per_layer=outcome.tokens_per_layer.double().mean(dim=0).tolist(),
+        runs=runs,
+    )
+    if base.status != "done" or base.outcome is None:
+        return row
+    base_prefill, base_decode = _flops(base.outcome, subject, output_tokens)
+
+    def ratio(phase: str) -> Spread:
+        ours, theirs = ({i: getattr(t, phase) for i, t in of.items()} for of in (runs, base.runs))
+        return spread(paired_ratios(ours, theirs))
+
+    ratios = Ratios(
+        vision=ratio("vision") if timed else None,
+        prefill=ratio("prefill"),
+        first_token=ratio("first_token") if timed else None,
+        step=ratio("step"),
+    )
+    return row.model_copy(
+        update={
+            "ratios": ratios,
+            "prefill_flops_ratio": prefill / base_prefill,
+            "decode_flops_ratio": decode / base_decode,
+            "prefill_over_flops": ratios.prefill.median / (prefill / base_prefill),
+        }
+    )
+
+
+def _flops(outcome: Outcome, subject: Subject, output_tokens: int) -> tuple[float, float]:
+    tokens = outcome.tokens_per_layer
+    prefill = exact_prefill_flops(tokens, subject.geometry, head="last").sum()
+    steps = [exact_decode_flops(tokens + j, subject.geometry).sum() for j in range(1, output_tokens)]
+    return float(prefill), float(torch.stack(steps).mean())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Return a floating-point type by its name.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise ValueError(f"unknown dtype {name!r}{suggest(name, list(dtypes))} Valid: {', '.join(dtypes)}.")
+    return dtypes[name]
+
+
+def parse_device(name: str | None) -> torch.device:
+    """Return a device by its name, or a GPU if there is one and else the CPU.
+
+    Raises
+    ------
+    ValueError
+        For an unknown device, or one that this machine does not have.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: choose cpu, cuda or cuda:N.") from None
+    clock_for(device)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device {name!r} is not there: this machine has {count} CUDA devices.")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the kind of a device and what the machine calls it."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"cpu: {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def environment_line() -> str:
+    """Return versions and system in one line."""
+    versions = [f"{name} {environment()[name]}" for name in ("vtw-eval", "engine", "transformers", "torch")]
+    cuda = f", CUDA {torch.version.cuda}" if torch.cuda.is_available() else ""
+    return f"{', '.join(versions)}{cuda}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+
+
+def recompile_limit() -> str:
+    """Return how this torch calls the limit of recompilations; its public name came after torch 2.6.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If it has neither name, so that layers would silently run uncompiled.
+    """
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(torch._dynamo.config, name):
+            return name
+    raise UpstreamChangedError("torch.compile has no limit of recompilations", "torch")
+
+
+def compile_layers(subject: Subject) -> None:
+    """Compile the forward of each decoder layer, with lengths that may change; hooks stay outside.
+
+    A method that cannot run on compiled layers shows as failed in its row: its KV cache is compared with its trace.
+    """
+    layers = find_anatomy(subject.model).layers
+    # Each layer is compiled for itself (it knows its index), and again for a prefill, a decode step and new masks.
+    config: Any = torch._dynamo.config
+    limit = recompile_limit()
+    setattr(config, limit, max(getattr(config, limit), 8 * len(layers)))
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)

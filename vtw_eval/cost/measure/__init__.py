@@ -1,0 +1,1 @@
+"""Costs found by counting what a model really does."""

@@ -1,0 +1,1 @@
+"""DyVTE, its gates and their training."""

@@ -1,0 +1,1 @@
+"""Visual Tokens Withdrawal, and the search for its layer."""

@@ -1,0 +1,113 @@
+"""Opening a checkpoint, after checking that it is one the adapter knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from vtw_eval.checkpoints import checkpoint
+from vtw_eval.models.adapters import ADAPTERS, Adapter
+from vtw_eval.models.family import Family
+from vtw_eval.models.options import Options
+
+
+class NoCheckpointError(ValueError):
+    """There is no checkpoint of a name, as far as can be seen from here."""
+
+
+def load(
+    adapter: str,
+    options: Options,
+    *,
+    simple: bool,
+    device: torch.device,
+    adapters: Mapping[str, Adapter] = ADAPTERS,
+) -> Family[Any]:
+    """Open the checkpoint that the options name, in evaluation mode.
+
+    Parameters
+    ----------
+    adapter
+        A key of ``adapters``.
+    options
+        The adapter's options.
+    simple
+        Whether prompts will follow the simple protocol.
+    device
+        Where the model goes, unless the options name a device map.
+    adapters
+        The adapters by name.
+
+    Raises
+    ------
+    ValueError
+        See :func:`family_of`.
+    """
+    family, model_type = family_of(adapter, options, adapters)
+    opened = checkpoint(options.pretrained)
+    source = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    placement = {"device_map": options.device_map} if options.device_map else {}
+    attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
+    model = getattr(transformers, family.auto_class).from_pretrained(
+        opened, dtype=options.torch_dtype, **source, **placement, **attention
+    )
+    if not options.device_map:
+        model.to(device)
+    processor = getattr(transformers, family.processor_class).from_pretrained(
+        opened, **source, **family.processor_arguments(options, model_type, simple)
+    )
+    return family(model.eval(), processor, options, simple)
+
+
+def family_of(
+    adapter: str, options: Options, adapters: Mapping[str, Adapter] = ADAPTERS
+) -> tuple[type[Family[Any]], str]:
+    """Return the family of the checkpoint that the options name, and its ``config.model_type``; loads no weights.
+
+    Parameters
+    ----------
+    adapter, options, adapters
+        See :func:`load`.
+
+    Raises
+    ------
+    NoCheckpointError
+        If there is no such checkpoint, or it cannot be reached.
+    ValueError
+        If it belongs to another family, or if it brings code that was not asked for.
+    """
+    config = _read_config(options)
+    model_type = str(config.get("model_type"))
+    family = adapters[adapter].family_of(model_type)
+    if family is None:
+        raise ValueError(_wrong_family(adapter, options.pretrained, model_type, adapters))
+    if family.auto_class == "AutoModel" and not options.trust_remote_code:
+        raise ValueError(
+            f"{options.pretrained} brings its own code (model type {model_type}): add trust_remote_code=True to run "
+            f"it, or use a checkpoint in transformers format."
+        )
+    return family, model_type
+
+
+def _read_config(options: Options) -> dict[str, Any]:
+    try:
+        config, _ = transformers.PreTrainedConfig.get_config_dict(
+            checkpoint(options.pretrained), revision=options.revision
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NoCheckpointError(
+            f"no checkpoint at pretrained={options.pretrained!r}: it is neither a folder with a config.json nor "
+            f"reachable on the Hub ({reason})"
+        ) from error
+    return config
+
+
+def _wrong_family(adapter: str, pretrained: str, model_type: str, adapters: Mapping[str, Adapter]) -> str:
+    known = ", ".join(sorted(t for family in adapters[adapter].families for t in family.model_types))
+    better = next((name for name, other in adapters.items() if other.family_of(model_type)), None)
+    advice = f" Use --model {better} for it." if better else ""
+    return f"{pretrained} is a checkpoint of type {model_type!r}, but {adapter} opens {known}.{advice}"

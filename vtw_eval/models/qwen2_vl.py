@@ -1,0 +1,343 @@
+"""Qwen2-VL and Qwen2.5-VL, prompted as lmms-eval's ``qwen2_vl`` and ``qwen2_5_vl`` do."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vtw_eval.models.family import (
+    Encoded,
+    Family,
+    Message,
+    Prompt,
+    Visual,
+    all_images,
+    content_of,
+    greedy_unless_asked,
+    stop_strings,
+)
+from vtw_eval.models.options import Options
+from vtw_eval.models.video import Clip, notes_on, read_clips, reader_of
+from vtw_eval.verify.touch_guards import qwen_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenOptions(Options):
+    """Options of ``qwen2vl_vtw``.
+
+    Parameters
+    ----------
+    min_pixels, max_pixels
+        Bounds of the area that an image or a frame is resized to. ``None``: those of lmms-eval's adapter, 3136 and
+        602112 for Qwen2-VL, 200704 and 1605632 for Qwen2.5-VL.
+    max_num_frames
+        Most frames taken from a video.
+    fps
+        Frames per second taken from a video. ``None``: as lmms-eval's adapter does, 2 for Qwen2-VL and for
+        Qwen2.5-VL under the simple protocol, ``max_num_frames`` spread evenly under the chat protocol.
+    system_prompt
+        System message for documents without one.
+    """
+
+    pretrained: str = "Qwen/Qwen2-VL-7B-Instruct"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_num_frames: int = 32
+    fps: float | None = None
+    system_prompt: str = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between lmms-eval's adapters of the family."""
+
+    min_pixels: int
+    max_pixels: int
+    jpeg: bool
+    """Images pass through JPEG of quality 85, and are resized within the bounds before the processor does."""
+    max_new_tokens: int
+    fps: float | None
+    """Frames per second of a video; None: ``max_num_frames`` of the whole."""
+    stop: bool
+    """Answers end at the task's stop strings."""
+    strip: bool
+    """Answers lose white space at both ends."""
+
+
+QWEN2 = Recipe(min_pixels=3136, max_pixels=602112, jpeg=True, max_new_tokens=128, fps=2.0, stop=True, strip=True)
+"""``qwen2_vl``, which has the simple protocol only; the chat protocol takes over everything but the messages."""
+
+QWEN2_5_CHAT = Recipe(
+    min_pixels=200704, max_pixels=1605632, jpeg=False, max_new_tokens=128, fps=None, stop=False, strip=False
+)
+"""``qwen2_5_vl`` under the chat protocol."""
+
+QWEN2_5_SIMPLE = Recipe(
+    min_pixels=200704, max_pixels=1605632, jpeg=True, max_new_tokens=32768, fps=2.0, stop=True, strip=False
+)
+"""``qwen2_5_vl`` under the simple protocol."""
+
+
+def recipe_for(model_type: str, simple: bool) -> Recipe:
+    """Return the recipe of a checkpoint under a protocol."""
+    if model_type == "qwen2_vl":
+        return QWEN2
+    return QWEN2_5_SIMPLE if simple else QWEN2_5_CHAT
+
+
+def area_bounds(options: QwenOptions, recipe: Recipe) -> tuple[int, int]:
+    """Return the smallest and the largest area of an image or a frame, in pixels."""
+    low = recipe.min_pixels if options.min_pixels is None else options.min_pixels
+    high = recipe.max_pixels if options.max_pixels is None else options.max_pixels
+    return low, high
+
+
+def through_jpeg(image: Image.Image) -> Image.Image:
+    """Return an image as JPEG of quality 85 shows it."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="JPEG", quality=85)
+    return Image.open(buffer).convert("RGB")
+
+
+SECONDS = "seconds per patch of a video are not those between its frames"
+"""Reason, as it stands in results, why a model is told another pace than a video has."""
+
+
+def sides(height: int, width: int, low: int, high: float) -> tuple[int, int]:
+    """Return the sides that an image or a frame is resized to: multiples of 28 that keep area and shape about right.
+
+    Parameters
+    ----------
+    height, width
+        Sides before, in pixels.
+    low, high
+        Bounds of the area, in pixels.
+
+    Returns
+    -------
+    tuple of int
+        Height and width of ``qwen_vl_utils``. Where it rounds the side of a narrow picture down to nothing, and with it
+        the harnesses' adapters fail: one patch, and the longest other side whose area is within the bound.
+
+    Raises
+    ------
+    ValueError
+        For one side more than 200 times as long as the other, which the models were not made for.
+    """
+    from qwen_vl_utils import vision_process as qwen
+
+    factor = 14 * qwen.SPATIAL_MERGE_SIZE
+    made = qwen.smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high)
+    if min(made) > 0:
+        return made
+    long = max(1, int(high // factor**2)) * factor
+    return (factor, long) if width >= height else (long, factor)
+
+
+def fetch(image: Image.Image, min_pixels: int | None = None, max_pixels: int | None = None) -> Image.Image:
+    """Return an image in RGB, resized as ``qwen_vl_utils.fetch_image`` resizes it.
+
+    Parameters
+    ----------
+    image
+        The image.
+    min_pixels, max_pixels
+        Bounds of its area; ``None``: 4 and 16384 patches.
+
+    Raises
+    ------
+    ValueError
+        See :func:`sides`.
+    """
+    from qwen_vl_utils import vision_process as qwen
+
+    area = (14 * qwen.SPATIAL_MERGE_SIZE) ** 2
+    low = qwen.IMAGE_MIN_TOKEN_NUM * area if min_pixels is None else min_pixels
+    high = qwen.IMAGE_MAX_TOKEN_NUM * area if max_pixels is None else max_pixels
+    height, width = sides(image.height, image.width, low, high)
+    return qwen.to_rgb(image).resize((width, height))
+
+
+def seconds_per_patch(clip: Clip, frames: int) -> float:
+    """Return the mean distance between the first frames of neighbouring patches of a video, in seconds.
+
+    Parameters
+    ----------
+    clip
+        The video.
+    frames
+        Frames of a patch.
+    """
+    span = clip.times[-1] - clip.times[0] if clip.times else 0.0
+    if span > 0:
+        return frames * span / (len(clip.times) - 1)
+    return frames / clip.fps if clip.fps > 0 else 1.0  # one patch: it has no neighbour
+
+
+def even(frames: int, fps: float) -> dict[str, Any]:
+    """Return the metadata of a video of which each frame is shown."""
+    return {"fps": fps, "frames_indices": list(range(frames)), "total_num_frames": frames}
+
+
+class Qwen2VL(Family[QwenOptions]):
+    """Checkpoints of Qwen2-VL and Qwen2.5-VL."""
+
+    model_types = frozenset({"qwen2_vl", "qwen2_5_vl"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.bounds["min_pixels"], self.bounds["max_pixels"]
+        if low > high:
+            raise ValueError(f"min_pixels={low} is above max_pixels={high}: give both.")
+
+    @classmethod
+    def processor_arguments(cls, options: QwenOptions, model_type: str, simple: bool) -> dict[str, Any]:
+        """Bounds of the image area, by the names that transformers 5 has for them."""
+        low, high = area_bounds(options, recipe_for(model_type, simple))
+        return {"size": {"shortest_edge": low, "longest_edge": high}}
+
+    @property
+    def recipe(self) -> Recipe:
+        """What lmms-eval's adapter does for this checkpoint and protocol."""
+        return recipe_for(self.model_type, self.simple)
+
+    @property
+    def takes_paths(self) -> bool:
+        """``qwen2_5_vl`` does under the chat protocol."""
+        return not self.recipe.jpeg
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """Convert for JPEG, or as ``qwen_vl_utils`` does."""
+        from qwen_vl_utils.vision_process import to_rgb
+
+        return image.convert("RGB") if self.recipe.jpeg else to_rgb(image)
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """``min_pixels`` and ``max_pixels``."""
+        low, high = area_bounds(self.options, self.recipe)
+        return {"min_pixels": low, "max_pixels": high}
+
+    @property
+    def stop_ids(self) -> dict[str, Any]:
+        """The tokenizer's end of sequence, which pads when there is no padding token."""
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        return {"eos_token_id": eos, "pad_token_id": eos if pad is None else pad}
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Begin with the system prompt unless the document brings its own."""
+        if not messages or messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.options.system_prompt}, *messages]
+        return super().render(messages)
+
+    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
+        """Show all visuals before the text, from which image marks are removed."""
+        return self.chat_prompt([{"role": "user", "content": content_of(context.replace("<image>", ""), visuals)}])
+
+    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+        """Encode a batch with images and frames resized as ``qwen_vl_utils`` does."""
+        qwen_frames()
+        media: dict[str, Any] = {}
+        if images := all_images(prompts):
+            bounds = self.bounds
+            if self.recipe.jpeg:
+                media["images"] = [fetch(through_jpeg(image), **bounds) for image in images]
+            else:
+                media["images"] = [fetch(image) for image in images]
+        clips = read_clips(prompts, self.choose_frames, reader_of(self.options.media, "decord"))
+        return self.with_videos(prompts, media, clips, places=self.recipe.fps is None)
+
+    def with_videos(
+        self, prompts: Sequence[Prompt], media: Mapping[str, Any], clips: Sequence[Sequence[Clip]], *, places: bool
+    ) -> Encoded:
+        """Encode a batch with videos; Qwen2.5-VL is told the seconds per patch.
+
+        Parameters
+        ----------
+        prompts
+            The batch.
+        media
+            What the processor gets beside the videos.
+        clips
+            The videos of each prompt.
+        places
+            Whether the harness's adapter tells the processor the frames' places and rate, which makes a patch last its
+            share of the video; otherwise frames count as 24 a second. With ``media="upright"`` it is the mean distance
+            of the frames shown.
+        """
+        videos = [clip for row in clips for clip in row]
+        if not videos:
+            return self.process(prompts, **media)
+        arguments = {**media, "videos": [self.resize(clip) for clip in videos]}
+        if self.model_type != "qwen2_5_vl":
+            return replace(self.process(prompts, **arguments), notes=notes_on(clips))
+        patch = self.processor.video_processor.temporal_patch_size
+        if self.options.media == "upright":
+            arguments["video_metadata"] = [even(len(v.frames), patch / seconds_per_patch(v, patch)) for v in videos]
+        elif places:
+            arguments["video_metadata"] = [
+                {"fps": clip.fps, "frames_indices": list(clip.indices), "total_num_frames": clip.total}
+                for clip in videos
+            ]
+        encoded = self.process(prompts, **arguments)
+        marked = iter(
+            clip
+            if len(clip.frames) <= patch or math.isclose(told, seconds_per_patch(clip, patch), rel_tol=0.01)
+            else replace(clip, notes=(*clip.notes, SECONDS))
+            for clip, told in zip(videos, encoded.inputs["second_per_grid_ts"].tolist(), strict=True)
+        )
+        return replace(encoded, notes=notes_on([[next(marked) for _ in row] for row in clips]))
+
+    def choose_frames(self, total: int, fps: float) -> list[int]:
+        """Choose an even number of frames, at most ``max_num_frames``, at even distances; all of a single one."""
+        from qwen_vl_utils.vision_process import smart_nframes
+
+        if total < 2:  # qwen_vl_utils takes no such video
+            return [0]
+        most = self.options.max_num_frames
+        rate = self.options.fps or self.recipe.fps
+        if rate is None or fps <= 0:
+            count = max(2, min(most, total) // 2 * 2)
+            return [int(i) for i in torch.linspace(0, total - 1, count).round()]
+        count = smart_nframes({"fps": rate}, total_frames=total, video_fps=fps)
+        frames = torch.linspace(0, total - 1, count).round().long()
+        kept = np.unique(np.linspace(0, count - 1, most, dtype=int))
+        return [int(i) for i in frames[kept]]
+
+    def resize(self, clip: Clip) -> Tensor:
+        """Return float frames ``[frames, 3, height, width]`` of sides that whole patches fill."""
+        from qwen_vl_utils import vision_process as qwen
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import resize
+
+        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+        factor = 14 * qwen.SPATIAL_MERGE_SIZE
+        low, high = self.bounds["min_pixels"], self.bounds["max_pixels"]
+        total = qwen.MODEL_SEQ_LEN * factor**2 * 0.9
+        share = min(qwen.VIDEO_MAX_TOKEN_NUM * factor**2, total / len(frames) * qwen.FRAME_FACTOR)
+        most = int(min(high, max(share, int(low * 1.05))))
+        size = sides(frames.shape[2], frames.shape[3], low, most)
+        return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
+
+    def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
+        """At most 128 tokens, or what the recipe says."""
+        return greedy_unless_asked(generation, self.recipe.max_new_tokens, self.stop_ids, self.options.use_cache)
+
+    def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
+        """Cut answers at stop strings and strip them where lmms-eval's adapter does."""
+        answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if self.recipe.stop:
+            until = stop_strings(generation, [self.tokenizer.eos_token])
+            if self.model_type == "qwen2_5_vl":
+                until = [term for term in until if term != "\n\n"]
+            for term in filter(None, until):
+                answers = [answer.split(term)[0] for answer in answers]
+        return [answer.strip() for answer in answers] if self.recipe.strip else answers

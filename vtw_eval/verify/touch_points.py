@@ -1,0 +1,466 @@
+"""Everything that this project relies on in other packages without their promise, each with what checks it.
+
+A release may change any of these without a word. What is here is found out before it can give a wrong number: by a
+feature test (:mod:`vtw_eval.verify.touch_guards`), which :func:`check_touch_points` runs, or by a check where it is
+used. Classes and functions that are merely imported are not listed: they fail by themselves when they are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vtw_eval.importing import HarnessImportError
+from vtw_eval.verify import touch_guards as guards
+from vtw_eval.versions import UpstreamChangedError, installed
+
+Guard = Callable[[], None] | str
+
+
+@dataclass(frozen=True)
+class TouchPoint:
+    """One thing that another package does not promise."""
+
+    package: str
+    """Distribution."""
+    what: str
+    """What is relied on."""
+    file: str
+    """Where, from the root of the repository."""
+    token: str
+    """Text that stands in that file."""
+    why: str
+    """What would go wrong if it changed."""
+    guard: Guard
+    """A feature test, or the name of the function of ours that checks it where it is used."""
+
+
+_PASS = "vtw_eval.engine.hooks.install"
+_VERIFY = "vtw_eval.verify.verdict.verify"
+
+TOUCH_POINTS: tuple[TouchPoint, ...] = (
+    # --- torch
+    TouchPoint(
+        "torch",
+        "the operators that its FLOP counter has formulas for",
+        "vtw_eval/cost/measure/torch_counter.py",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "attention would count as 0",
+        guards.counts_attention,
+    ),
+    TouchPoint(
+        "torch",
+        "names of fused attention on other devices",
+        "vtw_eval/cost/measure/torch_counter.py",
+        "_scaled_dot_product_attention_math_for_mps",
+        "attention would count as 0",
+        "vtw_eval.cost.measure.torch_counter.flop_counter",
+    ),
+    TouchPoint(
+        "torch",
+        "names of fused attention of other back ends",
+        "vtw_eval/cost/measure/torch_counter.py",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "attention would count as 0",
+        "vtw_eval.cost.measure.torch_counter.flop_counter",
+    ),
+    TouchPoint(
+        "torch",
+        "TorchDispatchMode sees every operator",
+        "vtw_eval/cost/measure/torch_counter.py",
+        "_python_dispatch",
+        "attention without a formula would not be noticed",
+        guards.counts_attention,
+    ),
+    TouchPoint(
+        "torch",
+        "events of the profiler for allocations",
+        "vtw_eval/cost/bench/memory.py",
+        "kineto_results",
+        "the peak of memory would be 0",
+        "vtw_eval.cost.bench.memory.check_profiler",
+    ),
+    TouchPoint(
+        "torch",
+        "the hooks of a module",
+        "vtw_eval/engine/hooks.py",
+        "_forward_pre_hooks",
+        "two methods could be installed on one model",
+        guards.lists_hooks,
+    ),
+    TouchPoint(
+        "torch",
+        "the limit of recompilations",
+        "vtw_eval/cost/bench/run.py",
+        "_dynamo",
+        "layers would run uncompiled",
+        guards.limits_recompilation,
+    ),
+    TouchPoint(
+        "torch",
+        "the module inside torch.compile(module)",
+        "vtw_eval/engine/wrappers.py",
+        "_orig_mod",
+        "compiled layers would run uncompiled",
+        guards.tells_compiled_modules,
+    ),
+    TouchPoint(
+        "torch",
+        "what module.compile() leaves",
+        "vtw_eval/engine/wrappers.py",
+        "_compiled_call_impl",
+        "compiled layers would run uncompiled",
+        guards.tells_compiled_modules,
+    ),
+    TouchPoint(
+        "torch",
+        "what torch.compile(function) leaves",
+        "vtw_eval/engine/wrappers.py",
+        "_torchdynamo_orig_callable",
+        "compiled layers would run uncompiled",
+        guards.tells_compiled_modules,
+    ),
+    # --- fvcore, with torch
+    TouchPoint(
+        "fvcore",
+        "handles of operators, and traces of torch.jit that it reads",
+        "vtw_eval/cost/measure/fvcore_trace.py",
+        "jit_handles",
+        "FLOPs would be missing",
+        guards.traces_for_fvcore,
+    ),
+    TouchPoint(
+        "fvcore",
+        "the state of a trace can be read",
+        "vtw_eval/cost/measure/fvcore_trace.py",
+        "_get_tracing_state",
+        "masks would be traced, which fails, or parts would not be",
+        guards.traces_for_fvcore,
+    ),
+    TouchPoint(
+        "fvcore",
+        "the state of a trace can be exchanged",
+        "vtw_eval/cost/measure/fvcore_trace.py",
+        "_set_tracing_state",
+        "masks would be traced, which fails, or parts would not be",
+        guards.traces_for_fvcore,
+    ),
+    # --- transformers
+    TouchPoint(
+        "transformers",
+        "names of vision towers and projectors",
+        "vtw_eval/cost/measure/flops.py",
+        "_TOWERS",
+        "their FLOPs would be missing, or count for no part",
+        "vtw_eval.cost.measure.flops.torch_flops",
+    ),
+    TouchPoint(
+        "transformers",
+        "names of the KV cache and of what layers get",
+        "vtw_eval/engine/calls.py",
+        "CACHE_NAMES",
+        "decode steps would be taken for prefills",
+        _PASS,
+    ),
+    TouchPoint(
+        "transformers",
+        "names of the switch that activations are computed again",
+        "vtw_eval/engine/calls.py",
+        "is_gradient_checkpointing",
+        "hooks would run twice",
+        "vtw_eval.engine.calls.is_checkpointing",
+    ),
+    TouchPoint(
+        "transformers",
+        "classes of caches can be exchanged; what their layers hold",
+        "vtw_eval/engine/cache.py",
+        "cumulative_length",
+        "masks and positions of decode steps would be those of all tokens",
+        guards.reduces_caches,
+    ),
+    TouchPoint(
+        "transformers",
+        "the attention that a config names",
+        "vtw_eval/engine/hooks.py",
+        "_attn_implementation",
+        "masks would be cut as those of another attention",
+        guards.names_attention,
+    ),
+    TouchPoint(
+        "transformers",
+        "the attention that a config names",
+        "vtw_eval/engine/masks.py",
+        "_attn_implementation",
+        "FlashAttention would be allowed where it cannot say which tokens see each other",
+        guards.names_attention,
+    ),
+    TouchPoint(
+        "transformers",
+        "the attention that a config names",
+        "vtw_eval/methods/vtw/search.py",
+        "_attn_implementation",
+        "masks would be cut as those of another attention",
+        guards.names_attention,
+    ),
+    TouchPoint(
+        "transformers",
+        "the attention that a config names",
+        "vtw_eval/verify/verdict.py",
+        "_attn_implementation",
+        "another attention would be verified",
+        guards.names_attention,
+    ),
+    TouchPoint(
+        "transformers",
+        "the attention of a config can be exchanged for one pass",
+        "vtw_eval/engine/probes.py",
+        "_attn_implementation_internal",
+        "queries and keys would not be seen",
+        guards.names_attention,
+    ),
+    TouchPoint(
+        "transformers",
+        "options of the attention functions: scaling, softcap, sliding_window",
+        "vtw_eval/engine/probes.py",
+        "softcap",
+        "methods that read attention would choose other tokens",
+        _VERIFY,
+    ),
+    TouchPoint(
+        "transformers",
+        "which registered function makes which masks",
+        "vtw_eval/engine/masks.py",
+        "ALL_MASK_ATTENTION_FUNCTIONS",
+        "masks would be cut as those of another attention",
+        guards.knows_masks,
+    ),
+    TouchPoint(
+        "transformers",
+        "names of Qwen3-VL's features for its first layers",
+        "vtw_eval/engine/hooks.py",
+        "deepstack_visual_embeds",
+        "features would be added to other tokens",
+        guards.adds_deepstack,
+    ),
+    TouchPoint(
+        "transformers",
+        "names of placeholder ids in configs",
+        "vtw_eval/anatomy.py",
+        "image_token_index",
+        "vision tokens would be taken for text",
+        guards.names_placeholders,
+    ),
+    TouchPoint(
+        "transformers",
+        "the name of a config's checkpoint",
+        "vtw_eval/anatomy.py",
+        "_name_or_path",
+        "defaults of another checkpoint would be taken",
+        guards.names_checkpoints,
+    ),
+    TouchPoint(
+        "transformers",
+        "the name of a config's checkpoint",
+        "vtw_eval/cost/geometry.py",
+        "_name_or_path",
+        "tables would not name the model",
+        guards.names_checkpoints,
+    ),
+    TouchPoint(
+        "transformers",
+        "the name of a config's checkpoint",
+        "vtw_eval/cost/measure/meta.py",
+        "_name_or_path",
+        "defaults of another checkpoint would be taken",
+        guards.names_checkpoints,
+    ),
+    TouchPoint(
+        "transformers",
+        "the name of a config's checkpoint",
+        "vtw_eval/cost/dry_run.py",
+        "_name_or_path",
+        "defaults of another checkpoint would be taken",
+        guards.names_checkpoints,
+    ),
+    TouchPoint(
+        "transformers",
+        "fields of configs: experts, FFN, heads",
+        "vtw_eval/cost/geometry.py",
+        "_EXPERTS",
+        "closed forms would be those of another model",
+        "vtw_eval.cost.geometry.Geometry.from_config",
+    ),
+    TouchPoint(
+        "transformers",
+        "models without initial weights",
+        "vtw_eval/cost/bench/subject.py",
+        "_from_config",
+        "a model of 7B would take minutes to make",
+        guards.makes_models_of_configs,
+    ),
+    # --- lmms-eval
+    TouchPoint(
+        "lmms-eval",
+        "functions that are replaced",
+        "model_adapters/patches.py",
+        "LMMS_EVAL",
+        "a failure would end with exit status 0, and our tasks would not be found",
+        guards.lmms_patches,
+    ),
+    TouchPoint(
+        "lmms-eval",
+        "what it changes in filelock",
+        "vtw_eval/verify/touch_guards.py",
+        "_enable_reentrant_filelocks",
+        "evaluations would fail after the model has been loaded",
+        guards.lmms_filelock,
+    ),
+    TouchPoint(
+        "lmms-eval",
+        "entry points of models",
+        "model_adapters/lmms/manifest.py",
+        "registry_v2",
+        "our models would not be found",
+        guards.lmms_manifests,
+    ),
+    TouchPoint(
+        "lmms-eval",
+        "parameters of its evaluator, and fields of its instances",
+        "model_adapters/lmms/harness.py",
+        "filtered_resps",
+        "scores and costs of documents would be missing",
+        guards.lmms_results,
+    ),
+    TouchPoint(
+        "lmms-eval",
+        "the index of tasks",
+        "model_adapters/lmms/names.py",
+        "_task_index",
+        "groups of tasks could not be written out",
+        guards.lmms_results,
+    ),
+    # --- VLMEvalKit
+    TouchPoint(
+        "ms-vlmeval",
+        "functions that are replaced",
+        "model_adapters/patches.py",
+        "VLMEVALKIT",
+        "answers of earlier runs would be taken, limits ignored, judges asked",
+        guards.kit_patches,
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "replaced functions are called",
+        "model_adapters/vlmeval/evaluate.py",
+        "def check(",
+        "answers of earlier runs would be taken, limits ignored, judges asked",
+        "vtw_eval.model_adapters.vlmeval.evaluate.Session.check",
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "names of unfinished answers",
+        "model_adapters/vlmeval/evaluate.py",
+        "_is_part",
+        "answers of an interrupted run would be taken for a later one's",
+        "vtw_eval.model_adapters.vlmeval.evaluate.session",
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "pictures of its tables",
+        "model_adapters/vlmeval/pictures.py",
+        "dump_image",
+        "pictures would be shown otherwise than a viewer shows them, without a word",
+        guards.kit_pictures,
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "its table of models",
+        "model_adapters/vlmeval/registry.py",
+        "supported_VLM",
+        "our models would not be found, or made with other arguments",
+        guards.kit_tables,
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "its tables of datasets",
+        "tasks/kit.py",
+        "DATASET_CLASSES",
+        "our datasets would not be found",
+        guards.kit_tables,
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "how it reads tables",
+        "tasks/kit_tables.py",
+        "vlmeval.smp.file.pd",
+        "texts that its tables change would not be counted, and changed with media=upright too",
+        guards.kit_reads_tables,
+    ),
+    TouchPoint(
+        "ms-vlmeval",
+        "what it draws guessed options from",
+        "model_adapters/vlmeval/scoring.py",
+        "extract_answer_from_item",
+        "equal answers would be right with one method and wrong with another",
+        guards.kit_guesses,
+    ),
+    # --- others
+    TouchPoint(
+        "qwen-vl-utils",
+        "constants of frames and sizes",
+        "vtw_eval/models/qwen2_vl.py",
+        "VIDEO_MAX_TOKEN_NUM",
+        "videos would be shown in other frames of other sizes",
+        guards.qwen_frames,
+    ),
+    TouchPoint(
+        "datasets",
+        "features of images in lists",
+        "model_adapters/lmms/samples.py",
+        '"feature"',
+        "intervals would be too narrow",
+        guards.datasets_features,
+    ),
+)
+
+
+def check_touch_points(packages: Iterable[str]) -> list[str]:
+    """Run the feature tests of some packages.
+
+    Parameters
+    ----------
+    packages
+        Distributions; those without touch points are passed over.
+
+    Returns
+    -------
+    list of str
+        A line for each touch point: what was found out, or where it is checked.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If a feature test fails, or cannot be made because what it looks at is gone.
+    vtw_eval.importing.HarnessImportError
+        If a harness cannot be imported because of a package that it needs.
+    """
+    wanted = set(packages)
+    return [_line(point, check(point)) for point in TOUCH_POINTS if point.package in wanted]
+
+
+def check(point: TouchPoint) -> str:
+    """Check one touch point and return how; see :func:`check_touch_points`."""
+    if isinstance(point.guard, str):
+        return f"checked where it is used, by {point.guard.rsplit('.', 1)[-1]}"
+    try:
+        point.guard()
+    except (HarnessImportError, UpstreamChangedError):
+        raise
+    except Exception as error:  # whatever comes of a thing that is gone
+        what = f"{point.what} ({point.file}): {type(error).__name__}: {error}"
+        raise UpstreamChangedError(what, point.package) from error
+    return "as expected"
+
+
+def _line(point: TouchPoint, outcome: str) -> str:
+    return f"{point.package} {installed(point.package)}: {point.what} ({point.file}): {outcome}"
