@@ -17,6 +17,7 @@ from vtw_eval.methods import METHODS, Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.methods.registry import suggest
 from vtw_eval.record.cell import CellSpec
+from vtw_eval.sweep.names import check_names
 
 PRESETS = Path(__file__).parent / "presets"
 """Folder of the plans that come with the package."""
@@ -147,6 +148,16 @@ def _no_truth(value: Any) -> Any:
 Integer = Annotated[int, BeforeValidator(_no_truth)]
 
 
+def _texts(names: Any) -> Any:
+    """Refuse a name that is no text, as YAML reads ``{vtw,k=16: VTW}``: two keys, the first without a value."""
+    for spec, name in names.items() if isinstance(names, Mapping) else ():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{spec!r} is named {name!r}, which is no text; between braces, a spec with commas stands in quotes."
+            )
+    return names
+
+
 class ModelEntry(_Strict):
     """One checkpoint."""
 
@@ -189,6 +200,8 @@ class Plan(_Strict):
     models: list[ModelEntry] = Field(min_length=1)
     methods: Methods = Field(default_factory=lambda: ["baseline"])
     """Specs, or mappings whose lists are multiplied out."""
+    names: Annotated[dict[str, str], BeforeValidator(_texts)] = Field(default_factory=dict)
+    """What tables call methods, by spec in any spelling and with any seed; others go by their spec."""
     tasks: list[str] = Field(min_length=1)
     """Tasks of the harness, groups of them, or names of benchmarks."""
     harness: Harness = "lmms-eval"
@@ -241,6 +254,15 @@ class Plan(_Strict):
                 parse_options(model.adapter, adapters[model.adapter].options, given)
             except ValueError as error:
                 raise ValueError(f"models[{number}].args: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _named(self) -> Plan:
+        if self.names:
+            try:
+                check_names(self.names, dict.fromkeys(cell.method for cell in self.cells()))
+            except ValueError as error:
+                raise ValueError(f"names: {error}") from None
         return self
 
     @model_validator(mode="after")
