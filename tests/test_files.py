@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtw_eval.files import write_atomically
+from vtw_eval.files import folder_atomically, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -30,3 +30,21 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
         write_atomically(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_only_when_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with folder_atomically(folder) as part:
+        (part / "one").touch()
+        assert not folder.exists()
+    with pytest.raises(OSError, match="no space"), folder_atomically(folder) as part:
+        (part / "half").touch()
+        raise OSError("no space")
+    assert [file.name for file in folder.iterdir()] == ["one"]
+    with folder_atomically(folder) as part:
+        (part / "two").touch()
+    assert [file.name for file in folder.iterdir()] == ["two"]
+    with folder_atomically(folder, replace=False) as part:  # another process was faster
+        (part / "three").touch()
+    assert [file.name for file in folder.iterdir()] == ["two"]
+    assert list(folder.parent.iterdir()) == [folder]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,19 +15,53 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtw-eval"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; text in UTF-8."""
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """Yield an empty file to write to, which becomes ``path`` when the block ends well and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
     part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        part.chmod(0o644)  # mkstemp makes it private
+        yield part
+        part.chmod(0o644)  # mkstemp makes it private, and so does safetensors
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; text in UTF-8."""
+    with atomically(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def folder_atomically(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder, which becomes ``path`` when the block ends well and is gone when it does not.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    replace
+        Whether it takes the place of one that is there at the end; else that one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    around = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        part = around / "new"
+        part.mkdir()
+        yield part
+        if replace and path.exists():
+            path.rename(around / "old")
+        try:
+            part.rename(path)
+        except OSError:
+            if replace or not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def check_output(path: Path, *, folder: bool = False) -> None:

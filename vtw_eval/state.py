@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from vtw_eval.files import atomically
 
 
 def save_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW, about: dict[str, Any]) -> None:
@@ -32,12 +33,8 @@ def save_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW, abou
         tensors[f"weight/{name}"] = parameter.detach().contiguous()
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}/{name}"] = value.contiguous()
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with atomically(path) as part:
         save_file(tensors, part, metadata={"about": json.dumps(about)})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_about(path: Path) -> dict[str, Any]:

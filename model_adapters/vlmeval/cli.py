@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
+from vtw_eval.errors import suggest
 from vtw_eval.importing import HarnessImportError, importing
-from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.lmms.cli import describe
 from vtw_eval.model_adapters.patches import VLMEVALKIT, Patches
 from vtw_eval.models.options import check_given_once
@@ -372,9 +372,9 @@ def _check_model(name: str, config: Mapping[str, Any] | None, known: Mapping[str
 
         if not hasattr(vlmeval.vlm, entry["class"]) and not hasattr(vlmeval.api, entry["class"]):
             names = [n for n in (*dir(vlmeval.vlm), *dir(vlmeval.api)) if n[0].isupper()]
-            raise ValueError(f"unknown class {entry['class']!r}{suggest(entry['class'], names) or '.'}")
+            raise ValueError(f"unknown class {entry['class']!r}{suggest(entry['class'], names)}")
     elif name not in known and not args.base_url:
-        raise ValueError(f"unknown model{suggest(name, list(known)) or '.'} vtw-vlmeval --help names ours.")
+        raise ValueError(f"unknown model{suggest(name, list(known))} vtw-vlmeval --help names ours.")
 
 
 def _exit(failures: Sequence[str], rank: int) -> NoReturn:

@@ -32,9 +32,9 @@ from unittest import mock
 
 import pandas as pd
 
+from vtw_eval.errors import suggest
 from vtw_eval.files import write_atomically
 from vtw_eval.media import Media, summary
-from vtw_eval.methods.registry import suggest
 from vtw_eval.model_adapters.patches import VLMEVALKIT, Make, Patches
 from vtw_eval.model_adapters.vlmeval.scoring import (
     GUESSED,
@@ -551,7 +551,7 @@ def _existing(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
         if dataset is None:
             names = [*SUPPORTED_DATASETS, *supported_video_datasets]
             raise ValueError(
-                f"unknown dataset {dataset_name!r}{suggest(dataset_name, names) or '.'} A dataset of your own needs a "
+                f"unknown dataset {dataset_name!r}{suggest(dataset_name, names)} A dataset of your own needs a "
                 f"table {dataset_name}.tsv with a column 'question' in {LMUDataRoot()}."
             )
         return kit.take(dataset_name, dataset, readings)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vtw_eval.files import folder_atomically
 from vtw_eval.models.video import check_whole, frames_of
 from vtw_eval.tasks.tgif.data import DOCUMENTS, HOW_TO_GET, TABLE, VIDEOS, prepared_folder
 
@@ -229,9 +228,7 @@ def prepare(source: str, *, allow_missing: bool = False) -> Prepared:
     folder = fetch(source)
     documents, files = read_documents(folder), find_videos(folder)
     final = prepared_folder()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".tgif-", dir=final.parent))
-    try:
+    with folder_atomically(final) as part:
         (part / VIDEOS).mkdir()
         names = list(dict.fromkeys(document.video for document in documents))
         used: dict[str, Path] = {}
@@ -251,12 +248,6 @@ def prepare(source: str, *, allow_missing: bool = False) -> Prepared:
                 "--allow-missing leaves their questions out."
             )
         write_documents(kept, part)
-        if final.exists():
-            final.rename(part / "before")
-        part.rename(final)
-        shutil.rmtree(final / "before", ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     converted = sum(path.suffix.lower() != ".mp4" for path in used.values())
     return Prepared(final, len(kept), len(used), converted, len(documents) - len(kept))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Example: vtw-eval bench --geometry llava-0.5b --device cpu --method "
-    "vtw,k=half --method fastv -o results/bench"
+    "vtw --method fastv,k=2,r=0.5 -o results/bench"
 )
 def bench(
     geometry: Annotated[
@@ -31,11 +31,7 @@ def bench(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Method spec, such as vtw,k=16; k=half is half of the layers. Several times for several."),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="More in one comma list, in which NAME=VALUE belongs to the method before it."),
+        typer.Option(help="Method spec, such as vtw,k=16; several times for several. The baseline is always there."),
     ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 66,
     vision: Annotated[int | None, typer.Option(help="Vision tokens. Default: of one image.")] = None,
@@ -66,17 +62,15 @@ def bench(
         Bench,
         Plan,
         compile_layers,
-        device_name,
-        environment_line,
         measure,
-        parse_device,
-        parse_dtype,
         parse_methods,
     )
     from vtw_eval.cost.bench.subject import load_subject, random_subject
     from vtw_eval.cost.bench.table import bench_markdown
+    from vtw_eval.cost.bench.timing import clock_for
     from vtw_eval.cost.presets import get_geometry
     from vtw_eval.files import write_atomically
+    from vtw_eval.runtime import device_name, environment_line, parse_dtype, pick_device
     from vtw_eval.verify.verdict import skipped
 
     with user_errors("bench", (ValueError, OSError, RuntimeError, ImportError)):
@@ -84,17 +78,17 @@ def bench(
             raise ValueError("give one of --geometry NAME and --model CHECKPOINT.")
         if threads is not None:
             torch.set_num_threads(threads)
-        where = parse_device(device)
+        where = pick_device(device)
+        clock_for(where)  # a device that cannot be timed is told before a model is made
         kind = parse_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
-        lists, specs = [methods] if methods else [], method or []
         if geometry is not None:
             shape = get_geometry(geometry)
-            chosen = parse_methods(lists, specs, shape.layers)  # a mistake is told before the weights are made
+            chosen = parse_methods(method or [], shape.layers)  # a mistake is told before the weights are made
             subject = random_subject(shape, kind, where, seed)
         else:
             assert model is not None
             subject = load_subject(model, kind, where)
-            chosen = parse_methods(lists, specs, subject.geometry.layers)
+            chosen = parse_methods(method or [], subject.geometry.layers)
         tokens = subject.geometry.vision_tokens if vision is None else vision
         if tokens is None:
             raise ValueError(f"{subject.geometry.name} has no fixed number of vision tokens: give --vision.")

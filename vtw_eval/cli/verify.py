@@ -76,7 +76,7 @@ def _configs(models: Sequence[str], families: Sequence[str], everything: bool) -
 
     from vtw_eval.anatomy import TESTED
     from vtw_eval.checkpoints import checkpoint
-    from vtw_eval.methods.registry import suggest
+    from vtw_eval.errors import suggest
     from vtw_eval.verify.tiny import family_config
 
     known = sorted(TESTED - {"internvl_chat"})  # code that comes with checkpoints cannot be made small

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from vtw_eval.checkpoints import EMBEDDED, checkpoint
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
-from vtw_eval.methods.registry import suggest
+from vtw_eval.errors import suggest
 
 # CLIP ViT-L/14 (https://huggingface.co/openai/clip-vit-large-patch14-336) at 336 and at 224 pixels. LLaVA takes the
 # features of the last layer but one and drops CLS; the last layer runs all the same.

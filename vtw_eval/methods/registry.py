@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from vtw_eval.errors import suggest
 from vtw_eval.methods.base import Method
 from vtw_eval.methods.baseline import Baseline
 from vtw_eval.methods.composite import Composite
@@ -26,12 +26,6 @@ METHODS: Mapping[str, type[Method]] = {
     cls.key: cls for cls in (Baseline, VTW, Rand, RandomK, FastV, RandomVision, Downsample, ToMe, PyramidDrop, DyVTE)
 }
 """Every method that a spec can name."""
-
-
-def suggest(wrong: str, valid: list[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` when a valid word is close to the wrong one, else an empty string."""
-    close = difflib.get_close_matches(wrong, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import torch
+from vtw_eval.runtime import free_memory, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that an accelerator's or the machine's memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # torch reports failed allocations of the CPU and of CUDA's libraries as a bare RuntimeError
-    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def run_in_batches(
@@ -60,9 +50,7 @@ def run_in_batches(
                 raise
             results = None
         if results is None:  # outside of the handler: its traceback would keep the tensors alive
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
             batch_size = max(1, len(batch) // 2)
             on_smaller(batch_size)
             continue

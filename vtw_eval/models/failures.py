@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from vtw_eval.models.batching import is_out_of_memory
+from vtw_eval.runtime import is_out_of_memory
 from vtw_eval.versions import UpstreamChangedError
 
 IN_A_ROW = 10

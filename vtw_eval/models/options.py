@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,8 +10,10 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from vtw_eval.errors import suggest
 from vtw_eval.media import Media
 from vtw_eval.methods import METHODS, Method, make_method
+from vtw_eval.runtime import DTYPES, parse_dtype
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 
@@ -73,15 +74,17 @@ class Options:
     verify: bool = True
 
     def __post_init__(self) -> None:
-        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"dtype={self.dtype!r} is unknown: choose auto, float32, bfloat16 or float16.")
+        if self.dtype not in ("auto", *DTYPES):
+            raise ValueError(
+                f"dtype={self.dtype!r} is unknown{suggest(self.dtype, DTYPES)} Valid: auto, {', '.join(DTYPES)}."
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} is out of range: it must be 1 or more.")
 
     @property
     def torch_dtype(self) -> torch.dtype | str:
         """The dtype for ``from_pretrained``."""
-        return "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        return "auto" if self.dtype == "auto" else parse_dtype(self.dtype)
 
 
 def parse_options(adapter: str, cls: type[AnyOptions], given: Mapping[str, Any]) -> tuple[AnyOptions, Method]:
@@ -110,7 +113,7 @@ def parse_options(adapter: str, cls: type[AnyOptions], given: Mapping[str, Any])
     for name in params:
         if of_method is not None and name not in of_method:
             raise ValueError(
-                f"unknown option {name!r} of {adapter}{_closest(name, names + of_method)} Options: {', '.join(names)}. "
+                f"unknown option {name!r} of {adapter}{suggest(name, names + of_method)} Options: {', '.join(names)}. "
                 f"Parameters of method {options.method!r}: {', '.join(of_method) or 'none'}."
             )
     return options, make_method(options.method, params)
@@ -158,8 +161,3 @@ def _convert(adapter: str, name: str, value: Any, hint: Any) -> Any:
             problem = error.errors()[0]["msg"]
     hint_text = " Memory errors halve the batch by themselves." if name == "batch_size" else ""
     raise ValueError(f"bad value {name}={value!r} of {adapter}: {problem}.{hint_text}")
-
-
-def _closest(wrong: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(wrong, valid, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "."

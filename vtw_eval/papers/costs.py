@@ -21,7 +21,7 @@ from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.cost.presets import PRESETS
 from vtw_eval.cost.profiler import profile_flops, profiler_prefill_flops
 from vtw_eval.methods import ToMe
-from vtw_eval.methods.registry import suggest
+from vtw_eval.errors import suggest
 
 Verdict = Literal["yes", "no", "implied", "not computable"]
 Share = tuple[float, float]

@@ -9,7 +9,7 @@ from importlib import resources
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vtw_eval.methods.registry import suggest
+from vtw_eval.errors import suggest
 from vtw_eval.report.analysis import BASELINE, ModelTable, Score
 from vtw_eval.report.blocks import Block, Heading, Inline, Items, Paragraph, Table, Text
 from vtw_eval.report.errors import ReportError

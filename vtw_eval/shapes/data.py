@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtw_eval.files import cache_home
+from vtw_eval.files import cache_home, folder_atomically
 from vtw_eval.shapes import questions, scenes
 from vtw_eval.shapes.questions import OPEN, Question, ask, ask_color, ask_count, ask_exist, exist_text
 from vtw_eval.shapes.scenes import KINDS, Scene, render, sample_scene
@@ -244,15 +242,6 @@ def dataset_path(name: str, cache: Path | None = None) -> Path:
         features["options"] = datasets.List(datasets.Value("string"))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
-    cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=cache))
-    try:
+    with folder_atomically(final, replace=False) as part:  # another process may be faster
         table.save_to_disk(part)
-        try:
-            part.rename(final)
-        except OSError:
-            if not final.is_dir():  # anything but "another process was faster"
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return final

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
+from vtw_eval.errors import suggest
 from vtw_eval.methods import Method, parse_method
 from vtw_eval.methods.baseline import Baseline
 from vtw_eval.methods.composite import Composite
-from vtw_eval.methods.registry import suggest
 
 
 def but_for_seeds(spec: str) -> Hashable:
@@ -84,4 +84,4 @@ def _unknown(spec: str, methods: list[str]) -> str:
         parse_method(spec)
     except ValueError as error:
         return f"{spec!r}: {error}"
-    return f"{spec!r} is none of the methods{suggest(spec, methods) or '.'}"
+    return f"{spec!r} is none of the methods{suggest(spec, methods)}"

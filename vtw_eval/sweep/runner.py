@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from datetime import UTC, datetime
 from vtw_eval.media import summary
 from vtw_eval.record.cell import Cell, CellSpec, Sample
 from vtw_eval.record.store import Store
-from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, open_model
+from vtw_eval.runtime import free_memory
+from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, find_harness
 from vtw_eval.sweep.provenance import checkpoint_read, code_of, method_read
 from vtw_eval.versions import environment
 
@@ -76,9 +76,9 @@ class CellRunner:
         key = ModelKey.of(spec)
         if key != self._key:
             self._key, self._model, self._refused = key, None, ""
-            gc.collect()
+            free_memory()
             try:
-                self._model = open_model(spec, self.settings)
+                self._model = find_harness(spec.harness).open(spec, self.settings)
                 self._read = checkpoint_read(spec)
             except (Exception, SystemExit) as error:
                 self._refused = f"{type(error).__name__}: {error}"

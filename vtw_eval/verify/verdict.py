@@ -19,6 +19,7 @@ from vtw_eval.anatomy import check_support, find_anatomy
 from vtw_eval.engine.masks import mask_kind
 from vtw_eval.files import cache_home, write_atomically
 from vtw_eval.methods import Method
+from vtw_eval.runtime import is_out_of_memory
 from vtw_eval.verify.check import MismatchError, Subject, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import shrink
 from vtw_eval.versions import blame, environment
@@ -117,9 +118,9 @@ def verify_config(
     try:
         with _one_thread():
             checks = _check(small, method, attention, dtype, device)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         what = str(error) if isinstance(error, MismatchError) else f"{type(error).__name__}: {error}"
         raise VerificationError(
             f"{method} does not compute what it should on a small {config.model_type} with {attention} attention: "

@@ -6,14 +6,11 @@ after another, and each is divided by the baseline of the same round.
 
 from __future__ import annotations
 
-import gc
 import itertools
-import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,8 +25,8 @@ from vtw_eval.cost.exact import exact_decode_flops, exact_prefill_flops
 from vtw_eval.cost.kv import kv_cache_bytes
 from vtw_eval.engine.calls import with_cache
 from vtw_eval.methods import Baseline, Method, parse_method
-from vtw_eval.methods.registry import suggest
-from vtw_eval.versions import UpstreamChangedError, environment
+from vtw_eval.runtime import free_memory, is_out_of_memory
+from vtw_eval.versions import UpstreamChangedError
 
 BASELINE = "baseline"
 
@@ -191,18 +188,15 @@ class Plan:
         return len(self.named) * len(self.batches) * len(self.attentions) * each
 
 
-def parse_methods(lists: Sequence[str], specs: Sequence[str], layers: int) -> dict[str, Method]:
-    """Make methods from specs such as ``vtw,k=16``, and from comma lists of them.
+def parse_methods(specs: Sequence[str], layers: int) -> dict[str, Method]:
+    """Make methods from their specs (:func:`vtw_eval.methods.parse_method`), before any model is made.
 
     Parameters
     ----------
-    lists
-        Such as ``baseline,vtw,k=half,fastv``: an item ``name=value`` belongs to the method before it, any other item
-        begins a method.
     specs
-        One method each, spelled as everywhere (:func:`vtw_eval.methods.parse_method`).
+        Such as ``vtw,k=16``.
     layers
-        Decoder layers of the model. In both, ``k=half`` stands for half of them.
+        Decoder layers of the model.
 
     Returns
     -------
@@ -212,44 +206,19 @@ def parse_methods(lists: Sequence[str], specs: Sequence[str], layers: int) -> di
     Raises
     ------
     ValueError
-        For an unknown method or parameter, a parameter before any method, or a k beyond the layers.
+        For a spec that means nothing, ``k=search``, or a k beyond the layers.
     """
     found: dict[str, Method] = {}
-    for spec in [*(spec for given in lists for spec in _specs(given)), *specs]:
-        items = [item.strip() for item in spec.split(",")]
-        method = parse_method(",".join(_half(item, layers) for item in items))
+    for spec in specs:
+        method = parse_method(spec)
         if method.search is not None:
-            raise ValueError(f"{items[0]} with k=search has nothing to search on here: give k as a number or k=half.")
-        _check_layers(method, layers)
+            raise ValueError(f"{spec}: k=search has nothing to search on here; give k as a number.")
+        for name, value in method.params().items():
+            if name.rpartition(".")[2] in ("k", "low", "high") and isinstance(value, int) and value > layers:
+                raise ValueError(f"{name}={value} is out of range: the model has {layers} decoder layers.")
         if method not in found.values():
-            found[",".join(items)] = method
+            found["".join(spec.split())] = method
     return found
-
-
-def _specs(methods: str) -> list[str]:
-    """Split a comma list into specs of methods."""
-    groups: list[list[str]] = []
-    for item in (part.strip() for part in methods.split(",")):
-        if "=" not in item:
-            groups.append([item])
-        elif groups:
-            groups[-1].append(item)
-        else:
-            raise ValueError(f"{item!r} in {methods!r} belongs to no method: write METHOD,{item}.")
-    return [",".join(group) for group in groups]
-
-
-def _half(item: str, layers: int) -> str:
-    key, _, value = item.partition("=")
-    is_k = key.strip().rpartition(".")[2] == "k"
-    return f"{key}={layers // 2}" if is_k and value.strip() == "half" else item
-
-
-def _check_layers(method: Method, layers: int) -> None:
-    """Say that a k is too large before any model is made."""
-    for name, value in method.params().items():
-        if name.rpartition(".")[2] in ("k", "low", "high") and isinstance(value, int) and value > layers:
-            raise ValueError(f"{name}={value} is out of range: the model has {layers} decoder layers.")
 
 
 @dataclass(frozen=True)
@@ -377,13 +346,13 @@ def _setting(
             try:
                 what(plan.named[name])
             except (RuntimeError, MemoryError, ValueError) as error:
-                short = _is_out_of_memory(error)
+                short = is_out_of_memory(error)
                 if not short and name == BASELINE:
                     raise
                 measured.status = "out of memory" if short else "failed"
                 measured.error = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if measured.status == "out of memory":  # outside the handler, whose traceback holds the tensors
-                _free(subject.model.device)
+                free_memory()
         advance()
 
     def once(name: str, i: int | None) -> None:
@@ -409,7 +378,12 @@ def _setting(
         memory(name)
     for i, name in interleaved(list(found), plan.rounds, plan.seed):
         once(name, i)
-    base = found[BASELINE]
+    base, anatomy = found[BASELINE], find_anatomy(subject.model)
+
+    def spec(name: str) -> str:
+        method = plan.named[name]
+        return str(method.bind(anatomy) if found[name].status == "done" else method)
+
     return Setting(
         batch=batch,
         attention=attention,
@@ -417,9 +391,7 @@ def _setting(
         vision=plan.vision,
         output_tokens=plan.output_tokens,
         rows=[
-            _row(name, measured, base, subject, batch, plan.output_tokens).model_copy(
-                update={"spec": str(plan.named[name])}
-            )
+            _row(name, measured, base, subject, batch, plan.output_tokens).model_copy(update={"spec": spec(name)})
             for name, measured in found.items()
         ],
     )
@@ -483,71 +455,6 @@ def _flops(outcome: Outcome, subject: Subject, output_tokens: int) -> tuple[floa
     prefill = exact_prefill_flops(tokens, subject.geometry, head="last").sum()
     steps = [exact_decode_flops(tokens + j, subject.geometry).sum() for j in range(1, output_tokens)]
     return float(prefill), float(torch.stack(steps).mean())
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """Return a floating-point type by its name.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name.
-    """
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name not in dtypes:
-        raise ValueError(f"unknown dtype {name!r}{suggest(name, list(dtypes))} Valid: {', '.join(dtypes)}.")
-    return dtypes[name]
-
-
-def parse_device(name: str | None) -> torch.device:
-    """Return a device by its name, or a GPU if there is one and else the CPU.
-
-    Raises
-    ------
-    ValueError
-        For an unknown device, or one that this machine does not have.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: choose cpu, cuda or cuda:N.") from None
-    clock_for(device)
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device {name!r} is not there: this machine has {count} CUDA devices.")
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """Return the kind of a device and what the machine calls it."""
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"cpu: {names[0] if names else platform.processor() or platform.machine()}"
-
-
-def environment_line() -> str:
-    """Return versions and system in one line."""
-    versions = [f"{name} {environment()[name]}" for name in ("vtw-eval", "engine", "transformers", "torch")]
-    cuda = f", CUDA {torch.version.cuda}" if torch.cuda.is_available() else ""
-    return f"{', '.join(versions)}{cuda}; Python {platform.python_version()}, {platform.system()} {platform.machine()}"
 
 
 def recompile_limit() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vtw_eval.files import atomically
 
 FORMAT = "vtw-eval dyvte gates"
 VERSION = 1
@@ -188,14 +189,8 @@ def save_gates(gates: Gates, path: Path) -> None:
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in gates.state_dict().items()}
     if gates.norm is not None:
         tensors[_NORM] = gates.norm.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with atomically(path) as part:
         save_file(tensors, part, metadata={"about": json.dumps(about)})  # one entry: several have no fixed order
-        part.chmod(0o644)  # safetensors makes it private
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_gates(path: Path) -> Gates:

@@ -30,6 +30,7 @@ from vtw_eval.methods.dyvte.gates import (
     gate_features,
     save_gates,
 )
+from vtw_eval.runtime import pick_device
 from vtw_eval.state import load_state, read_about, save_state
 
 AGREEMENT = 0.99
@@ -495,7 +496,7 @@ def run(
         model: Any = AutoModelForImageTextToText.from_pretrained(opened, dtype="auto")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot open the checkpoint {checkpoint!r}: {str(error).strip().splitlines()[0]}") from error
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
+    model.to(pick_device(device)).eval().requires_grad_(False)
     train(GateTrainer(model, processor, samples, chosen), output, save_every)
     return (
         f"{output}: gates for {checkpoint}, {chosen.steps} steps of {chosen.batch_size} samples out of "
