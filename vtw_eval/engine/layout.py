@@ -184,6 +184,13 @@ def last_valid(valid: Tensor) -> Tensor:
     return valid.shape[1] - 1 - valid.flip(1).to(torch.uint8).argmax(dim=1)
 
 
+def last_slot(layout: Layout, prompt: Prompt) -> Tensor:
+    """Return the slot of each row's last token of the prompt that is left, long ``[rows]``."""
+    if prompt.ends is None:
+        return torch.full_like(layout.index[:, 0], layout.slots - 1)
+    return last_valid(layout.valid & ~prompt.answer(layout.index))
+
+
 def advance(layout: Layout | None, keep: Tensor) -> tuple[Layout, Tensor]:
     """Return the layout after a choice among the tokens of ``layout``, and the chosen slots of the old layout."""
     order, valid, padded = choose(keep)

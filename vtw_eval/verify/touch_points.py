@@ -237,7 +237,7 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     TouchPoint(
         "transformers",
         "names of Qwen3-VL's features for its first layers",
-        "vtw_eval/engine/hooks.py",
+        "vtw_eval/engine/deepstack.py",
         "deepstack_visual_embeds",
         "features would be added to other tokens",
         guards.adds_deepstack,
@@ -326,7 +326,7 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     TouchPoint(
         "lmms-eval",
         "parameters of its evaluator, and fields of its instances",
-        "model_adapters/lmms/harness.py",
+        "model_adapters/lmms/cells.py",
         "filtered_resps",
         "scores and costs of documents would be missing",
         guards.lmms_results,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.engine.arguments import cut_others, cut_per_layer, pick_tokens
 from vtw_eval.engine.calls import (
     EMBEDDINGS,
     MASK,
@@ -370,21 +371,26 @@ class _Candidates:
             raise changed(f"decoder layer {i - 1} does not keep its keys in the KV cache")
         keys, values = (pick(states.movedim(1, -2), tokens.prefix, -3).movedim(-2, 1) for states in self.cache.current)
         new = with_cache(layer, kwargs, _PrefixCache(keys, values))
-        mask, parts, places = (new.get(name) for name in PER_LAYER)
-        cut = tokens.once(mask, lambda: self._mask(tokens, mask, keys.dtype))
-        self._check_window(i, tokens, mask)
-        new[MASK] = _repeat(cut, copies, 0)
-        if parts is not None:
-            check_embeddings(parts, len(tokens.own), tokens.length)
-            cut = tokens.once(parts, lambda: [pick(part, tokens.own, -2) for part in parts])
-            new[EMBEDDINGS] = tuple(_repeat(part, copies, -3) for part in cut)
-        if places is not None:
-            cut = None if self.kind == "validity" else tokens.once(places, lambda: pick(places, tokens.own, -1))
-            new[POSITIONS] = _repeat(cut, copies, -2)
-        for name, value in new.items():
-            if name not in PER_LAYER and isinstance(value, Tensor) and tokens.length in value.shape:
-                raise ValueError(f"layer {i} gets {name} of shape {tuple(value.shape)}: unknown how to cut it.")
-        return new
+        self._check_window(i, tokens, new.get(MASK))
+        own, once = tokens.own, tokens.once
+
+        def cut_mask(mask: Tensor | None) -> Tensor | None:
+            return _repeat(once(mask, lambda: self._mask(tokens, mask, keys.dtype)), copies, 0)
+
+        def cut_embeddings(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            check_embeddings(parts, len(own), tokens.length)
+            return tuple(
+                _repeat(part, copies, -3) for part in once(parts, lambda: [pick(part, own, -2) for part in parts])
+            )
+
+        def cut_positions(places: Tensor) -> Tensor:
+            return _repeat(once(places, lambda: pick(places, own, -1)), copies, -2)
+
+        def cut_other(value: Tensor) -> Tensor:
+            return _repeat(once(value, lambda: pick_tokens(value, own)), copies, 0)
+
+        per_layer = cut_per_layer(new, self.kind, mask=cut_mask, embeddings=cut_embeddings, positions=cut_positions)
+        return {**new, **per_layer, **cut_others(i, new, len(own), tokens.length, cut_other)}
 
     def _two_dimensional(self, mask: Tensor | None) -> bool:
         return self.kind == "validity" or (mask is not None and mask.ndim == 2)

@@ -1,0 +1,140 @@
+"""Asking a method which tokens go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine.arguments import Arguments
+from vtw_eval.engine.layout import Layout, advance, last_slot, pick, rearranged
+from vtw_eval.engine.probes import last_query_attention, rotation_free_keys
+from vtw_eval.engine.step import Step
+from vtw_eval.engine.view import LayerView, Merge, Reducer, check_answer
+
+
+class Chooser:
+    """Asks a method, and turns its answers into layouts.
+
+    Parameters
+    ----------
+    method
+        The method.
+    anatomy
+        The model.
+    arguments
+        Cuts what layers get; probes of a layer see it as it will run.
+    """
+
+    def __init__(self, method: Reducer, anatomy: Anatomy, arguments: Arguments) -> None:
+        self.method = method
+        self.anatomy = anatomy
+        self.arguments = arguments
+
+    def plan(self, step: Step, source: Tensor, asked: frozenset[int]) -> None:
+        """Make all choices of a method that looks at token roles only, before any layer runs.
+
+        The number of tokens that are left shapes every later tensor, so the host must wait for it. Here nothing is
+        under way yet; in the middle of the layers a GPU would run dry.
+
+        Parameters
+        ----------
+        step
+            The pass, which keeps the choices.
+        source
+            What enters the decoder, ``[rows, tokens, ...]``.
+        asked
+            Layers before which the method is asked.
+        """
+        layout: Layout | None = None
+        for i in sorted(asked):
+            slots = step.queries if layout is None else layout.slots
+            nothing = torch.empty(len(source), slots, 0, dtype=source.dtype, device=source.device)
+            choice = self._choose(i, step, layout, nothing, {})
+            step.planned[i] = None if choice is None else choice[:2]
+            layout = layout if choice is None else choice[0]
+
+    def ask(self, i: int, step: Step, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the hidden states of the tokens that go on into layer ``i``; the step gets their layout.
+
+        Parameters
+        ----------
+        i
+            The layer about to run.
+        step
+            The pass.
+        hidden
+            What would enter the layer, ``[rows, slots, width]``.
+        kwargs
+            The layer's other arguments, not cut.
+
+        Raises
+        ------
+        ValueError
+            If the answer of the method is none, or leaves a row without its prompt.
+        """
+        if i in step.planned:
+            planned = step.planned[i]
+            choice = None if planned is None else (*planned, hidden)
+        else:
+            choice = self._choose(i, step, step.layout, hidden, kwargs)
+        if choice is None:
+            return hidden
+        layout, chosen, hidden = choice
+        if self.method.positions == "rearrange":
+            positions = step.rotary[0].positions if step.rotary else kwargs.get("position_ids")
+            if positions is None:
+                raise ValueError("position='rearrange' needs position ids, which this model does not pass on.")
+            layout = rearranged(layout, positions)
+        step.layout = layout
+        return pick(hidden, chosen, -2)
+
+    def _choose(
+        self, i: int, step: Step, layout: Layout | None, hidden: Tensor, kwargs: Mapping[str, Any]
+    ) -> tuple[Layout, Tensor, Tensor] | None:
+        """Return the layout after a choice, the chosen slots of the one before, and the hidden states to choose from.
+
+        None if all go on.
+        """
+        view = self._view(i, step, layout, hidden, kwargs)
+        prompt, valid = step.reduction.prompt, view.valid
+        answer = self.method.keep(view)
+        merge = answer if isinstance(answer, Merge) else Merge(answer, hidden, None if layout is None else layout.size)
+        check_answer(self.method, merge, hidden, i)
+        answered = prompt.answer(view.index)
+        keep = (merge.keep | answered) & valid
+        if prompt.ends is not None and not bool((keep & ~answered).any(dim=1).all()):
+            raise ValueError("a method left a row without any token of its prompt.")
+        if torch.equal(keep, valid):
+            return None
+        new, chosen = advance(layout, keep)
+        new = new if merge.size is None else replace(new, size=merge.size.gather(1, chosen))
+        return new, chosen, merge.hidden
+
+    def _view(self, i: int, step: Step, layout: Layout | None, hidden: Tensor, kwargs: Mapping[str, Any]) -> LayerView:
+        """Return what the method may look at."""
+        prompt = step.reduction.prompt
+        rows, length = prompt.valid.shape
+        if layout is None:
+            index = torch.arange(length, device=prompt.valid.device).expand(rows, -1)
+            valid, vision, last = prompt.valid, prompt.vision, prompt.last()
+        else:
+            index, valid = layout.index, layout.valid
+            vision, last = prompt.vision.gather(1, index) & valid, last_slot(layout, prompt)
+
+        def entering() -> tuple[Tensor, Mapping[str, Any]]:
+            return hidden, kwargs if layout is None else self.arguments.cut(i, step, layout, kwargs)
+
+        def probe(at: int) -> Tensor:
+            seen = entering() if at == i else step.entered[at]
+            return last_query_attention(self.anatomy.layers[at], *seen, self.anatomy.text_config, last, valid)
+
+        def keys() -> Tensor:
+            return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
+
+        size = torch.ones_like(index, dtype=torch.float32) if layout is None or layout.size is None else layout.size
+        return LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt, last, size, probe, keys)

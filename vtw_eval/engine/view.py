@@ -1,0 +1,179 @@
+"""What the engine asks a method, what the method may look at, and what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine.layout import Prompt
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a method answers that merges tokens instead of only dropping them."""
+
+    keep: Tensor
+    """Boolean ``[rows, tokens]``: which of the current tokens go on."""
+    hidden: Tensor
+    """Hidden states with which they go on, ``[rows, tokens, width]``."""
+    size: Tensor | None = None
+    """How many tokens each stands for, ``[rows, tokens]``. Later layers add its logarithm to the attention logits of
+    the token, as if it stood there that many times. None for no such weight."""
+
+
+@dataclass
+class LayerView:
+    """What a method may look at when it is asked which tokens enter a layer."""
+
+    layer: int
+    """Index of the layer about to run."""
+    num_layers: int
+    hidden: Tensor
+    """Hidden states entering the layer, ``[rows, tokens, width]``."""
+    valid: Tensor
+    """Boolean ``[rows, tokens]``, False for padding."""
+    vision: Tensor
+    """Boolean ``[rows, tokens]``, True for vision tokens."""
+    index: Tensor
+    """Place of each token in the prompt, long ``[rows, tokens]``."""
+    prompt: Prompt = field(repr=False)
+    last: Tensor
+    """Which of the current tokens is the last one of the row's prompt, long ``[rows]``."""
+    size: Tensor
+    """How many tokens of the prompt each stands for, ``[rows, tokens]``; ones unless a method merges."""
+    probe: Callable[[int], Tensor] = field(repr=False)
+    """Attention row of a layer, see :meth:`attention`."""
+    key_probe: Callable[[], Tensor] = field(repr=False)
+    """Keys of the layer about to run, see :meth:`keys`."""
+
+    @property
+    def generated(self) -> Tensor:
+        """Boolean ``[rows, tokens]``: tokens of an answer that stand behind the prompt; they always go on."""
+        return self.prompt.answer(self.index)
+
+    @property
+    def vision_total(self) -> Tensor:
+        """Number of vision tokens of each prompt, long ``[rows]``."""
+        return self.prompt.vision.sum(dim=1)
+
+    def attention(self, layer: int) -> Tensor:
+        """Attention weights of each prompt's last token over the current tokens, mean over heads.
+
+        Computed from that one query and all keys, so that SDPA and FlashAttention stay on.
+
+        Parameters
+        ----------
+        layer
+            Either :attr:`layer`, the layer about to run, on the tokens as they enter it; or the one before (for
+            methods with ``looks_back``), on the tokens as they entered that.
+
+        Returns
+        -------
+        Tensor
+            ``[rows, tokens]``; a row sums to 1.
+        """
+        return self.probe(layer).mean(dim=1)
+
+    def keys(self) -> Tensor:
+        """Keys of the layer about to run, before the rotary embedding, mean over heads; ``[rows, tokens, head]``."""
+        return self.key_probe()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the batch."""
+        return self.hidden.shape[0]
+
+    def generator(self, row: int, seed: int) -> torch.Generator:
+        """Return a fresh random generator that depends on the seed and on the row's own prompt only.
+
+        Raises
+        ------
+        ValueError
+            If the prompt reached the model as ``inputs_embeds``, so that its ids are not known.
+        """
+        ids = self.prompt.ids
+        if ids is None:
+            raise ValueError(
+                "a random method draws from the prompt's token ids: pass input_ids, or prompt_ids=... to the method "
+                "for a prompt of inputs_embeds."
+            )
+        own = ids[row][self.prompt.given[row].to(ids.device)].tolist()
+        digest = hashlib.blake2b(f"{seed}:{own}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Reducer(Protocol):
+    """What the engine needs of a method; :class:`vtw_eval.methods.Method` is the base class to inherit."""
+
+    @property
+    def positions(self) -> str:
+        """Either "keep" or "rearrange"."""
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether :meth:`keep` wants the attention of the layer before."""
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether :meth:`keep` needs token roles and ids only, so that it can be asked before any layer runs."""
+
+    def bind(self, anatomy: Anatomy) -> Reducer:
+        """Fill in defaults that depend on the model, and check against it."""
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Layers before which :meth:`keep` is asked."""
+
+    def keep(self, view: LayerView) -> Tensor | Merge:
+        """Boolean ``[rows, tokens]``: which of the current tokens go on; or how they are merged."""
+
+
+def asked_layers(method: Reducer, num_layers: int) -> frozenset[int]:
+    """Return the layers before which a method is asked.
+
+    Raises
+    ------
+    ValueError
+        If they are not layers of the model.
+    """
+    layers = method.layers(num_layers)
+    try:
+        asked = frozenset(operator.index(layer) for layer in layers)
+    except TypeError:
+        raise ValueError(f"{method}: layers() must give layer indices, not {layers!r}.") from None
+    if outside := sorted(layer for layer in asked if not 0 <= layer < num_layers):
+        raise ValueError(
+            f"{method}: layers() names {', '.join(map(str, outside))}, but this model has {num_layers} decoder layers, "
+            f"0..{num_layers - 1}; nothing would be removed there."
+        )
+    return asked
+
+
+def check_answer(method: Reducer, answer: Merge, hidden: Tensor, layer: int) -> None:
+    """Check what a method's ``keep()`` gave before a layer, where the hidden states ``[rows, tokens, width]`` enter.
+
+    Raises
+    ------
+    ValueError
+        If a part of it is no tensor, or of another shape or type than it must be.
+    """
+    shape = tuple(hidden.shape)
+    wanted: dict[str, tuple[Any, tuple[int, ...], str]] = {
+        "keep": (answer.keep, shape[:2], "boolean [rows, tokens]"),
+        "hidden": (answer.hidden, shape, "[rows, tokens, width]"),
+        "size": (answer.size, shape[:2], "[rows, tokens]"),
+    }
+    for name, (value, expected, what) in wanted.items():
+        if name == "size" and value is None:
+            continue
+        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or value.shape != expected or (name == "keep" and value.dtype != torch.bool):
+            raise ValueError(
+                f"{method}: keep() gave {found} as {name} before layer {layer}; it must be {what}, here {expected}."
+            )
