@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from vtw_eval.methods.registry import suggest
+from vtw_eval.errors import suggest
+from vtw_eval.importing import importing
 from vtw_eval.model_adapters.lmms.cli import tasks_folder
 from vtw_eval.papers.benchmarks import BENCHMARKS
-from vtw_eval.sweep.plan import Harness, Plan, PlanError
+from vtw_eval.sweep.plan import PlanError
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,8 +55,9 @@ def _members(tasks: Any) -> tuple[str, ...]:
 @cache
 def _stock_tasks() -> Mapping[str, tuple[str, ...]]:
     """Return lmms-eval's own tasks by name, as :func:`own_tasks` does; takes some seconds."""
-    from lmms_eval.tasks import TaskManager
-    from loguru import logger
+    with importing("lmms-eval"):
+        from lmms_eval.tasks import TaskManager
+        from loguru import logger
 
     logger.disable("lmms_eval")  # it tells of each file that is no task
     manager = TaskManager("WARNING")
@@ -69,18 +71,14 @@ def _stock_tasks() -> Mapping[str, tuple[str, ...]]:
     return found
 
 
-def expand_tasks(names: Sequence[str], harness: Harness) -> list[str]:
+def expand_tasks(names: Sequence[str]) -> list[str]:
     """Return single tasks for names of tasks and groups, each once.
 
     Raises
     ------
     PlanError
-        For a name that the harness does not know.
+        For a name that lmms-eval does not know.
     """
-    if harness == "vlmevalkit":
-        from vtw_eval.model_adapters.vlmeval.harness import expand_datasets
-
-        return expand_datasets(names)
     found: list[str] = []
     for name in names:
         found += _expand(_benchmarks().get(name.casefold(), name), ())
@@ -100,18 +98,7 @@ def _expand(name: str, above: tuple[str, ...]) -> list[str]:
     if members is None:
         known = [*ours, *_stock_tasks()]
         raise PlanError(
-            f"tasks: unknown task {name!r}{suggest(name, known) or '.'} `lmms_eval --tasks list` shows all; ours: "
+            f"tasks: unknown task {name!r}{suggest(name, known)} `lmms_eval --tasks list` shows all; ours: "
             f"{', '.join(ours)}; benchmarks of the papers: {', '.join(b.title for b in BENCHMARKS if b.lmms)}."
         )
     return [task for member in members for task in _expand(member, (*above, name))] if members else [name]
-
-
-def resolve(plan: Plan) -> Plan:
-    """Return a plan whose tasks are single tasks of its harness.
-
-    Raises
-    ------
-    PlanError
-        For an unknown task, and for a limit that a task cannot have.
-    """
-    return plan.changed(tasks=expand_tasks(plan.tasks, plan.harness))

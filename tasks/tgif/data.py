@@ -28,6 +28,11 @@ def prepared_folder() -> Path:
     return cache_home() / "tgif"
 
 
+def read_by(task: str) -> list[Path]:
+    """Return the prepared files and folders that a task reads; none if it is not TGIF-QA's in either harness."""
+    return [prepared_folder() / name for name in (DOCUMENTS, VIDEOS)] if "tgif" in task.casefold() else []
+
+
 def prepared(name: str) -> Path:
     """Return a prepared file or folder.
 

@@ -8,10 +8,10 @@ from lmms_eval.tasks.mme.utils import mme_aggregate_results
 from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
 from tests.report.made import documents, samples_of, scored
+from vtw_eval.record.cell import Sample
 from vtw_eval.report.aggregate import by_category, group_sums, value_of
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.evidence import evidence_of
-from vtw_eval.sweep import Sample
 
 
 def sample(number: int, **fields: object) -> Sample:

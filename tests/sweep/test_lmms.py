@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from tests.sweep import conftest
-from vtw_eval.model_adapters.lmms.harness import LmmsModel
+from vtw_eval.model_adapters.lmms.cells import LmmsModel
 from vtw_eval.record.cell import Cell
 from vtw_eval.sweep.display import headline, main_metric
 from vtw_eval.sweep.harness import Settings

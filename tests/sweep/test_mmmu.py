@@ -21,7 +21,7 @@ from vtw_eval.model_adapters.vlmeval.prompts.llava import LlavaKit
 from vtw_eval.model_adapters.vlmeval.scoring import OPEN_AS_CHOICE
 from vtw_eval.models.llava import Llava
 from vtw_eval.record.cell import CellSpec
-from vtw_eval.sweep.harness import Evaluation, Settings, open_model
+from vtw_eval.sweep.harness import Evaluation, Settings, find_harness
 
 COUNT = 24
 
@@ -66,7 +66,7 @@ def evaluate(harness: str, told: list[str], **options: Any) -> Evaluation:
         mock.patch.object(cls, "decode", side_effect=[[text] for text in told]),
         mock.patch.object(cls, "generation", lambda self, given: {**short, **self.stop_ids}),
     ):
-        return open_model(spec, Settings("cpu")).evaluate(spec, lambda answered, of: None)
+        return find_harness(spec.harness).open(spec, Settings("cpu")).evaluate(spec, lambda answered, of: None)
 
 
 def test_the_same_answer_scores_the_same_whatever_stood_before_it(folder: Path) -> None:

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from vtw_eval.cli import app
 from vtw_eval.methods import parse_method
-from vtw_eval.model_adapters.lmms.names import expand_tasks, resolve
+from vtw_eval.model_adapters.lmms.names import expand_tasks
 from vtw_eval.sweep.estimate import estimate
-from vtw_eval.sweep.plan import Plan, PlanError, find_plan, parse_plan, presets, read_plan, select, write_plan
+from vtw_eval.sweep.plan import Plan, PlanError, find_plan, parse_plan, presets, read_plan, resolve, select, write_plan
 
 SHAPES = {"name": "shapes", "adapter": "llava_vtw", "pretrained": "shapes"}
 
@@ -97,7 +97,7 @@ def test_how_fast_a_cell_runs_is_no_part_of_it() -> None:
         ({"models": [{"name": "a", "adapter": "llava_vtw"}]}, "models[0].pretrained: is missing"),
         (
             {"models": [{**SHAPES, "adapter": "lava_vtw"}]},
-            "models[0]: unknown adapter 'lava_vtw'; did you mean 'llava_vtw'?",
+            "models[0].adapter: unknown adapter 'lava_vtw'; did you mean 'llava_vtw'?",
         ),
         (
             {"models": [{**SHAPES, "args": {"dtyp": "auto"}}]},
@@ -113,7 +113,10 @@ def test_how_fast_a_cell_runs_is_no_part_of_it() -> None:
         ({"methods": [{"method": "vtw", "k": []}]}, "k is an empty list"),
         ({"methods": [{"k": 3}]}, "a mapping needs 'method'"),
         ({"methods": []}, "at least 1 item"),
-        ({"harness": "lmms"}, "harness: Input should be 'lmms-eval' or 'vlmevalkit', not 'lmms'"),
+        (
+            {"harness": "lmms"},
+            "harness: unknown harness 'lmms'; did you mean 'lmms-eval'? Installed: lmms-eval, vlmevalkit.",
+        ),
         ({"limit": 0}, "limit: Input should be greater than or equal to 1, not 0"),
         ({"limit": 3, "tasks": ["shapes_mme"]}, "limit 3 is odd, but shapes_mme scores pairs"),
         ({"workers": "many"}, "workers: "),
@@ -156,19 +159,19 @@ def test_a_file_that_is_no_plan(text: str, message: str, tmp_path: Path) -> None
 
 def test_an_unknown_task_is_refused_and_the_closest_named() -> None:
     with pytest.raises(PlanError, match="unknown task 'shapes_popee'; did you mean 'shapes_pope'"):
-        expand_tasks(["shapes_popee"], "lmms-eval")
+        expand_tasks(["shapes_popee"])
 
 
 def test_groups_and_benchmarks_are_written_out() -> None:
-    assert expand_tasks(["shapes", "shapes_vqa"], "lmms-eval") == [
+    assert expand_tasks(["shapes", "shapes_vqa"]) == [
         "shapes_mme",
         "shapes_pope",
         "shapes_ai2d",
         "shapes_vqa",
         "shapes_caption",
     ]
-    assert expand_tasks(["SQA_Img", "vtw_table3"], "lmms-eval") == ["scienceqa_img", "tgif_frameqa", "videomme"]
-    assert expand_tasks(["mmmu"], "lmms-eval") == ["mmmu_val", "mmmu_test"]  # a group of lmms-eval's own
+    assert expand_tasks(["SQA_Img", "vtw_table3"]) == ["scienceqa_img", "tgif_frameqa", "videomme"]
+    assert expand_tasks(["mmmu"]) == ["mmmu_val", "mmmu_test"]  # a group of lmms-eval's own
 
 
 CELLS = {

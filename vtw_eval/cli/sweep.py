@@ -76,11 +76,10 @@ def sweep(
     Exit status: 0 if every cell is done; 1 if a cell failed, or the folder cannot be used; 2 if the plan or the command
     line cannot be carried out as it is written; 130 after Ctrl-C.
     """
-    from vtw_eval.model_adapters.lmms.names import resolve
     from vtw_eval.record.store import Store, StoreError
     from vtw_eval.sweep.display import dry_run_table, status_table
     from vtw_eval.sweep.harness import Settings
-    from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, select
+    from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, resolve, select
     from vtw_eval.sweep.sweep import Cluster, outdated_cells, refuse_hopeless
 
     with user_errors("sweep", (PlanError, StoreError, OSError)):

@@ -36,7 +36,8 @@ class CellSpec(_Strict):
     """Method spec as it was asked for, ``vtw,k=16``."""
     task: str
     """Name of the task in its harness."""
-    harness: Literal["lmms-eval", "vlmevalkit"] = "lmms-eval"
+    harness: str = Field(default="lmms-eval", min_length=1)
+    """Name under which it plugs in."""
     limit: int | None = Field(default=None, ge=1)
     """First documents only."""
     seed: int = 0

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vtw_eval.record.cell import Sample
 from vtw_eval.report.errors import ReportError
-from vtw_eval.sweep import Sample
 
 Kind = Literal["mean", "f1", "mme"]
 """The aggregates of :data:`vtw_eval.record.cell.Aggregate` that follow from the samples."""

@@ -12,15 +12,13 @@ import torch
 import transformers
 
 from vtw_eval.anatomy import Anatomy, find_anatomy
-from vtw_eval.checkpoints import checkpoint
+from vtw_eval.checkpoints import checkpoint, known
 from vtw_eval.methods import DyVTE, Method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.models.loading import NoCheckpointError, family_of
 from vtw_eval.models.options import Options, parse_options
 from vtw_eval.record.cell import CellSpec
-from vtw_eval.sweep.estimate import is_known
-from vtw_eval.sweep.harness import ModelKey, Settings
-from vtw_eval.sweep.plan import adapters_of
+from vtw_eval.sweep.harness import Harness, ModelKey, Settings, find_harness
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -105,14 +103,17 @@ def device_problem(device: str | None, elsewhere: bool = False) -> str:
 def _model(cells: Sequence[CellSpec], elsewhere: bool, planning: bool) -> list[Finding]:
     """Return what is wrong with one checkpoint and with methods on it."""
     spec = cells[0]
-    adapters = adapters_of(spec.harness)
+    harness = find_harness(spec.harness)
+    adapters = harness.adapters()
     arguments = {**spec.model_args, "pretrained": checkpoint(spec.pretrained), "method": "baseline"}
     options, _ = parse_options(spec.adapter, adapters[spec.adapter].options, arguments)
     try:
         family, _ = family_of(spec.adapter, options, adapters)
         _check_weights(Path(options.pretrained))
     except NoCheckpointError as error:
-        unseen = elsewhere or (planning and is_known(spec.pretrained) and not Path(options.pretrained).exists())
+        unseen = elsewhere or (
+            planning and known(spec.pretrained) is not None and not Path(options.pretrained).exists()
+        )
         return [Finding(tuple(cells), _line(error), fatal=not unseen)]
     except (ValueError, OSError) as error:
         return [Finding(tuple(cells), _line(error))]
@@ -123,7 +124,7 @@ def _model(cells: Sequence[CellSpec], elsewhere: bool, planning: bool) -> list[F
     found = []
     for method in dict.fromkeys(cell.method for cell in cells):
         own = tuple(cell for cell in cells if cell.method == method)
-        if reason := _method(parse_method(method), anatomy, spec.harness):
+        if reason := _method(parse_method(method), anatomy, harness):
             found.append(Finding(own, reason))
     return found
 
@@ -150,10 +151,10 @@ def _anatomy(auto_class: str, options: Options) -> Anatomy:
     return find_anatomy(model)
 
 
-def _method(method: Method, anatomy: Anatomy | None, harness: str) -> str:
-    """Return why a method is impossible for a model; empty if nothing speaks against it."""
-    if method.search is not None and harness == "vlmevalkit":
-        return "k=search does not work with VLMEvalKit, which asks one question at a time: find k with search-k."
+def _method(method: Method, anatomy: Anatomy | None, harness: Harness) -> str:
+    """Return why a method is impossible for a model in a harness; empty if nothing speaks against it."""
+    if refusal := harness.refusal(method):
+        return refusal
     bound = []
     for part in parts_of(method):
         if isinstance(part, DyVTE) and part.gates is not None and not Path(part.gates).is_file():

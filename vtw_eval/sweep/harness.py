@@ -1,14 +1,24 @@
-"""What a sweep wants of a harness: open a checkpoint once, evaluate any number of its cells."""
+"""The socket of harnesses: what a sweep wants of one, and finding those that are installed by their entry points."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Protocol
 
+from vtw_eval.errors import suggest
 from vtw_eval.importing import importing
 from vtw_eval.record.cell import CellCosts, CellSpec, Metric, Sample
-from vtw_eval.verify.touch_points import check_touch_points
+
+if TYPE_CHECKING:
+    from vtw_eval.methods import Method
+    from vtw_eval.models.adapters import Adapter
+    from vtw_eval.verify.touch_points import TouchPoint
+
+GROUP = "vtw_eval.harnesses"
+"""Entry points of harnesses: a name for plans, and a class without parameters that is a :class:`Harness`."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +95,83 @@ class OpenModel(Protocol):
         """
 
 
-def open_model(spec: CellSpec, settings: Settings) -> OpenModel:
-    """Load the checkpoint of a cell in its harness.
+class Harness(Protocol):
+    """What plugs a harness into sweeps. Making one, and its module, import nothing of the harness itself."""
+
+    @property
+    def name(self) -> str:
+        """What plans call it; that of the entry point."""
+
+    @property
+    def package(self) -> str:
+        """Distribution of the harness, whose version results depend on."""
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        """Return the options and model families of each adapter, with which plans are checked.
+
+        Raises
+        ------
+        vtw_eval.importing.HarnessImportError
+            If it takes the harness to know them, and that cannot be imported.
+        """
+
+    def refusal(self, method: Method) -> str:
+        """Return why a method cannot work under the harness, whatever the model; empty if it can."""
+
+    def expand(self, tasks: Sequence[str]) -> list[str]:
+        """Return single tasks for names of tasks, groups of them and benchmarks, each once.
+
+        Raises
+        ------
+        vtw_eval.sweep.plan.PlanError
+            For a name that the harness does not know.
+        """
+
+    def open(self, spec: CellSpec, settings: Settings) -> OpenModel:
+        """Load the checkpoint of a cell.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint, or the harness, cannot be used.
+        vtw_eval.importing.HarnessImportError, vtw_eval.versions.UpstreamChangedError
+            If the harness cannot be imported, or is not what it was, with the package that is to blame.
+        """
+
+    def code(self, spec: CellSpec) -> Mapping[str, str]:
+        """Return hashes of the source on the harness's side that evaluates a cell, by part.
+
+        See :func:`vtw_eval.sweep.provenance.source_hash`; parts that all harnesses share are not the harness's to name.
+        """
+
+    def touch_points(self) -> Sequence[TouchPoint]:
+        """Return what is relied on in the harness without its promise; ``vtw-eval verify`` checks it."""
+
+
+def harness_names() -> list[str]:
+    """Return the names of the harnesses that plug in, whether or not they can be imported themselves."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+@functools.cache
+def find_harness(name: str) -> Harness:
+    """Return a harness by its name.
 
     Raises
     ------
     ValueError
-        If the checkpoint, or the harness, cannot be used.
-    HarnessImportError, UpstreamChangedError
-        If the harness cannot be imported, or is not what it was, with the package that is to blame.
+        For a name that no installed package plugs in, or that several do.
+    vtw_eval.importing.HarnessImportError
+        If the plug itself cannot be imported.
     """
-    if spec.harness == "lmms-eval":
-        with importing("lmms-eval"):
-            from vtw_eval.model_adapters.lmms.harness import LmmsModel
-
-            check_touch_points(["lmms-eval"])
-        return LmmsModel(spec, settings)
-    with importing("ms-vlmeval"):
-        from vtw_eval.model_adapters.vlmeval.harness import KitModel
-
-        check_touch_points(["ms-vlmeval"])
-    return KitModel(spec, settings)
+    # An editable installation may be listed twice.
+    found: dict[str, EntryPoint] = {entry.value: entry for entry in entry_points(group=GROUP, name=name)}
+    if not found:
+        known = harness_names()
+        raise ValueError(f"unknown harness {name!r}{suggest(name, known)} Installed: {', '.join(known)}.")
+    if len(found) > 1:
+        raise ValueError(f"several packages plug in a harness {name!r}: {', '.join(found)}. Uninstall one of them.")
+    (entry,) = found.values()
+    with importing(entry.dist.name if entry.dist is not None else name):
+        plug: Callable[[], Harness] = entry.load()
+    return plug()

@@ -10,20 +10,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from vtw_eval.errors import suggest
 from vtw_eval.files import write_atomically
 from vtw_eval.methods import METHODS, Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
-from vtw_eval.methods.registry import suggest
 from vtw_eval.record.cell import CellSpec
+from vtw_eval.sweep.harness import find_harness
 from vtw_eval.sweep.names import check_names
 
 PRESETS = Path(__file__).parent / "presets"
 """Folder of the plans that come with the package."""
 
 Value = str | int | float | bool | None
-Harness = Literal["lmms-eval", "vlmevalkit"]
 
 
 class PlanError(ValueError):
@@ -158,6 +167,11 @@ def _texts(names: Any) -> Any:
     return names
 
 
+def _installed(harness: str) -> str:
+    find_harness(harness)
+    return harness
+
+
 class ModelEntry(_Strict):
     """One checkpoint."""
 
@@ -174,12 +188,6 @@ class ModelEntry(_Strict):
 
     @model_validator(mode="after")
     def _known(self) -> ModelEntry:
-        from vtw_eval.models.adapters import ADAPTERS
-
-        if self.adapter not in ADAPTERS:
-            raise ValueError(
-                f"unknown adapter {self.adapter!r}{suggest(self.adapter, list(ADAPTERS))} Valid: {', '.join(ADAPTERS)}."
-            )
         for name, better in {
             "method": "methods",
             "pretrained": "pretrained of the model",
@@ -204,7 +212,8 @@ class Plan(_Strict):
     """What tables call methods, by spec in any spelling and with any seed; others go by their spec."""
     tasks: list[str] = Field(min_length=1)
     """Tasks of the harness, groups of them, or names of benchmarks."""
-    harness: Harness = "lmms-eval"
+    harness: Annotated[str, AfterValidator(_installed)] = "lmms-eval"
+    """One that is installed, see :func:`vtw_eval.sweep.harness.find_harness`."""
     limit: Annotated[int | None, BeforeValidator(_no_truth)] = Field(default=None, ge=1)
     """First documents of each task only."""
     seeds: list[Integer] = Field(default=[0], min_length=1)
@@ -244,8 +253,13 @@ class Plan(_Strict):
     def _options(self) -> Plan:
         from vtw_eval.models.options import parse_options
 
-        adapters = adapters_of(self.harness)
+        adapters = find_harness(self.harness).adapters()
         for number, model in enumerate(self.models):
+            if model.adapter not in adapters:
+                raise ValueError(
+                    f"models[{number}].adapter: unknown adapter {model.adapter!r}{suggest(model.adapter, adapters)} "
+                    f"Valid: {', '.join(adapters)}."
+                )
             given = {"dtype": self.dtype or "auto", **model.args, "pretrained": model.pretrained, "method": "baseline"}
             try:
                 hints = get_type_hints(adapters[model.adapter].options)
@@ -309,15 +323,15 @@ class Plan(_Strict):
         return [(text, seed) for text, seed in variants if text is not None] or [(spec, self.seeds[0])]
 
 
-def adapters_of(harness: Harness) -> Mapping[str, Any]:
-    """Return the adapters of a harness; their options differ a little."""
-    if harness == "lmms-eval":
-        from vtw_eval.models.adapters import ADAPTERS
+def resolve(plan: Plan) -> Plan:
+    """Return a plan whose tasks are single tasks of its harness.
 
-        return ADAPTERS
-    from vtw_eval.model_adapters.vlmeval.adapters import KIT_ADAPTERS
-
-    return KIT_ADAPTERS
+    Raises
+    ------
+    PlanError
+        For an unknown task, and for a limit that a task cannot have.
+    """
+    return plan.changed(tasks=find_harness(plan.harness).expand(plan.tasks))
 
 
 class _Loader(yaml.SafeLoader):
@@ -354,7 +368,7 @@ def find_plan(name: str) -> Path:
     if name in presets():
         return PRESETS / f"{name}.yaml"
     raise PlanError(
-        f"{name!r} is neither a file nor a preset{suggest(name, presets()) or '.'} Presets: {', '.join(presets())}."
+        f"{name!r} is neither a file nor a preset{suggest(name, presets())} Presets: {', '.join(presets())}."
     )
 
 
@@ -406,7 +420,7 @@ def _problem(error: dict[str, Any], content: Any) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     known = list((ModelEntry if loc[:1] == ["models"] and len(loc) > 2 else Plan).model_fields)
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key{suggest(str(loc[-1]), known) or '.'} Valid: {', '.join(known)}."
+        return f"{place}: unknown key{suggest(str(loc[-1]), known)} Valid: {', '.join(known)}."
     if error["type"] == "missing":
         return f"{place}: is missing."
     message = error["msg"].removeprefix("Value error, ")
@@ -447,7 +461,7 @@ def select(cells: Sequence[CellSpec], patterns: Sequence[str]) -> list[CellSpec]
         if not any(matches(cell, pattern) for cell in cells):
             names = _unique(name for cell in cells for name in (cell.model, cell.method, cell.task))
             raise PlanError(
-                f"--only {pattern}: no cell matches{suggest(pattern, names) or '.'} Patterns are compared with models, "
+                f"--only {pattern}: no cell matches{suggest(pattern, names)} Patterns are compared with models, "
                 f"methods, tasks and MODEL/METHOD/TASK; tasks are {', '.join(_unique(c.task for c in cells))}."
             )
     return [cell for cell in cells if any(matches(cell, pattern) for pattern in patterns)]

@@ -17,7 +17,7 @@ from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.composite import parts_of
 from vtw_eval.record.cell import Cell, CellSpec
-from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
+from vtw_eval.sweep.harness import find_harness
 from vtw_eval.versions import PACKAGE, engine_hash, installed
 
 BIG = 64 * 2**20
@@ -33,41 +33,40 @@ _TRAINING = ("optimizer", "scheduler", "trainer_state", "training_args", "rng_st
 _TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml", ".yml", ".md", ".py")
 """Files of a dataset that are read by content; of its pictures and videos, size and time are enough."""
 
-_SCORING = {"lmms-eval": ("lmms.py", "samples.py", "costs.py"), "vlmevalkit": ("kit.py", "samples.py", "costs.py")}
-_OTHERS = {"lmms-eval": "vlmeval_", "vlmevalkit": "lmms_"}
-"""How files of the adapters begin that are for the other harness alone."""
+_PARTS = {
+    "model": ("models", "media.py"),
+    "scoring": ("cost", "record/costs.py", "sweep/costs.py"),
+}
+"""Files and folders of our source that evaluate cells whatever the harness, by part; the engine has its own hash."""
 
 
 def code_of(spec: CellSpec) -> dict[str, str]:
     """Return what tells the code that evaluates a cell: our version, hashes of our source by part, and the commit."""
-    return {**_shared_code(spec.harness), "method": _method_code(spec.method)}
+    harness = find_harness(spec.harness).code(spec)
+    return {**_shared_code(), **harness, "method": _method_code(spec.method), "commit": commit()}
 
 
 @functools.cache
-def _shared_code(harness: str) -> dict[str, str]:
-    import vtw_eval.model_adapters
-    import vtw_eval.tasks
-
+def _shared_code() -> dict[str, str]:
     root = Path(__file__).parents[1]
-    adapters, tasks = (Path(package.__path__[0]) for package in (vtw_eval.model_adapters, vtw_eval.tasks))
-    scoring = [root / "sweep" / name for name in _SCORING[harness]]
-    return {
-        PACKAGE: installed(PACKAGE),
-        "engine": engine_hash(),
-        "adapter": _source([f for f in adapters.glob("*.py") if not f.name.startswith(_OTHERS[harness])]),
-        "task": _source([f for f in tasks.rglob("*") if f.suffix in (".py", ".yaml")] + list(root.glob("shapes/*.py"))),
-        "scoring": _source([*scoring, *root.glob("cost/*.py")]),
-        "commit": commit(),
+    parts = {
+        part: source_hash([file for name in names for file in _files(root / name)]) for part, names in _PARTS.items()
     }
+    return {PACKAGE: installed(PACKAGE), "engine": engine_hash(), **parts}
+
+
+def _files(path: Path) -> Iterable[Path]:
+    return path.rglob("*.py") if path.is_dir() else [path]
 
 
 @functools.cache
 def _method_code(method: str) -> str:
     """Return a hash of the files that define a method and its parts; they need not be ours."""
-    return _source({Path(inspect.getfile(type(part))) for part in parts_of(parse_method(method))})
+    return source_hash({Path(inspect.getfile(type(part))) for part in parts_of(parse_method(method))})
 
 
-def _source(files: Iterable[Path]) -> str:
+def source_hash(files: Iterable[Path]) -> str:
+    """Return a short hash of the names and contents of files."""
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -108,18 +107,15 @@ def method_read(spec: CellSpec) -> dict[str, str]:
     return _known([str(value) for value in values if isinstance(value, str | Path) and Path(value).is_file()])
 
 
-def data_read(spec: CellSpec, named: Any) -> dict[str, str]:
+def data_read(named: Any) -> dict[str, str]:
     """Return a digest of each local file or folder among the names of a cell's dataset.
 
     Parameters
     ----------
-    spec
-        The cell.
     named
         Texts, or lists and mappings of them; what is no existing path does not count.
     """
-    own = [prepared_folder() / name for name in (DOCUMENTS, VIDEOS)] if "tgif" in spec.task.casefold() else []
-    return _known([str(path.absolute()) for path in [*map(Path, _texts(named)), *own] if path.exists()])
+    return _known([str(path.absolute()) for path in map(Path, _texts(named)) if path.exists()])
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -231,7 +227,7 @@ def code_changed(cell: Cell) -> list[str]:
 
 def packages_changed(cell: Cell) -> list[str]:
     """Return the packages whose installed version is another one than that which made a cell."""
-    names = ("torch", "transformers", "lmms-eval", "ms-vlmeval")
+    names = ("torch", "transformers", find_harness(cell.spec.harness).package)
     return [
         f"{name} {cell.environment[name]} (now {installed(name)})"
         for name in names

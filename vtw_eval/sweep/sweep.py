@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtw_eval.model_adapters.lmms.names import resolve
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.store import Entry, Store, describe
 from vtw_eval.sweep.check import check_cells
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.local import run_local
-from vtw_eval.sweep.plan import Plan, PlanError, select
+from vtw_eval.sweep.plan import Plan, PlanError, resolve, select
 from vtw_eval.sweep.provenance import code_changed, inputs_changed, packages_changed
 from vtw_eval.sweep.schedule import Watcher, worker_count
 
