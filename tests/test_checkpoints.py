@@ -12,16 +12,17 @@ import torch
 from typer.testing import CliRunner
 
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.checkpoints import CHECKPOINT, EMBEDDED, checkpoint
+from vtw_eval.checkpoints import CHECKPOINT, EMBEDDED, KNOWN, checkpoint, is_llava_1_5, known
 from vtw_eval.cli import app
 from vtw_eval.cost.bench.run import Bench
 from vtw_eval.cost.bench.subject import load_subject
-from vtw_eval.cost.presets import get_geometry
+from vtw_eval.cost.presets import PRESETS, get_geometry
 from vtw_eval.methods.dyvte import train as train_gates
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.loading import family_of, load
 from vtw_eval.models.options import parse_options
 from vtw_eval.models.runner import Runner
+from vtw_eval.sweep.plan import find_plan, presets, read_plan
 from vtw_eval.sweep.provenance import digest_of
 
 CPU = torch.device("cpu")
@@ -121,3 +122,37 @@ def test_gates_are_trained_on_it_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 0, done.output
     assert "gates for shapes, 1 steps" in done.output
     assert opened[0].config._name_or_path == str(CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "LLaVA-1.5-7B"),
+        ("liuhaotian/llava-v1.5-13b", "LLaVA-1.5-13B"),
+        ("/data/LLaVA-v1.6-Vicuna-7B-hf/", "LLaVA-NeXT-7B"),
+        ("LanguageBind/Video-LLaVA-7B", "Video-LLaVA-7B"),
+        ("checkpoints/llava-1.5-7b-lora", "LLaVA-1.5-7B"),
+        ("Qwen/Qwen2-VL-7B-Instruct", "Qwen2-VL-7B"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", None),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", None),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", None),
+        ("OpenGVLab/InternVL2_5-4B", None),
+        ("shapes", None),
+    ],
+)
+def test_the_papers_checkpoints_are_known_by_their_names(name: str, expected: str | None) -> None:
+    entry = known(name)
+    assert (entry and entry.name) == expected
+
+
+def test_the_facts_of_a_checkpoint_fit_what_the_rooms_have() -> None:
+    for entry in KNOWN:
+        assert [known(hub) for hub in entry.hub] == [entry] * len(entry.hub)
+        assert entry.adapter in ADAPTERS and entry.geometry in PRESETS
+        assert entry.k is None or 0 < entry.k < PRESETS[entry.geometry].layers
+    in_presets = {model.pretrained for name in presets() for model in read_plan(find_plan(name)).models}
+    assert in_presets - {EMBEDDED} <= {entry.hub[0] for entry in KNOWN}
+
+
+def test_any_llava_1_5_is_one() -> None:
+    assert is_llava_1_5("llava-hf/bakLlava-v1.5-34b") and not is_llava_1_5("llava-hf/llava-v1.6-vicuna-7b-hf")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vtw_eval.runtime import device_name, environment_line, is_out_of_memory, parse_dtype, pick_device
+from vtw_eval.versions import installed
 
 
 @pytest.mark.parametrize(
@@ -52,5 +53,5 @@ def test_number_types() -> None:
 
 
 def test_one_line_tells_what_computes() -> None:
-    assert torch.__version__ in environment_line() and "\n" not in environment_line()
+    assert f"torch {installed('torch')}" in environment_line() and "\n" not in environment_line()
     assert device_name(torch.device("cpu")).startswith("cpu: ")

@@ -83,7 +83,7 @@ def engine_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-_ENGINE = ("anatomy.py", "engine", "methods", "verify")
+_ENGINE = ("anatomy.py", "checkpoints.py", "engine", "methods", "verify")
 
 
 def environment() -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 
+from vtw_eval.checkpoints import known
 from vtw_eval.cost import Geometry, get_geometry
 from vtw_eval.cost.dry_run import tokens_per_layer
 from vtw_eval.cost.profiler import profiler_prefill_flops
@@ -16,17 +16,6 @@ TEXT_TOKENS = 66
 """Of a prompt: the mean of LLaVA-1.5 on MME (VTW, Table 2)."""
 _SHAPES_TEXT = 25
 """The embedded model has no system prompt."""
-
-_KNOWN = (
-    (r"llava-1\.5-7b|llava-v1\.5-7b", "llava-1.5-7b"),
-    (r"llava-1\.5-13b|llava-v1\.5-13b", "llava-1.5-13b"),
-    (r"llava-v1\.6-vicuna-7b", "llava-next-7b"),
-    (r"video-llava-7b", "video-llava-7b"),
-    (r"qwen2-vl-2b", "qwen2-vl-2b"),
-    (r"qwen2-vl-7b", "qwen2-vl-7b"),
-    (r"internvl2-4b", "internvl2-4b"),
-)
-"""Pattern of a Hub id and the geometry that is known for it."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +62,10 @@ def _estimate(pretrained: str, method: str) -> Estimate | None:
     return Estimate(own, own / full)
 
 
-def is_known(pretrained: str) -> bool:
-    """Return whether a name is that of a checkpoint of the papers."""
-    return _preset(pretrained) is not None
-
-
-def _preset(pretrained: str) -> str | None:
-    return next((name for pattern, name in _KNOWN if re.search(pattern, pretrained, re.IGNORECASE)), None)
-
-
 @cache
 def _geometry(pretrained: str) -> Geometry | None:
+    entry = known(pretrained)
     try:
-        return get_geometry(_preset(pretrained) or pretrained)
+        return get_geometry(pretrained if entry is None else entry.geometry)
     except ValueError:
         return None
