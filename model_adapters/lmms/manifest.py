@@ -5,16 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtw_eval.importing import importing
+from vtw_eval.models.adapters import ADAPTERS
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
-
-_CLASSES = {
-    "llava_vtw": "LlavaVTW",
-    "qwen2vl_vtw": "Qwen2VLVTW",
-    "internvl_vtw": "InternVLVTW",
-    "video_llava_vtw": "VideoLlavaVTW",
-}
 
 
 def manifests() -> list[ModelManifest]:
@@ -25,6 +19,10 @@ def manifests() -> list[ModelManifest]:
 
     module = "vtw_eval.model_adapters.lmms.models"
     return [
-        ModelManifest(name, chat_class_path=f"{module}.{cls}", simple_class_path=f"{module}.{cls}Simple")
-        for name, cls in _CLASSES.items()
+        ModelManifest(
+            name,
+            chat_class_path=f"{module}.{adapter.class_name}",
+            simple_class_path=f"{module}.{adapter.class_name}Simple",
+        )
+        for name, adapter in ADAPTERS.items()
     ]

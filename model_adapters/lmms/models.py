@@ -1,4 +1,4 @@
-"""lmms-eval's model classes: one per adapter and protocol, all of them thin."""
+"""lmms-eval's model classes, all of them thin: one for each adapter and protocol, made from the table."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from vtw_eval.media import Found, Media, inspected, noting_damage, once
 from vtw_eval.model_adapters.lmms.picture_marks import AtMarks
+from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.failures import DocumentError, Failures, naming
 from vtw_eval.models.family import Family, Prompt
 from vtw_eval.models.runner import Answer, Request, Runner
 from vtw_eval.record.costs import SampleCosts, mean_costs
+from vtw_eval.runtime import pick_device
 
 Made = TypeVar("Made")
 
@@ -79,9 +81,7 @@ class VTWModel(lmms):
             self.runner.refuse_search("several processes, each with other documents")
 
     def _choose_device(self, asked: str | None) -> torch.device:
-        if asked in (None, "None"):
-            asked = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(str(asked))
+        device = pick_device(asked)
         if device.type == "cuda" and (device.index is None or self._world_size > 1):
             return torch.device("cuda", self.accelerator.local_process_index)
         return device
@@ -302,49 +302,23 @@ def _result(answer: Answer) -> GenerationResult:
     return GenerationResult(text=answer.text, token_counts=counts)
 
 
-class LlavaVTW(VTWModel):
-    """``llava_vtw``."""
+@functools.cache
+def model_class(adapter: str, *, simple: bool = False) -> type[VTWModel]:
+    """Return the class of an adapter under the chat protocol, or under the simple one.
 
-    adapter = "llava_vtw"
-
-
-class LlavaVTWSimple(SimpleVTWModel):
-    """``llava_vtw --force_simple``."""
-
-    adapter = "llava_vtw"
-
-
-class Qwen2VLVTW(VTWModel):
-    """``qwen2vl_vtw``."""
-
-    adapter = "qwen2vl_vtw"
+    Parameters
+    ----------
+    adapter
+        A key of :data:`vtw_eval.models.adapters.ADAPTERS`.
+    simple
+        Which protocol.
+    """
+    base, ending = (SimpleVTWModel, "Simple") if simple else (VTWModel, "")
+    about = {"adapter": adapter, "__module__": __name__, "__doc__": f"``{adapter}``{' --force_simple' * simple}."}
+    return type(f"{ADAPTERS[adapter].class_name}{ending}", (base,), about)
 
 
-class Qwen2VLVTWSimple(SimpleVTWModel):
-    """``qwen2vl_vtw --force_simple``."""
-
-    adapter = "qwen2vl_vtw"
-
-
-class InternVLVTW(VTWModel):
-    """``internvl_vtw``."""
-
-    adapter = "internvl_vtw"
-
-
-class InternVLVTWSimple(SimpleVTWModel):
-    """``internvl_vtw --force_simple``."""
-
-    adapter = "internvl_vtw"
-
-
-class VideoLlavaVTW(VTWModel):
-    """``video_llava_vtw``."""
-
-    adapter = "video_llava_vtw"
-
-
-class VideoLlavaVTWSimple(SimpleVTWModel):
-    """``video_llava_vtw --force_simple``."""
-
-    adapter = "video_llava_vtw"
+# lmms-eval imports a class by the module and the name in the manifest.
+globals().update(
+    {cls.__name__: cls for name in ADAPTERS for cls in (model_class(name), model_class(name, simple=True))}
+)

@@ -71,20 +71,18 @@ def search_task(
         from lmms_eval.tasks import TaskManager
         from lmms_eval.utils import simple_parse_args_string
 
-        from vtw_eval.model_adapters.lmms import models as lmms_models
         from vtw_eval.model_adapters.lmms.cli import tasks_folder
         from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
+        from vtw_eval.model_adapters.lmms.models import model_class
 
         check_touch_points(["lmms-eval"])
-    chat = [cls for cls in lmms_models.VTWModel.__subclasses__() if cls is not lmms_models.SimpleVTWModel]
-    classes = {cls.adapter: cls for cls in chat}
-    if adapter not in classes:
+    if adapter not in ADAPTERS:
         raise ValueError(f"unknown adapter {adapter!r}. Valid: {', '.join(ADAPTERS)}.")
     manager = TaskManager("WARNING", include_path=[str(tasks_folder())], model_name=adapter)
     if task not in manager.all_tasks:
         raise ValueError(f"unknown task {task!r}: lmms_eval --tasks list shows all.")
 
-    class Collector(classes[adapter]):  # type: ignore[misc, valid-type]
+    class Collector(model_class(adapter)):  # type: ignore[misc]
         def generate_until(self, requests: list[Any]) -> list[Any]:
             raise _CollectedError([self._request(request) for request in requests])
 

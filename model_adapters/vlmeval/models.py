@@ -1,13 +1,12 @@
-"""VLMEvalKit's model classes: one per adapter, all of them thin."""
+"""VLMEvalKit's model classes, all of them thin: one for each adapter, made from the table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from vlmeval.smp import get_logger
 from vlmeval.vlm.base import BaseModel
 
@@ -15,9 +14,11 @@ from vtw_eval.media import once
 from vtw_eval.model_adapters.vlmeval.adapters import KIT_ADAPTERS
 from vtw_eval.model_adapters.vlmeval.pictures import TablePictures
 from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, Part, Question, kit_family
+from vtw_eval.models.adapters import Adapter
 from vtw_eval.models.family import Family, Prompt
 from vtw_eval.models.options import parse_options
 from vtw_eval.models.runner import Request, Runner
+from vtw_eval.runtime import pick_device
 
 
 class CostedAnswer(str):
@@ -62,11 +63,10 @@ class VTWKitModel(BaseModel):
 
     Parameters
     ----------
-    use_vllm
-        Passed by the kit to models by their names; must be false.
     arguments
         Options of the adapter and parameters of the method by name, for instance ``pretrained="...", method="vtw",
-        k=16``. ``model_path`` is another name of ``pretrained``.
+        k=16``. ``model_path`` is another name of ``pretrained``; ``use_vllm``, which the kit passes to models by their
+        names, must be false.
 
     Raises
     ------
@@ -75,23 +75,23 @@ class VTWKitModel(BaseModel):
     """
 
     adapter: ClassVar[str]
-    INTERLEAVE = True
 
-    def __init__(self, *, use_vllm: bool = False, **arguments: Any) -> None:
+    def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        if use_vllm:
+        if arguments.pop("use_vllm", False):
             raise ValueError("--use-vllm is not possible: methods hook the layers of transformers models.")
         check_arguments(self.adapter, arguments)
         self.runner = Runner(
             self.adapter,
             named_pretrained(arguments),
             simple=False,
-            device=_device(arguments.get("device")),
+            device=pick_device(arguments.get("device")),
             log=get_logger("vtw_eval").info,
             warn=get_logger("vtw_eval").warning,
             adapters=KIT_ADAPTERS,
         )
         self.VIDEO_LLM = self.family.takes_video
+        self.INTERLEAVE = self.family.interleaves
         self.pictures: TablePictures | None = None
         """Stands before the image dataset that is asked about."""
         self.reset_frames()
@@ -161,38 +161,18 @@ class VTWKitModel(BaseModel):
         return {"prediction": answer.text, "extra_records": costs}
 
 
-def _device(asked: Any) -> torch.device:
-    if asked in (None, "None"):
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(str(asked))
-
-
 def _name(question: Question) -> str:
     words = " ".join(" ".join(question.values("text")).split())
     media = [part["value"].rsplit("/", 1)[-1] for part in question.parts if part["type"] != "text"]
     return f"{question.dataset or 'a message'}: {' '.join(media[:1])} {words[:60]!r}"
 
 
-class LlavaVTW(VTWKitModel):
-    """``llava_vtw``."""
-
-    adapter = "llava_vtw"
-
-
-class Qwen2VLVTW(VTWKitModel):
-    """``qwen2vl_vtw``."""
-
-    adapter = "qwen2vl_vtw"
+def _class(name: str, adapter: Adapter) -> type[VTWKitModel]:
+    about = {"adapter": name, "__module__": __name__, "__doc__": f"``{name}``."}
+    return type(adapter.class_name, (VTWKitModel,), about)
 
 
-class InternVLVTW(VTWKitModel):
-    """``internvl_vtw``."""
+CLASSES: Mapping[str, type[VTWKitModel]] = {name: _class(name, adapter) for name, adapter in KIT_ADAPTERS.items()}
+"""Class of each adapter."""
 
-    adapter = "internvl_vtw"
-
-
-class VideoLlavaVTW(VTWKitModel):
-    """``video_llava_vtw``."""
-
-    adapter = "video_llava_vtw"
-    INTERLEAVE = False
+globals().update({cls.__name__: cls for cls in CLASSES.values()})  # as modules of the kit hold theirs

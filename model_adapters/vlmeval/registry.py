@@ -7,22 +7,16 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from vtw_eval.model_adapters.vlmeval import models
-from vtw_eval.model_adapters.vlmeval.models import VTWKitModel
-
-CLASSES: Mapping[str, Any] = {
-    cls.adapter: cls for cls in (models.LlavaVTW, models.Qwen2VLVTW, models.InternVLVTW, models.VideoLlavaVTW)
-}
-"""Class of each adapter."""
+from vtw_eval.checkpoints import KNOWN
+from vtw_eval.model_adapters.vlmeval.models import CLASSES, VTWKitModel
 
 CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "LLaVA-1.5-7B": ("llava_vtw", {"pretrained": "llava-hf/llava-1.5-7b-hf"}),
-    "LLaVA-1.5-13B": ("llava_vtw", {"pretrained": "llava-hf/llava-1.5-13b-hf"}),
-    "LLaVA-NeXT-7B": ("llava_vtw", {"pretrained": "llava-hf/llava-v1.6-vicuna-7b-hf"}),
-    "Video-LLaVA-7B": ("video_llava_vtw", {"pretrained": "LanguageBind/Video-LLaVA-7B-hf"}),
-    "Qwen2-VL-2B": ("qwen2vl_vtw", {"pretrained": "Qwen/Qwen2-VL-2B-Instruct"}),
-    # The only released code of this checkpoint is its own, which the kit's entry runs too.
-    "InternVL2-4B": ("internvl_vtw", {"pretrained": "OpenGVLab/InternVL2-4B", "trust_remote_code": True}),
+    entry.name: (
+        entry.adapter,
+        {"pretrained": entry.hub[0], **({"trust_remote_code": True} if entry.trust_remote_code else {})},
+    )
+    for entry in KNOWN
+    if entry.k is not None
 }
 """Adapter and arguments of the checkpoints that the VTW paper reports."""
 

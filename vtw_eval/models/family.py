@@ -147,6 +147,9 @@ class Family(ABC, Generic[AnyOptions]):
         Whether prompts follow lmms-eval's "simple" protocol instead of "chat".
     """
 
+    options_class: ClassVar[type[Options]]
+    """Type of the adapter's options."""
+
     model_types: ClassVar[frozenset[str]]
     """``config.model_type`` of the checkpoints."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -40,6 +40,7 @@ def middles(count: int, total: int) -> list[int]:
 class InternVL(Family[InternVLOptions]):
     """The ``-hf`` checkpoints of OpenGVLab."""
 
+    options_class: ClassVar[type[Options]] = InternVLOptions
     model_types = frozenset({"internvl"})
 
     def encode(self, prompts: Sequence[Prompt]) -> Encoded:
@@ -62,3 +63,6 @@ class InternVL(Family[InternVLOptions]):
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Decode without cleaning up spaces."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+FAMILY = InternVL

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from vtw_eval.media import PALETTE, Visual
 from vtw_eval.models.family import Encoded, Family, Message, Prompt
 from vtw_eval.models.internvl import InternVLOptions
+from vtw_eval.models.options import Options
 from vtw_eval.models.video import notes_on, read_clips, reader_of
 
 MEAN = (0.485, 0.456, 0.406)
@@ -70,6 +71,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Tensor:
 class InternVLRemote(Family[InternVLOptions]):
     """Checkpoints of ``model_type`` "internvl_chat"; the processor is their tokenizer."""
 
+    options_class: ClassVar[type[Options]] = InternVLOptions
     model_types = frozenset({"internvl_chat"})
     auto_class = "AutoModel"
     processor_class = "AutoTokenizer"
@@ -188,3 +190,6 @@ class InternVLRemote(Family[InternVLOptions]):
         """Keep the first turn."""
         answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [answer.split(self.separator)[0].strip() for answer in answers]
+
+
+FAMILY = InternVLRemote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from vtw_eval.media import is_video
 from vtw_eval.models.family import (
@@ -46,6 +46,7 @@ class LlavaOptions(Options):
 class Llava(Family[LlavaOptions]):
     """Checkpoints of the ``llava-hf`` organisation and of their format."""
 
+    options_class: ClassVar[type[Options]] = LlavaOptions
     model_types = frozenset({"llava", "llava_next", "llava_onevision"})
 
     @property
@@ -95,3 +96,6 @@ class Llava(Family[LlavaOptions]):
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``llava_hf``."""
         return greedy_unless_asked(generation, 1024, self.stop_ids, self.options.use_cache)
+
+
+FAMILY = Llava

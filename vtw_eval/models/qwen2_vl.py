@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -190,6 +190,7 @@ def even(frames: int, fps: float) -> dict[str, Any]:
 class Qwen2VL(Family[QwenOptions]):
     """Checkpoints of Qwen2-VL and Qwen2.5-VL."""
 
+    options_class: ClassVar[type[Options]] = QwenOptions
     model_types = frozenset({"qwen2_vl", "qwen2_5_vl"})
 
     def __post_init__(self) -> None:
@@ -341,3 +342,6 @@ class Qwen2VL(Family[QwenOptions]):
             for term in filter(None, until):
                 answers = [answer.split(term)[0] for answer in answers]
         return [answer.strip() for answer in answers] if self.recipe.strip else answers
+
+
+FAMILY = Qwen2VL

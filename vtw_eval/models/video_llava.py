@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ class VideoLlavaOptions(Options):
 class VideoLlava(Family[VideoLlavaOptions]):
     """The Video-LLaVA checkpoint in transformers format; it has no chat template."""
 
+    options_class: ClassVar[type[Options]] = VideoLlavaOptions
     model_types = frozenset({"video_llava"})
 
     @property
@@ -84,3 +85,6 @@ class VideoLlava(Family[VideoLlavaOptions]):
         """Keep what follows the last turn mark that the model may have made itself."""
         answers = self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [answer.split("ASSISTANT:")[-1].strip() for answer in answers]
+
+
+FAMILY = VideoLlava

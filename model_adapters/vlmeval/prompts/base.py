@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import pandas as pd
 from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
@@ -98,6 +95,9 @@ class KitFamily(ABC):
     longest_answer: ClassVar[int] = 2048
     """Tokens of the longest answer."""
 
+    interleaves: ClassVar[bool] = True
+    """Whether the kit shows texts and media in the order of its dataset; otherwise its first image and all texts."""
+
     model: Any
     tokenizer: Any
     options: Any
@@ -185,33 +185,3 @@ def images_and_videos(prompts: Sequence[Prompt], frames: Callable[[Clip], Any]) 
 def dataset_type(dataset: str) -> str:
     """Return the kit's type of a dataset, such as "MCQ", "Y/N" or "VQA"."""
     return DATASET_TYPE(dataset)
-
-
-def is_chinese(text: str) -> bool:
-    """Tell whether a text has Chinese characters."""
-    return re.search("[\u4e00-\u9fff]", text) is not None
-
-
-def choices(row: Row) -> dict[str, str]:
-    """Return the options of a row by their letters."""
-    return {letter: row[letter] for letter in string.ascii_uppercase if letter in row and not pd.isna(row[letter])}
-
-
-def hint(row: Row) -> str | None:
-    """Return the hint of a row, if it has one."""
-    return None if "hint" not in row or pd.isna(row["hint"]) else str(row["hint"])
-
-
-def direct_choice(row: Row) -> str:
-    """Word a multiple-choice question as the kit's LLaVA and InternVL classes do."""
-    lines = [hint(row), row["question"], *(f"{letter}. {text}" for letter, text in choices(row).items())]
-    text = "\n".join(str(line) for line in lines if line is not None)
-    if choices(row):
-        english = "Answer with the option's letter from the given choices directly."
-        return f"{text}\n{'请直接回答选项字母。' if is_chinese(text) else english}"
-    return f"{text}\n{'请直接回答问题。' if is_chinese(text) else 'Answer the question directly.'}"
-
-
-def images_and_text(images: Sequence[str], text: str) -> list[dict[str, str]]:
-    """Return a message that shows images before a text."""
-    return [*({"type": "image", "value": image} for image in images), {"type": "text", "value": text}]

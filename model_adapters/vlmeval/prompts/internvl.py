@@ -6,13 +6,14 @@ through their own chat template.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from vlmeval.vlm.internvl import InternVLChat
+from vlmeval.vlm.internvl.utils import build_video_prompt, reorganize_prompt
 
 from vtw_eval.model_adapters.vlmeval.prompts.base import (
     KitFamily,
@@ -21,36 +22,10 @@ from vtw_eval.model_adapters.vlmeval.prompts.base import (
     Question,
     Row,
     dataset_type,
-    direct_choice,
 )
 from vtw_eval.models.family import Encoded, Prompt, all_images
 from vtw_eval.models.internvl import InternVL, InternVLOptions, middles
-from vtw_eval.models.internvl_remote import MARK, InternVLRemote
 from vtw_eval.models.video import Clip, notes_on, read_clip
-
-TILES: Mapping[int, tuple[str, ...]] = {
-    12: ("ChartQA_TEST", "MMMU_DEV_VAL", "MMMU_TEST", "MME-RealWorld", "VCR_EN", "VCR_ZH", "OCRVQA", "BMMR"),
-    18: ("DocVQA_VAL", "DocVQA_TEST", "DUDE", "MMLongBench_DOC", "SLIDEVQA"),
-    24: ("InfoVQA_VAL", "InfoVQA_TEST", "OCRBench", "HRBench4K", "HRBench8K"),
-}
-"""Most tiles per image, and the parts of the names of the datasets that get them; six for the others."""
-
-ALL_TILES = 64
-"""Most tiles of all images of a question."""
-
-DATASET_WORDED = (
-    *("MMDU", "MME-RealWorld", "WeMath_COT", "MMAlignBench", "ChartQAPro", "ChartMuseum"),
-    *("MMSIVideo_U50", "MMSIVideo_SC", "SSI_Bench"),
-)
-"""Parts of the names of image datasets that keep their own prompt."""
-
-QUESTION_ONLY = (
-    *("MathVerse", "MathVista", "MathVision", "VCR", "MTVQA", "MMVet", "MMDU", "CRPE", "MIA-Bench", "MM-Math"),
-    *("DynaMath", "QSpatial", "WeMath", "LogicVista", "MM-IFEval", "ChartMimic", "MMReason"),
-)
-"""Parts of the names of open datasets whose questions get no hint at the form of the answer."""
-
-SINGLE_WORD = "Answer the question using a single word or phrase."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,41 +45,41 @@ class InternVLKitOptions(KitOptions, InternVLOptions):
     use_custom_prompt: bool = True
 
 
+class _Words(InternVLChat):
+    """The kit's class without its model: how it words questions, and into how many tiles it cuts images.
+
+    Parameters
+    ----------
+    use_custom_prompt
+        See :class:`InternVLKitOptions`.
+    images
+        Paths of the images of a question.
+    """
+
+    def __init__(self, use_custom_prompt: bool = True, images: Sequence[str] = ()) -> None:
+        # The kit's own would load a model.
+        self._use_custom_prompt = use_custom_prompt
+        self.use_mpo_prompt = self.use_cot = False
+        self.cot_prompt = None
+        self.kwargs: dict[str, Any] = {}
+        self._images = list(images)
+
+    def dump_image(self, line: Row, dataset: str) -> list[str]:
+        """Return the paths of the images, which are written."""
+        return self._images
+
+
 def most_tiles(dataset: str | None, images: int) -> int:
     """Return the largest number of tiles per image of a question."""
-    name = dataset or ""
-    of_each = next((most for most, parts in TILES.items() if any(part in name for part in parts)), 6)
-    return max(1, min(of_each, ALL_TILES // max(1, images)))
+    words = _Words()
+    words.set_max_num(dataset)
+    return max(1, min(words.max_num, words.total_max_num // max(1, images)))
 
 
 def marked_text(question: Question) -> str:
     """Return the texts with a mark for each image: before them, numbered where there are several."""
-    texts = question.values("text")
-    count = len(question.values("image"))
-    if count == 1:
-        text = "<image>\n" + "\n".join(texts)
-    else:
-        text, shown = "", 0
-        for part in question.parts:
-            shown += part["type"] == "image"
-            text += part["value"] if part["type"] == "text" else f"<Image-{shown}>"
-        marks = "".join(f"<Image-{i}>" for i in range(1, count + 1))
-        text = "".join(f"Image-{i}: <image>\n" for i in range(1, count + 1)) + text
-        text = text.replace(marks, "") if marks else text
-    return of_frames(text, question.dataset) if question.of_video else text
-
-
-def of_frames(text: str, dataset: str | None) -> str:
-    """Reword a prompt whose images are frames of a video."""
-    for start in range(1, 65, 8):
-        text = text.replace("".join(f"<Image-{i}>" for i in range(start, start + 8)), "")
-    text = re.sub(r"Image-(?=[1-9])", "Frame-", text)
-    name = dataset or ""
-    if "MMBench-Video" in name:
-        return text.replace("\nAnswer:", "")
-    if "Video-MME" in name or "WorldSense" in name:
-        return text.replace("\nAnswer:", "") + "\nAnswer with the option's letter from the given choices directly."
-    return text.replace("Best option:(", "") if "MVBench" in name else text
+    text = reorganize_prompt(question.parts, len(question.values("image")), dataset=question.dataset)
+    return build_video_prompt(text, question.dataset) if question.of_video else text
 
 
 class InternVLPrompts(KitFamily):
@@ -114,33 +89,13 @@ class InternVLPrompts(KitFamily):
     options: InternVLKitOptions
 
     def has_own_prompt(self, dataset: str) -> bool:
-        """All image datasets but a few, and but those about screens, whose prompts need the kit's templates."""
-        if not self.options.use_custom_prompt or any(part in dataset for part in DATASET_WORDED):
-            return False
-        kind = dataset_type(dataset)
-        return kind != "GUI" and not (kind == "MCQ" and "LEGO" in dataset) and not Question([], dataset).of_video
+        """As the kit's class decides, but for questions about screens, whose answers it converts too."""
+        words = _Words(self.options.use_custom_prompt)
+        return dataset_type(dataset) != "GUI" and words.use_custom_prompt(dataset)
 
     def own_prompt(self, row: Row, dataset: str, images: Sequence[str]) -> list[dict[str, str]]:
         """Put the question, with its options or the form of its answer, before the images."""
-        text = [{"type": "text", "value": self._words(row, dataset)}]
-        return [*text, *({"type": "image", "value": image} for image in images)]
-
-    def _words(self, row: Row, dataset: str) -> str:
-        kind, question = dataset_type(dataset), str(row["question"])
-        if kind == "MCQ":
-            return direct_choice(row)
-        if kind == "Y/N":
-            if "MME" in dataset:
-                return f"{question} {SINGLE_WORD}"
-            yes_or_no = any(part in dataset for part in ("HallusionBench", "AMBER"))
-            return f"{question} Please answer yes or no. {SINGLE_WORD}" if yes_or_no else question
-        if kind != "VQA":
-            return question
-        if any(part in dataset for part in ("LLaVABench", "WildVision")):
-            return f"{question}\nAnswer this question in detail."
-        if "MathVerse" in dataset:
-            question = question.replace("please directly answer the question and", "please")
-        return question if any(part in dataset for part in QUESTION_ONLY) else f"{question}\n{SINGLE_WORD}"
+        return _Words(images=images).build_prompt(row, dataset)
 
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return texts, images and the most tiles for each; a video's file becomes frames, one tile each."""
@@ -153,7 +108,7 @@ class InternVLPrompts(KitFamily):
             first = images[0]
             images[0] = first.resize((2 * first.width, 2 * first.height), Image.Resampling.BILINEAR)
         of_video = bool(frames) or question.of_video
-        tiles = 1 if of_video else self.options.max_patches or most_tiles(dataset, len(images))
+        tiles = 1 if of_video else self.options.max_patches or most_tiles(question.dataset, len(images))
         return KitPrompt(
             self.text_of(marked_text(question), len(images)),
             tuple(images),
@@ -182,6 +137,7 @@ class InternVLPrompts(KitFamily):
 class InternVLKit(InternVLPrompts, InternVL):
     """The ``-hf`` checkpoints under VLMEvalKit."""
 
+    options_class = InternVLKitOptions
     options: InternVLKitOptions
 
     def text_of(self, marked: str, count: int) -> str:
@@ -206,26 +162,4 @@ class InternVLKit(InternVLPrompts, InternVL):
         return [answer.strip() for answer in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-class InternVLRemoteKit(InternVLPrompts, InternVLRemote):
-    """The checkpoints with remote code under VLMEvalKit."""
-
-    options: InternVLKitOptions
-
-    @property
-    def stop_ids(self) -> dict[str, Any]:
-        """The end of a turn, as in the remote code's ``chat``."""
-        return super(KitFamily, self).stop_ids
-
-    def text_of(self, marked: str, count: int) -> str:
-        """Fill in the checkpoint's conversation template."""
-        text = marked.replace("<image>", MARK, count)
-        return self.render([{"role": "user", "content": [{"type": "text", "text": text}]}])
-
-    def most_tiles(self, prompt: Prompt) -> int:
-        """As the prompt says."""
-        return prompt.tiles if isinstance(prompt, KitPrompt) else super().most_tiles(prompt)
-
-    def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
-        """Greedy, at most 4096 tokens; the remote code always decodes with a cache."""
-        arguments = super().generation(generation)
-        return {name: value for name, value in arguments.items() if name != "use_cache"}
+FAMILY = InternVLKit

@@ -6,7 +6,6 @@ LLaVA-NeXT and interleaved LLaVA in transformers format, and ``LLaVA_OneVision_H
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from vlmeval.vlm.internvl.utils import build_multi_choice_prompt
 
+from vtw_eval.checkpoints import is_llava_1_5
 from vtw_eval.model_adapters.vlmeval.prompts.base import (
     KitFamily,
     KitOptions,
@@ -22,8 +23,6 @@ from vtw_eval.model_adapters.vlmeval.prompts.base import (
     Question,
     Row,
     dataset_type,
-    direct_choice,
-    images_and_text,
     images_and_videos,
 )
 from vtw_eval.models.family import Encoded, Prompt
@@ -37,9 +36,6 @@ VICUNA_SYSTEM = (
     "and polite answers to the human's questions. "
 )
 """System text of the kit's ``LLaVA``; lmms-eval's differs in one word ("user" for "human")."""
-
-LLAVA_1_5 = re.compile(r"llava-v?1\.5", re.IGNORECASE)
-"""Names of the checkpoints that the kit opens with ``LLaVA``."""
 
 TURN_ENDS = ("[/INST]", "ASSISTANT:", "assistant\n", "<|end_header_id|>\n\n")
 """What stands before an answer in the templates of LLaVA-NeXT; the kit's ``LLaVA_Next`` cuts answers there."""
@@ -86,12 +82,13 @@ def one_per_second(most: int | None) -> Any:
 class LlavaKit(KitFamily, Llava):
     """Checkpoints of the ``llava-hf`` organisation and of their format, under VLMEvalKit."""
 
+    options_class = LlavaKitOptions
     options: LlavaKitOptions
 
     @property
     def conversation(self) -> Conversation:
         """How a checkpoint of type "llava" is prompted."""
-        by_name: Conversation = "llava_v1" if LLAVA_1_5.search(self.options.pretrained) else "template"
+        by_name: Conversation = "llava_v1" if is_llava_1_5(self.options.pretrained) else "template"
         return self.options.conversation or by_name
 
     @property
@@ -114,8 +111,9 @@ class LlavaKit(KitFamily, Llava):
         return self.model_type != "llava_onevision" and dataset_type(dataset) == "MCQ"
 
     def own_prompt(self, row: Row, dataset: str, images: Sequence[str]) -> list[dict[str, str]]:
-        """Show the images, then question and options."""
-        return images_and_text(images, direct_choice(row))
+        """Show the images, then question and options, in words that the kit's classes share."""
+        text = {"type": "text", "value": build_multi_choice_prompt(row, dataset)}
+        return [*({"type": "image", "value": image} for image in images), text]
 
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return the prompt as the kit's class for the checkpoint builds it."""
@@ -184,3 +182,6 @@ def first_turn(answer: str, turn: str | None) -> str:
         answer = answer.split(turn)[0].strip()
     end = next((mark for mark in ("</s>", "<|im_end|>", "<|eot_id|>") if mark in answer), None)
     return (answer if end is None else answer.split(end)[0]).strip().replace("<unk>", "")
+
+
+FAMILY = LlavaKit

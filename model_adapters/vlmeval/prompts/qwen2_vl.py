@@ -8,20 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
 
 from vtw_eval.media import once, open_pictures, strictly
-from vtw_eval.model_adapters.vlmeval.prompts.base import (
-    KitFamily,
-    KitOptions,
-    KitPrompt,
-    Question,
-    Row,
-    choices,
-    dataset_type,
-    hint,
-    images_and_text,
-    is_chinese,
-)
+from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitOptions, KitPrompt, Question, Row
 from vtw_eval.models.family import Encoded, Family, Message, Prompt, all_images
 from vtw_eval.models.qwen2_vl import Qwen2VL, QwenOptions, fetch
 from vtw_eval.models.video import Choose, notes_on, read_clip, reader_of
@@ -31,9 +21,6 @@ PIXELS = (1280 * 28 * 28, 16384 * 28 * 28)
 """Smallest and largest area of an image in the kit's entries for these checkpoints."""
 
 OCRBENCH_MIN_PIXELS = 10 * 10 * 28 * 28
-
-OWN_VQA_PROMPT = frozenset({"MMVet", "ChartQAPro", "ChartQAPro_CoT", "ChartQAPro_PoT", "ChartMuseum"})
-"""Open datasets that the kit's class asks in their own words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +52,7 @@ class QwenKitOptions(KitOptions, QwenOptions):
 class Qwen2VLKit(KitFamily, Qwen2VL):
     """Checkpoints of Qwen2-VL and Qwen2.5-VL under VLMEvalKit."""
 
+    options_class = QwenKitOptions
     options: QwenKitOptions
 
     @classmethod
@@ -92,28 +80,20 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         return self.options.max_num_frames, self.options.fps
 
     def has_own_prompt(self, dataset: str) -> bool:
-        """Multiple choice, most open questions, and two sets of yes-or-no questions."""
+        """As the kit's class decides."""
         asked = self.options.use_custom_prompt
-        if not (self.model_type == "qwen2_vl" if asked is None else asked):
-            return False
-        kind = dataset_type(dataset)
-        return (
-            dataset in {"MMMU_DEV_VAL", "MMMU_TEST"}
-            or (kind == "MCQ" and "LEGO" not in dataset)
-            or (kind == "Y/N" and dataset in {"HallusionBench", "POPE"})
-            or (kind == "VQA" and dataset not in OWN_VQA_PROMPT)
-        )
+        return self._words(self.model_type == "qwen2_vl" if asked is None else asked).use_custom_prompt(dataset)
 
     def own_prompt(self, row: Row, dataset: str, images: Sequence[str]) -> list[dict[str, str]]:
         """Show the images, then the question with its options or the form of its answer."""
-        mmmu = dataset in {"MMMU_DEV_VAL", "MMMU_TEST"}
-        kind = dataset_type(dataset)
-        if mmmu or kind == "MCQ":
-            return images_and_text(images, multiple_choice(row, chinese=not mmmu))
-        if kind == "Y/N":
-            return images_and_text(images, f"{row['question']} Please answer yes or no.")
-        short = "Please try to answer the question with short words or phrases if possible."
-        return images_and_text(images, f"{row['question']}\n{short}")
+        return self._words(images=images).build_prompt(row, dataset)
+
+    @staticmethod
+    def _words(asked: bool = True, images: Sequence[str] = ()) -> Any:
+        """Return the part of the kit's class that words questions."""
+        words = Qwen2VLPromptMixin(use_custom_prompt=asked)
+        words.set_dump_image(lambda row: list(images))
+        return words
 
     def render(self, messages: Sequence[Message]) -> str:
         """Apply the chat template, after the system prompt if the options have one."""
@@ -175,14 +155,4 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def multiple_choice(row: Row, *, chinese: bool) -> str:
-    """Word a multiple-choice question; ``chinese``: end it in Chinese if it is Chinese."""
-    given = hint(row)
-    text = f"Hint: {given}\n" if given is not None else ""
-    text += f"Question: {row['question']}\n"
-    options = choices(row)
-    if options:
-        text += "Options:\n" + "".join(f"{letter}. {option}\n" for letter, option in options.items())
-        english = "Please select the correct answer from the options above."
-        text += "请直接回答选项字母。" if chinese and is_chinese(text) else english
-    return text.rstrip()
+FAMILY = Qwen2VLKit

@@ -35,6 +35,8 @@ class VideoLlavaKit(KitFamily, VideoLlava):
     """The Video-LLaVA checkpoint in transformers format under VLMEvalKit."""
 
     longest_answer = 1024
+    interleaves = False
+    options_class = VideoLlavaKitOptions
     options: VideoLlavaKitOptions
 
     @property
@@ -69,3 +71,6 @@ class VideoLlavaKit(KitFamily, VideoLlava):
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Decode without cleaning up spaces."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+FAMILY = VideoLlavaKit

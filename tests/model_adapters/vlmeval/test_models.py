@@ -28,7 +28,6 @@ from vtw_eval.model_adapters.vlmeval.models import (
 from vtw_eval.model_adapters.vlmeval.prompts.base import Question
 from vtw_eval.model_adapters.vlmeval.prompts.internvl import marked_text, most_tiles
 from vtw_eval.model_adapters.vlmeval.prompts.llava import VICUNA_SYSTEM, first_turn, padded
-from vtw_eval.model_adapters.vlmeval.prompts.qwen2_vl import multiple_choice
 from vtw_eval.model_adapters.vlmeval.registry import CHECKPOINTS, METHODS, entries, register
 from vtw_eval.models.runner import DocumentError, Request, Runner
 
@@ -137,10 +136,15 @@ def test_answers_end_with_the_turn() -> None:
     assert first_turn("<s> a<unk>b", None) == "ab"
 
 
-def test_questions_in_chinese_end_in_chinese() -> None:
+def test_questions_in_chinese_end_in_chinese(model: Callable[..., Any]) -> None:
     row = {"question": "这是什么?", "A": "一", "B": "二"}
-    assert multiple_choice(row, chinese=True) == "Question: 这是什么?\nOptions:\nA. 一\nB. 二\n请直接回答选项字母。"
-    assert multiple_choice(row, chinese=False).endswith("Please select the correct answer from the options above.")
+    words = "Question: 这是什么?\nOptions:\nA. 一\nB. 二\n"
+    for dataset, ending in (
+        ("MMBench_DEV_EN", "请直接回答选项字母。"),
+        ("MMMU_DEV_VAL", "Please select the correct answer from the options above."),
+    ):
+        message = model("qwen2_vl").family.own_prompt(row, dataset, ["a.png"])
+        assert message == [{"type": "image", "value": "a.png"}, {"type": "text", "value": words + ending}]
 
 
 def test_marks_of_internvl() -> None:

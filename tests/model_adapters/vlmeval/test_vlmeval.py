@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.model_adapters.vlmeval.jobs import ADAPTERS, FAILURES, PAIRS, SIX, Pair, kit_jobs
-from tests.models.conftest import ROOT
+from tests.support.fixtures import ROOT
 from tests.support.kit_data import make_kit_data
 from vtw_eval.model_adapters.vlmeval.evaluate import read_costs, read_predictions
 
