@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.conftest import ROOT
+from tests.support.fixtures import ROOT
 from vtw_eval import versions
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
 
