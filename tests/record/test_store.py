@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def made(spec: CellSpec) -> Cell:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "sweep")
-    store.create(PLAN)
+    store.create(PLAN.index())
     return store
 
 
@@ -64,13 +65,13 @@ def test_what_is_saved_is_read_back_in_the_order_of_the_plan(store: Store) -> No
     assert cells[0].metrics["z"].value == 1 / 3
     assert store.samples(cells[0]) == SAMPLES
     assert store.problems() == []
-    assert store.plan == PLAN
+    assert store.index == PLAN.index()
 
 
 def test_equal_results_are_equal_bytes(store: Store, tmp_path: Path) -> None:
     other = Store(tmp_path / "other")
     for one in (store, other):
-        one.create(PLAN)
+        one.create(PLAN.index())
         one.save(made(SPECS[0]), SAMPLES)
     for name in ("cell.json", "samples.jsonl"):
         assert (store.folder(SPECS[0]) / name).read_bytes() == (other.folder(SPECS[0]) / name).read_bytes()
@@ -124,7 +125,7 @@ def test_a_process_that_dies_while_saving_leaves_all_or_nothing(store: Store, st
     if entry.state == "done":
         assert store.samples(entry.cell) == SAMPLES  # type: ignore[arg-type]
     with mock.patch("vtw_eval.record.store.has_ended", return_value=True):  # the process that was killed
-        store.create(PLAN)  # as the next start does
+        store.create(PLAN.index())  # as the next start does
     assert not [path for path in (store.root / "cells").iterdir() if path.name.startswith(".tmp-")]
     assert store.save(made(SPECS[0]), SAMPLES).samples_sha256
     assert store.entry(SPECS[0]).state == "done"
@@ -183,7 +184,7 @@ def test_what_is_not_as_it_was_written_is_not_believed(store: Store, spoil, mess
 def test_cells_of_another_plan_are_left_out(store: Store) -> None:
     for spec in SPECS:
         store.save(made(spec), SAMPLES)
-    store.create(PLAN.changed(tasks=["shapes_vqa"]), take_over=True)
+    store.create(PLAN.changed(tasks=["shapes_vqa"]).index(), take_over=True)
     assert [cell.spec.task for cell in store.cells()] == ["shapes_vqa", "shapes_vqa"]
 
 
@@ -272,7 +273,7 @@ def test_half_written_files_of_a_live_process_stay(store: Store) -> None:
         folders = [cells / f".tmp-{owner}-abc" for owner in kept] + [cells / ".tmp-of-an-older-version"]
         for folder in folders:
             folder.mkdir()
-        store.create(PLAN)
+        store.create(PLAN.index())
         assert all(folder.exists() for folder in folders)
     finally:
         other.kill()
@@ -280,35 +281,36 @@ def test_half_written_files_of_a_live_process_stay(store: Store) -> None:
     long_ago = time.time() - 7200
     for folder in folders[2:]:
         os.utime(folder, (long_ago, long_ago))
-    store.create(PLAN)
+    store.create(PLAN.index())
     assert [folder.exists() for folder in folders] == [False, True, False, False]
 
 
 def test_a_folder_is_not_taken_over_by_another_plan(store: Store) -> None:
     more = PLAN.changed(methods=["baseline", "vtw,k=2", "vtw,k=3"], batch_size=4)
     fewer = PLAN.changed(tasks=["shapes_vqa"])
-    store.create(fewer)  # nothing is done yet
-    store.create(PLAN)
+    store.create(fewer.index())  # nothing is done yet
+    store.create(PLAN.index())
     for spec in SPECS:
         store.save(made(spec), SAMPLES)
-    store.create(more)
-    store.create(PLAN)
+    store.create(more.index())
+    store.create(PLAN.index())
     for other in (fewer, PLAN.changed(limit=4)):
         with pytest.raises(StoreError, match=r"holds another plan.*none of this plan's .such as shapes / baseline"):
-            store.create(other)
-        assert store.plan == PLAN
-    store.plan_file.write_text("models: [")
-    with pytest.raises(StoreError, match=r"not valid YAML.*--take-over"):
-        store.create(PLAN)
-    store.create(PLAN, take_over=True)
+            store.create(other.index())
+        assert store.index == PLAN.index()
+    store.index_file.write_text('{"cells": [')
+    with pytest.raises(StoreError, match=r"index\.json: Invalid JSON.*--take-over"):
+        store.create(PLAN.index())
+    store.create(PLAN.index(), take_over=True)
     assert len(store.cells()) == 4
 
 
-def test_a_users_own_plan_file_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text("mine")
-    with pytest.raises(StoreError, match=r"plan\.yaml is not of a sweep and would be replaced: give another folder"):
-        Store(tmp_path).create(PLAN)
-    assert (tmp_path / "plan.yaml").read_text() == "mine"
+@pytest.mark.parametrize("name", ["index.json", "plan.yaml"])
+def test_a_users_own_file_is_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(StoreError, match=rf"{re.escape(name)} is not of a sweep and would be replaced: give another"):
+        Store(tmp_path).create(PLAN.index())
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
 
 
 def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:

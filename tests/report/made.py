@@ -109,7 +109,7 @@ def make_store(
         }
     )
     store = Store(folder)
-    store.create(plan)
+    store.create(plan.index())
     order = list(dict.fromkeys(spec.method for spec in plan.cells()))
     for spec in plan.cells():
         number = order.index(spec.method)

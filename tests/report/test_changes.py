@@ -112,7 +112,7 @@ def test_the_p_value_of_a_change_is_adjusted_for_all_changes(tmp_path: Path) -> 
 def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     make_store(tmp_path / "old", ["baseline", "vtw,k=2", "vtw,k=3"], count=80)
     store = make_store(tmp_path / "new", ["baseline", "vtw,k=2", "vtw,k=4"], count=80)
-    spec = next(s for s in store.plan.cells() if s.method == "baseline" and s.task == "shapes_pope")
+    spec = next(s for s in store.index.cells if s.method == "baseline" and s.task == "shapes_pope")
     failed = {"status": "failed", "error": "RuntimeError: x", "metrics": {}}
     store.save(cell_of(spec, samples_of("shapes_pope", 4, lambda i, t: t), 1e9, **failed), [])
     changes = changes_between(read_results(tmp_path / "new"), read_results(tmp_path / "old"))

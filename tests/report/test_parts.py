@@ -59,7 +59,7 @@ def test_a_reference_that_did_not_run_is_refused(seeded: Store) -> None:
 
 def test_a_model_without_the_reference_is_not_compared(tmp_path: Path) -> None:
     store = make_store(tmp_path, models=["a", "b"], tasks=["shapes_vqa"], count=8)
-    for spec in store.plan.cells():
+    for spec in store.index.cells:
         if spec.model == "b" and spec.method.startswith("vtw,k=4"):
             (store.folder(spec) / "cell.json").unlink()
     text = run(tmp_path, "--reference", "vtw,k=4")
@@ -89,7 +89,7 @@ def test_the_summary_beside_a_part_is_whole(seeded: Store, tmp_path: Path) -> No
 
 def test_of_a_plan_that_ran_in_part_that_part_is_shown(tmp_path: Path) -> None:
     store = make_store(tmp_path, ["baseline", "vtw,k=2", "vtw,k=4", "fastv"], models=["a", "b"], count=20)
-    for spec in store.plan.cells():
+    for spec in store.index.cells:
         if spec.model == "b" or spec.task == "shapes_mme" or spec.method.startswith(("fastv", "vtw,k=4")):
             (store.folder(spec) / "cell.json").unlink()
     text = run(tmp_path)
@@ -102,7 +102,7 @@ def test_of_a_plan_that_ran_in_part_that_part_is_shown(tmp_path: Path) -> None:
 
 def test_a_plan_of_which_nothing_ran_is_shown_as_it_is(tmp_path: Path) -> None:
     store = make_store(tmp_path, tasks=["shapes_vqa"], count=8)
-    for spec in store.plan.cells():
+    for spec in store.index.cells:
         (store.folder(spec) / "cell.json").unlink()
     assert "| baseline | missing |" in run(tmp_path)
 
@@ -135,7 +135,7 @@ def test_a_seed_that_failed_is_told(tmp_path: Path) -> None:
     store = make_store(
         tmp_path, ["baseline", *(f"rand,k=2,seed={s}" for s in range(3))], tasks=["shapes_vqa"], count=30
     )
-    (store.folder(next(s for s in store.plan.cells() if "seed=1" in s.method)) / "samples.jsonl").write_text("{}\n")
+    (store.folder(next(s for s in store.index.cells if "seed=1" in s.method)) / "samples.jsonl").write_text("{}\n")
     text = run(tmp_path)
     assert "(2 of 3 seeds)" in text and "1 of 4 cells are not done" in text
 

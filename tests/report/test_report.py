@@ -106,7 +106,7 @@ def test_only_differences_that_survive_holm_are_marked(tmp_path: Path) -> None:
 
     def build(folder: Path, used: list[str]) -> str:
         store = make_store(folder, used, tasks=["shapes_vqa"], count=40)
-        for spec in store.plan.cells():
+        for spec in store.index.cells:
             bad = lost if spec.method.startswith("vtw,k=1") else set()
             rows = samples_of("shapes_vqa", 40, lambda i, t: "no idea" if i in bad else t)  # noqa: B023
             rows = [row.model_copy(update={"group": row.doc_id}) for row in rows]
@@ -179,7 +179,7 @@ def test_labels_leave_out_defaults_but_stay_distinct() -> None:
 
 
 def spoil(store: Store, method: str, task: str, how: str) -> None:
-    spec = next(s for s in store.plan.cells() if s.method.startswith(method) and s.task == task)
+    spec = next(s for s in store.index.cells if s.method.startswith(method) and s.task == task)
     folder = store.folder(spec)
     if how == "missing":
         for file in folder.iterdir():

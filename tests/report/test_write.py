@@ -70,7 +70,7 @@ def test_pictures_of_an_older_report_go_and_others_stay(store: Store, tmp_path: 
 
 
 def test_no_picture_is_drawn_where_nothing_is_done(store: Store, tmp_path: Path) -> None:
-    for spec in store.plan.cells():
+    for spec in store.index.cells:
         if spec.method != "baseline":
             (store.folder(spec) / "cell.json").unlink()
     run(store.root, "-o", tmp_path / "out" / "x.md")

@@ -31,9 +31,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         tasks = ["Shapes_MME", "Shapes_POPE", "Shapes_AI2D", "Shapes_VQA"]
         plan = {**PLAN, "methods": ["baseline", "vtw,k=2"], "harness": "vlmevalkit", "tasks": tasks}
         store = Store(base / "out")
-        store.create(resolve(parse_plan(plan)))
+        store.create(resolve(parse_plan(plan)).index())
         runner = CellRunner(store, Settings("cpu"))
-        for spec in store.plan.cells():
+        for spec in store.index.cells:
             runner.run(spec)
         yield store
 

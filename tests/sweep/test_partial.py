@@ -23,7 +23,7 @@ SPEC = conftest.SPEC.model_copy(update={"task": "shapes_vqa", "limit": 7})
 def test_the_answers_of_the_other_documents_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
     store = Store(tmp_path / "out")
-    store.create(read_plan(tmp_path / "plan.yaml"))
+    store.create(read_plan(tmp_path / "plan.yaml").index())
     runner = CellRunner(store, Settings(device="cpu", batch_size=4, verify=False))
     whole = runner.run(SPEC)
     assert whole.status == "done", whole.error

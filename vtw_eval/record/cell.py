@@ -17,11 +17,13 @@ MME's sum over categories of 100 (accuracy + share of groups that are wholly rig
 interval can be computed."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Takes no unknown keys, no infinities, and does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class CellSpec(_Strict):
+class CellSpec(Strict):
     """What is evaluated. Equal specs are the same cell; how fast it runs (device, batch size) does not belong here."""
 
     model: str
@@ -49,7 +51,7 @@ class CellSpec(_Strict):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Metric(_Strict):
+class Metric(Strict):
     """One number that a task reports."""
 
     value: float
@@ -59,7 +61,7 @@ class Metric(_Strict):
     higher_is_better: bool = True
 
 
-class Sample(_Strict):
+class Sample(Strict):
     """One document and its answer."""
 
     doc_id: str
@@ -78,7 +80,7 @@ class Sample(_Strict):
     """See :class:`vtw_eval.record.costs.SampleCosts`; empty for a model without costs."""
 
 
-class CellCosts(_Strict):
+class CellCosts(Strict):
     """Means over the samples of a cell."""
 
     prefill_flops: dict[str, float]
@@ -93,7 +95,7 @@ class CellCosts(_Strict):
     """Seconds per document under a harness: a hint, not a measurement (that is what ``vtw-eval bench`` is for)."""
 
 
-class Cell(_Strict):
+class Cell(Strict):
     """One cell, as ``cell.json`` holds it; its samples are in ``samples.jsonl`` beside it."""
 
     version: Literal[1] = VERSION

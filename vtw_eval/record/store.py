@@ -18,9 +18,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from vtw_eval.files import write_atomically
 from vtw_eval.record.cell import Cell, CellSpec, Sample
+from vtw_eval.record.index import Index, index_of_plan, read_index, write_index
 from vtw_eval.record.lease import HeldError, has_ended, leased, owner_name
-from vtw_eval.sweep.plan import Plan, PlanError, read_plan, write_plan
 
 _TEMPORARY = ".tmp-"
 _ABANDONED = 3600.0
@@ -38,7 +39,7 @@ class CorruptError(StoreError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What the store holds for one cell of the plan."""
+    """What the store holds for one cell of its index."""
 
     spec: CellSpec
     state: State
@@ -49,7 +50,7 @@ class Entry:
 
 
 class Store:
-    """The folder of a sweep: ``plan.yaml`` and ``cells/<key>/{cell.json,samples.jsonl}``.
+    """The folder of a sweep: ``index.json``, ``plan.yaml`` and ``cells/<key>/{cell.json,samples.jsonl}``.
 
     Parameters
     ----------
@@ -61,39 +62,50 @@ class Store:
         self.root = Path(root)
 
     @property
+    def index_file(self) -> Path:
+        """Which cells belong to the sweep."""
+        return self.root / "index.json"
+
+    @property
     def plan_file(self) -> Path:
-        """The plan as it was run, groups of tasks written out."""
+        """The plan as it was run, groups of tasks written out; for readers, and all there is of earlier versions."""
         return self.root / "plan.yaml"
 
     @property
-    def plan(self) -> Plan:
-        """The plan of this sweep.
+    def index(self) -> Index:
+        """The cells of this sweep and what tables call things.
 
         Raises
         ------
         StoreError
             If the folder holds none, or none that can be read.
         """
-        if not self.plan_file.is_file():
-            raise StoreError(f"{self.root} holds no sweep: there is no {self.plan_file.name} in it.")
-        try:
-            return read_plan(self.plan_file)
-        except PlanError as error:
-            raise StoreError(str(error)) from error
+        for file, read in ((self.index_file, read_index), (self.plan_file, index_of_plan)):
+            if file.is_file():
+                try:
+                    return read(file.read_text(encoding="utf-8"))
+                except (OSError, ValueError) as error:
+                    raise StoreError(f"{file}: {error}") from error
+        raise StoreError(
+            f"{self.root} holds no sweep: there is no {self.index_file.name} in it, nor {self.plan_file.name} of an "
+            "earlier version."
+        )
 
     def folder(self, spec: CellSpec) -> Path:
         """Return the folder of a cell."""
         return self.root / "cells" / spec.key
 
-    def create(self, plan: Plan, *, take_over: bool = False) -> None:
-        """Make the folder, keep the plan in it and remove what a killed process has left half-written.
+    def create(self, index: Index, plan: str = "", *, take_over: bool = False) -> None:
+        """Make the folder, keep the index and the plan in it and remove what a killed process has left half-written.
 
         Parameters
         ----------
+        index
+            The cells.
         plan
-            The plan.
+            What asked for them, as text.
         take_over
-            Whether it may take the place of a plan with finished cells that are none of its own.
+            Whether they may take the place of others with finished cells that are none of theirs.
 
         Raises
         ------
@@ -101,33 +113,35 @@ class Store:
             If the folder is that of another plan and may not be taken over, or cannot be written to.
         """
         if not take_over:
-            self._check_plan(plan)
+            self._check_index(index)
         cells = self.root / "cells"
         try:
             cells.mkdir(parents=True, exist_ok=True)
             for left in cells.glob(f"{_TEMPORARY}*"):
                 if _abandoned(left):
                     shutil.rmtree(left)
-            write_plan(plan, self.plan_file)
+            write_atomically(self.plan_file, plan)
+            write_atomically(self.index_file, write_index(index))
         except OSError as error:
             raise self._unusable(error) from None
 
-    def _check_plan(self, plan: Plan) -> None:
+    def _check_index(self, index: Index) -> None:
         """Refuse to replace another plan whose results would then be out of sight."""
         advice = "give another folder with -o, or --take-over to replace it (its cells stay on disk)."
-        if not self.plan_file.is_file():
+        there = [file for file in (self.index_file, self.plan_file) if file.is_file()]
+        if not there:
             return
         if not (self.root / "cells").is_dir():
-            raise StoreError(f"{self.plan_file} is not of a sweep and would be replaced: {advice}")
+            raise StoreError(f"{there[0]} is not of a sweep and would be replaced: {advice}")
         try:
             finished = [entry.spec for entry in self.entries() if entry.state == "done"]
         except StoreError as error:
             raise StoreError(f"{' '.join(str(error).split())} {advice[0].upper()}{advice[1:]}") from None
-        own = {spec.key for spec in plan.cells()}
+        own = {spec.key for spec in index.cells}
         others = [spec for spec in finished if spec.key not in own]
         if others:
             raise StoreError(
-                f"{self.root} holds another plan, {self.plan.title or self.plan_file}: {len(others)} of its "
+                f"{self.root} holds another plan, {self.index.title or self.plan_file}: {len(others)} of its "
                 f"{len(finished)} finished cells are none of this plan's (such as {_told(others[0])}): {advice}"
             )
 
@@ -226,11 +240,11 @@ class Store:
         return Entry(spec, "done", cell)
 
     def entries(self) -> list[Entry]:
-        """Return what there is for each cell of the plan, in the order of the plan."""
-        return [self.entry(spec) for spec in self.plan.cells()]
+        """Return what there is for each cell of the index, in its order."""
+        return [self.entry(spec) for spec in self.index.cells]
 
     def cells(self) -> list[Cell]:
-        """Return the cells of the plan that are done, in the order of the plan: model, method, task."""
+        """Return the cells of the index that are done, in its order: model, method, task."""
         return [entry.cell for entry in self.entries() if entry.state == "done" and entry.cell is not None]
 
     def samples(self, cell: Cell) -> list[Sample]:
@@ -247,7 +261,7 @@ class Store:
             raise CorruptError(f"{self.folder(cell.spec) / 'samples.jsonl'}: {error}") from error
 
     def problems(self) -> list[str]:
-        """Return a line for each cell of the plan that is failed, corrupt or missing."""
+        """Return a line for each cell of the index that is failed, corrupt or missing."""
         return [
             f"{describe(entry.spec)}: {entry.state}{': ' + entry.problem if entry.problem else ''}"
             for entry in self.entries()

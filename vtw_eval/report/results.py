@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vtw_eval.record.cell import Cell, CellSpec, Metric, Sample
 from vtw_eval.report.aggregate import value_of
 from vtw_eval.report.columns import Column, columns_of
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.evidence import Evidence, evidence_of
-from vtw_eval.sweep import Cell, CellSpec, Metric, Sample
+from vtw_eval.sweep.names import names_of
 
 State = Literal["done", "failed", "missing", "corrupt"]
 
@@ -70,6 +71,8 @@ class Results:
     cells: tuple[Result, ...]
     title: str = ""
     """Of the plan."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What tables call methods, by spec as the cells have it."""
 
 
 def read_store(folder: Path) -> Results:
@@ -84,7 +87,7 @@ def read_store(folder: Path) -> Results:
 
     store = Store(folder)
     try:
-        found = store.entries()
+        index, found = store.index, store.entries()
         cells = [(entry.spec, entry.state, entry.problem, entry.cell) for entry in found]
         samples = {
             entry.spec.key: tuple(store.samples(entry.cell))
@@ -104,7 +107,8 @@ def read_store(folder: Path) -> Results:
         else Result(spec, state, problem or f"the cell is {state}")
         for spec, state, problem, cell in cells
     ]
-    return Results(str(folder), tuple(results), store.plan.title)
+    names = names_of((spec.method for spec, *_ in cells), index.names)
+    return Results(str(folder), tuple(results), index.title, names)
 
 
 def result_of(cell: Cell, samples: Sequence[Sample], columns: Iterable[Column]) -> Result:

@@ -148,7 +148,7 @@ def dry_run_table(cells: Sequence[CellSpec]) -> str:
 
 def status_table(store: Store) -> str:
     """Return a table of what a store holds: the first metric of each cell, or why there is none."""
-    plan = store.plan
+    index = store.index
     entries = {entry.spec.key: entry for entry in store.entries()}
     specs = [entry.spec for entry in entries.values()]
     tasks = list(dict.fromkeys(spec.task for spec in specs))
@@ -163,7 +163,7 @@ def status_table(store: Store) -> str:
     lines = [
         tabulate(rows, headers=["model", "method", *tasks], disable_numparse=True),
         "",
-        f"{plan.title or store.root}: {len(entries)} cells, "
+        f"{index.title or store.root}: {len(entries)} cells, "
         + ", ".join(f"{number} {state}" for state, number in counts.items() if number),
     ]
     wrong = [entry for entry in entries.values() if entry.state in ("failed", "corrupt")]

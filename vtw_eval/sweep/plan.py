@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -22,10 +20,10 @@ from pydantic import (
 )
 
 from vtw_eval.errors import suggest
-from vtw_eval.files import write_atomically
 from vtw_eval.methods import METHODS, Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
-from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.cell import CellSpec, Strict
+from vtw_eval.record.index import Index
 from vtw_eval.sweep.harness import find_harness
 from vtw_eval.sweep.names import check_names
 
@@ -142,10 +140,6 @@ def _expand(entries: Any) -> Any:
 Methods = Annotated[list[str], BeforeValidator(_expand), Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 def _no_truth(value: Any) -> Any:
     """Refuse truth values among integers, which would count as 0 and 1."""
     for item in value if isinstance(value, list) else [value]:
@@ -172,7 +166,7 @@ def _installed(harness: str) -> str:
     return harness
 
 
-class ModelEntry(_Strict):
+class ModelEntry(Strict):
     """One checkpoint."""
 
     name: str
@@ -200,7 +194,7 @@ class ModelEntry(_Strict):
         return self
 
 
-class Plan(_Strict):
+class Plan(Strict):
     """What a sweep evaluates: every model with every method on every task."""
 
     title: str = ""
@@ -318,6 +312,14 @@ class Plan(_Strict):
                         found.setdefault(cell.key, cell)
         return list(found.values())
 
+    def index(self) -> Index:
+        """Return what a store keeps of the plan for those who read results."""
+        return Index(title=self.title, names=self.names, cells=self.cells())
+
+    def text(self) -> str:
+        """Return the plan as YAML, which :func:`read_plan` gives back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
     def _seeded(self, spec: str) -> list[tuple[str, int]]:
         variants = [(with_seed(spec, seed), seed) for seed in self.seeds]
         return [(text, seed) for text, seed in variants if text is not None] or [(spec, self.seeds[0])]
@@ -427,12 +429,6 @@ def _problem(error: dict[str, Any], content: Any) -> str:
     given = error.get("input")
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and "ctx" in error else ""
     return f"{place + ': ' if place else ''}{message}{'' if message.endswith('.') else shown + '.'}"
-
-
-def write_plan(plan: Plan, file: Path) -> None:
-    """Write a plan so that :func:`read_plan` gives it back; the file appears whole or not at all."""
-    text = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    write_atomically(file, text)
 
 
 def select(cells: Sequence[CellSpec], patterns: Sequence[str]) -> list[CellSpec]:

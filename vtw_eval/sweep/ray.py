@@ -40,7 +40,7 @@ class ActorBody:
 
     def run(self, spec: CellSpec) -> None:
         """Evaluate a cell and keep it."""
-        if not self.runner.store.plan_file.is_file():
+        if not self.runner.store.index_file.is_file():
             raise StoreError(f"{self.runner.store.root} is not the sweep's folder on this node: it must be shared.")
         print(f"vtw-eval: process {os.getpid()} evaluates {spec.model} / {spec.method} / {spec.task}", flush=True)
         self.runner.run(spec)

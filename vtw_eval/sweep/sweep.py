@@ -77,7 +77,7 @@ def run_sweep(
         outdated = outdated_cells(entries, keep, watcher.note)
         todo = [entry.spec for entry in entries if entry.state != "done" or entry.spec.key in outdated]
         refuse_hopeless(todo, settings, watcher.note, elsewhere=cluster is not None)
-        store.create(plan, take_over=take_over)
+        store.create(plan.index(), plan.text(), take_over=take_over)
         watcher.planned(len(cells), len(cells) - len(todo))
         if todo:
             workers = worker_count(plan.workers, len(todo))
