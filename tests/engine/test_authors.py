@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.support.families import make_inputs, make_model
 from vtw_eval import VTW, FastV, Method, Rand
-from vtw_eval.engine import LayerView, Merge
+from vtw_eval.engine import LayerView, Merge, Reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Draft(Method):
     """Answers whatever it is told to."""
 
     key: ClassVar[str] = "draft"
+    reads = Reads.HIDDEN
 
     at: Any = (1,)
     answer: Any = None

@@ -239,7 +239,10 @@ def test_without_a_file_the_gates_beside_the_weights_are_taken(tmp_path: Path, m
         DyVTE().bind(find_anatomy(model))
     path = tmp_path / "dyvte.safetensors"
     path.write_bytes(Path(random_gates(model)).read_bytes())
-    assert DyVTE().bind(find_anatomy(model)).gates == str(path)
+    bound = DyVTE().bind(find_anatomy(model))
+    assert str(bound) == "dyvte" and bound.network.num_layers == 4
+    path.unlink()
+    assert bound.bind(find_anatomy(model)) is bound  # read once
 
 
 @torch.no_grad()

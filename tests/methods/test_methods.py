@@ -28,9 +28,9 @@ from vtw_eval import (
     RandomVision,
     ToMe,
 )
-from vtw_eval.engine import LayerView, Trace
+from vtw_eval.engine import LayerView, Reads, Trace
 from vtw_eval.engine.calls import cache_of_output
-from vtw_eval.methods import METHODS
+from vtw_eval.methods import METHODS, Scorer
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
 
 EXAMPLES: dict[str, Method] = {
@@ -68,11 +68,8 @@ class Peek(Method):
     """Keep everything, and note the attention rows."""
 
     key: ClassVar[str] = "peek"
+    reads = Reads.ATTENTION | Reads.ATTENTION_BEFORE
     seen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    @property
-    def looks_back(self) -> bool:
-        return True
 
     def layers(self, num_layers: int) -> Sequence[int]:
         return (1, 3)
@@ -177,7 +174,7 @@ def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequ
         return (total,) if layer < method.low else (0,) if layer >= method.high else (0, total)
     if isinstance(method, VTW):
         return (total,) if layer < method.k else (0,)
-    if isinstance(method, FastV | RandomVision):
+    if isinstance(method, Scorer):
         return (total,) if layer < method.k else (int(total * (1 - method.r) + 0.5),)
     if isinstance(method, DyVTE):
         return (0, total) if layer else (total,)

@@ -19,6 +19,7 @@ from vtw_eval.methods import (
     FastV,
     Method,
     RandomK,
+    Scorer,
     ToMe,
     make_method,
     parse_method,
@@ -73,9 +74,9 @@ def test_a_wrong_spec_says_what_is_wrong_and_what_would_be_right(spec: str, word
 
 def test_every_method_file_is_registered_and_exported() -> None:
     found = set()
-    for module in pkgutil.iter_modules(vtw_eval.methods.__path__, "vtw_eval.methods."):
+    for module in pkgutil.walk_packages(vtw_eval.methods.__path__, "vtw_eval.methods."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Method) and value not in (Method, Composite, Wrapped):
+            if isinstance(value, type) and issubclass(value, Method) and value not in BASES:
                 found.add(value)
     assert found == set(METHODS.values())
     for cls in found:
@@ -87,6 +88,7 @@ def test_every_method_file_is_registered_and_exported() -> None:
 
 
 LAYERS = 10
+BASES = (Method, Scorer, Composite, Wrapped)
 
 
 @pytest.mark.parametrize(

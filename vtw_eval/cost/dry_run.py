@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.methods import Composite, DyVTE, Method, RandomK
+from vtw_eval.methods import Method
 from vtw_eval.methods.composite import parts_of
 
 SYSTEM = 35
@@ -39,10 +38,10 @@ def dry_run(
     """Install a method on a tiny random LLaVA with ``num_layers`` decoder layers, and trace a prefill.
 
     So every method of the registry is costed by what it really does, without the weights of the model in question.
-    *How many* tokens go does not depend on weights for any method here but DyVTE, which is refused. Numbers of tokens
-    that are no integers (means over a benchmark) are interpolated linearly between the integers around them.
-    ``random_k`` gives a row for each k that it can draw; how many vision tokens ``rand`` leaves is that of one draw
-    (how many tokens it leaves in all is no matter of chance).
+    *How many* tokens go does not depend on weights; a method for which it does (:attr:`Method.adaptive`) is refused.
+    Numbers of tokens that are no integers (means over a benchmark) are interpolated linearly between the integers
+    around them. ``random_k`` gives a row for each k that it can draw; how many vision tokens ``rand`` leaves is that of
+    one draw (how many tokens it leaves in all is no matter of chance).
 
     Parameters
     ----------
@@ -60,22 +59,15 @@ def dry_run(
     Raises
     ------
     ValueError
-        For impossible token counts or hyper-parameters, for ``k=search`` and for DyVTE.
+        For impossible token counts or hyper-parameters, for ``k=search`` and for a method such as DyVTE.
     """
     for what, number, least in (("text", text, 1), ("vision", vision, 0)):
         if not (math.isfinite(number) and number >= least):
             raise ValueError(f"{what}={number} is out of range: a prompt has {least} or more {what} tokens.")
-    for part in parts_of(method):
-        if isinstance(part, DyVTE):
-            raise ValueError(
-                "where dyvte's gates let vision tokens leave depends on model and prompt: give the exit layer, as "
-                "vtw,k=EXIT+1 (EXIT counts from 0, as in the paper's Table 3)."
-            )
-        if part.search is not None:
-            raise ValueError(f"{part}: k=search needs a model and samples; give the k that vtw-eval search-k found.")
+    check_fixed(method)
     model = _tiny_model(num_layers, name)
     bound = method.bind(find_anatomy(model))
-    draws = list(_draws(bound))
+    draws = bound.draws()
     tokens = torch.zeros(len(draws), num_layers, dtype=torch.float64)
     seen = torch.zeros_like(tokens)
     for (t, text_share), (v, vision_share) in itertools.product(_around(text), _around(vision)):
@@ -88,25 +80,27 @@ def dry_run(
     return DryRun(bound, tokens, seen)
 
 
+def check_fixed(method: Method) -> None:
+    """Refuse a method for which it depends on weights how many tokens go.
+
+    Raises
+    ------
+    ValueError
+        For such a one, and for ``k=search``.
+    """
+    for part in parts_of(method):
+        if part.adaptive:
+            raise ValueError(part.adaptive)
+        if part.search is not None:
+            raise ValueError(f"{part}: k=search needs a model and samples; give the k that vtw-eval search-k found.")
+
+
 def tokens_per_layer(
     method: Method, num_layers: int, *, text: float, vision: float, vision_first_at: int = SYSTEM, name: str = ""
 ) -> Tensor:
     """Tokens that enter each layer under a method, mean over draws, float64 ``[layers]``; see :func:`dry_run`."""
     run = dry_run(method, num_layers, text=text, vision=vision, vision_first_at=vision_first_at, name=name)
     return run.tokens.mean(dim=0)
-
-
-def _draws(method: Method) -> Iterator[Method]:
-    """Yield the equally likely methods that a method with a random layer can turn out to be."""
-    if isinstance(method, Composite):
-        for parts in itertools.product(*(tuple(_draws(part)) for part in method.parts)):
-            yield replace(method, parts=parts)
-    elif isinstance(method, RandomK):
-        assert method.low is not None and method.high is not None, "bind() fills in the bounds"
-        for k in range(method.low, method.high + 1):
-            yield replace(method, low=k, high=k)
-    else:
-        yield method
 
 
 def _around(number: float) -> list[tuple[int, float]]:

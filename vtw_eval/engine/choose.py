@@ -137,4 +137,18 @@ class Chooser:
             return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
 
         size = torch.ones_like(index, dtype=torch.float32) if layout is None or layout.size is None else layout.size
-        return LayerView(i, self.anatomy.num_layers, hidden, valid, vision, index, prompt, last, size, probe, keys)
+        return LayerView(
+            method=self.method,
+            layer=i,
+            num_layers=self.anatomy.num_layers,
+            states=hidden,
+            valid=valid,
+            vision=vision,
+            index=index,
+            prompt=prompt,
+            last=last,
+            size=size,
+            probe=probe,
+            key_probe=keys,
+            looks=step.looks,
+        )

@@ -34,6 +34,7 @@ from vtw_eval.engine.layout import Reduction
 from vtw_eval.engine.masks import check_bidirectional, check_width, mask_kind
 from vtw_eval.engine.outputs import blank_labels, restore_last, restore_recorded
 from vtw_eval.engine.prompts import PromptReader
+from vtw_eval.engine.reads import Reads
 from vtw_eval.engine.step import RotaryCall, Step
 from vtw_eval.engine.trace import Trace
 from vtw_eval.engine.view import Reducer, asked_layers
@@ -53,7 +54,7 @@ class _Engine:
         self.trace = Trace(method)
         self.asked = asked_layers(method, anatomy.num_layers)
         self.first = min(self.asked, default=anatomy.num_layers)
-        self.watched = frozenset(i - 1 for i in self.asked if i and method.looks_back)
+        self.watched = frozenset(i - 1 for i in self.asked if i and Reads.ATTENTION_BEFORE in method.reads)
         kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else None
         self.arguments = Arguments(anatomy, kind)
         self.chooser = Chooser(method, anatomy, self.arguments)
@@ -196,7 +197,7 @@ class _Engine:
             if isinstance(step.cache, ReducedCache):  # it may be told to forget them
                 step.cache.reduction = reduction
         if not step.continued:
-            self.trace.reduction = reduction
+            self.trace.reduction, self.trace.looks = reduction, step.looks
             self.trace.prefills += 1
 
     def _check_pass(self, step: Step, output: Any) -> None:
@@ -225,7 +226,7 @@ class _Engine:
         step = Step(reduction, decoding=False, queries=length, total=length, continued=continued, cache=cache)
         if self.asked:
             take_deepstack(step, kwargs, self.first, self.anatomy.num_layers)
-        if self.method.plans_ahead:
+        if self.method.reads.before_layers:
             self.chooser.plan(step, source, self.asked)
         return step
 

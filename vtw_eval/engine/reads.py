@@ -30,7 +30,7 @@ class Reads(Flag):
     @property
     def words(self) -> str:
         """What is read, in words: ``hidden states and keys``."""
-        return " and ".join(_WORDS[part] for part in self) or "roles of tokens"
+        return " and ".join(_WORDS[part] for part in self) or "roles of tokens only"
 
     @property
     def before_layers(self) -> bool:

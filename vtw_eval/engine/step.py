@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vtw_eval.engine.layout import Layout, Reduction
+from vtw_eval.engine.view import Look
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Step:
     before; None where all go on."""
     cache: Cache | None = None
     """The KV cache of this pass: that of the decoder or, if that got none, the one that it made for its layers."""
+    looks: list[Look] = field(default_factory=list)
+    """What the method has read."""
     ran: int = 0
     """How many hooks on layers have run."""
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)

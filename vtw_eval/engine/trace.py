@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vtw_eval.engine.layout import Reduction
-from vtw_eval.engine.view import Reducer
+from vtw_eval.engine.view import Look, Reducer
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Trace:
     """Prompt and layouts; None until the model has run."""
     prefills: int = 0
     """How many prompts (batches of them) have run; a generation has one."""
+    looks: Sequence[Look] = ()
+    """What the method has read and the model had to compute for it."""
 
     def kept(self, layer: int) -> Tensor:
         """Boolean ``[rows, tokens]``: the prompt's tokens that entered a layer.

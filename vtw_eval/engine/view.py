@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.layout import Prompt
+from vtw_eval.engine.reads import Reads
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,28 @@ class Merge:
     the token, as if it stood there that many times. None for no such weight."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """One time that a method read something which had to be computed for it."""
+
+    what: Reads
+    layer: int
+    """Of which layer."""
+    slots: int
+    """Tokens of each row that the layer computed on, padding included."""
+
+
 @dataclass
 class LayerView:
-    """What a method may look at when it is asked which tokens enter a layer."""
+    """What a method may look at when it is asked which tokens enter a layer: the roles of tokens, and what it reads."""
 
+    method: Reducer
+    """The one that is asked."""
     layer: int
     """Index of the layer about to run."""
     num_layers: int
-    hidden: Tensor
-    """Hidden states entering the layer, ``[rows, tokens, width]``."""
+    states: Tensor = field(repr=False)
+    """Hidden states, see :attr:`hidden`; of width 0 before the first layer runs."""
     valid: Tensor
     """Boolean ``[rows, tokens]``, False for padding."""
     vision: Tensor
@@ -52,6 +66,32 @@ class LayerView:
     """Attention row of a layer, see :meth:`attention`."""
     key_probe: Callable[[], Tensor] = field(repr=False)
     """Keys of the layer about to run, see :meth:`keys`."""
+    looks: list[Look] = field(repr=False)
+    """What was read so far in this pass."""
+
+    def shown_to(self, method: Reducer) -> LayerView:
+        """Return the view for another method, which may look at what that one reads."""
+        return replace(self, method=method)
+
+    def _read(self, what: Reads, where: str) -> None:
+        """Refuse what is not declared.
+
+        Raises
+        ------
+        ValueError
+            If the method does not declare that it reads this.
+        """
+        if what not in self.method.reads:
+            raise ValueError(
+                f"{self.method} uses {where} and does not declare it: write reads = Reads.{what.name} in its class, "
+                "joined by | with what else it reads."
+            )
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states entering the layer, ``[rows, tokens, width]``."""
+        self._read(Reads.HIDDEN, "view.hidden")
+        return self.states
 
     @property
     def generated(self) -> Tensor:
@@ -71,24 +111,40 @@ class LayerView:
         Parameters
         ----------
         layer
-            Either :attr:`layer`, the layer about to run, on the tokens as they enter it; or the one before (for
-            methods with ``looks_back``), on the tokens as they entered that.
+            Either :attr:`layer`, the layer about to run, on the tokens as they enter it (``Reads.ATTENTION``); or the
+            one before, on the tokens as they entered that (``Reads.ATTENTION_BEFORE``).
 
         Returns
         -------
         Tensor
             ``[rows, tokens]``; a row sums to 1.
+
+        Raises
+        ------
+        ValueError
+            For any other layer.
         """
+        if layer not in (self.layer, self.layer - 1) or layer < 0:
+            raise ValueError(
+                f"{self.method} uses view.attention({layer}) before layer {self.layer}: only that of layers "
+                f"{self.layer} and {self.layer - 1} can be read there."
+            )
+        before = layer < self.layer
+        what = Reads.ATTENTION_BEFORE if before else Reads.ATTENTION
+        self._read(what, f"view.attention(view.layer{' - 1' if before else ''})")
+        self.looks.append(Look(what, layer, self.index.shape[1]))
         return self.probe(layer).mean(dim=1)
 
     def keys(self) -> Tensor:
         """Keys of the layer about to run, before the rotary embedding, mean over heads; ``[rows, tokens, head]``."""
+        self._read(Reads.KEYS, "view.keys()")
+        self.looks.append(Look(Reads.KEYS, self.layer, self.index.shape[1]))
         return self.key_probe()
 
     @property
     def rows(self) -> int:
         """Number of rows of the batch."""
-        return self.hidden.shape[0]
+        return self.index.shape[0]
 
     def generator(self, row: int, seed: int) -> torch.Generator:
         """Return a fresh random generator that depends on the seed and on the row's own prompt only.
@@ -98,6 +154,7 @@ class LayerView:
         ValueError
             If the prompt reached the model as ``inputs_embeds``, so that its ids are not known.
         """
+        self._read(Reads.IDS, "view.generator()")
         ids = self.prompt.ids
         if ids is None:
             raise ValueError(
@@ -117,12 +174,8 @@ class Reducer(Protocol):
         """Either "keep" or "rearrange"."""
 
     @property
-    def looks_back(self) -> bool:
-        """Whether :meth:`keep` wants the attention of the layer before."""
-
-    @property
-    def plans_ahead(self) -> bool:
-        """Whether :meth:`keep` needs token roles and ids only, so that it can be asked before any layer runs."""
+    def reads(self) -> Reads:
+        """What :meth:`keep` looks at. If no layer computes it, all is asked before the first one runs."""
 
     def bind(self, anatomy: Anatomy) -> Reducer:
         """Fill in defaults that depend on the model, and check against it."""

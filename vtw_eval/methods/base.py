@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView, Merge, Trace, install
+from vtw_eval.engine import LayerView, Merge, Reads, Trace, install
 
 Self = TypeVar("Self", bound="Method")
 Position = Literal["keep", "rearrange"]
@@ -37,8 +38,8 @@ class LayerSearch:
 class Method:
     """One way to reduce the tokens that the decoder layers of a vision-language model see.
 
-    Subclasses are frozen dataclasses whose fields are the hyper-parameters. They never touch hooks, masks or caches:
-    the engine asks :meth:`keep` before each of the layers named by :meth:`layers`.
+    Subclasses are frozen dataclasses whose fields are the hyper-parameters, each with a default. They never touch
+    hooks, masks or caches: the engine asks :meth:`keep` before each of the layers named by :meth:`layers`.
 
     Examples
     --------
@@ -50,11 +51,30 @@ class Method:
     key: ClassVar[str]
     """Name in the registry and on the command line."""
 
+    place: ClassVar[str]
+    """What a spec calls it instead, ``FILE.py:Class`` or ``module:Class``, if it was found so; set by the registry."""
+
     paper: ClassVar[str] = ""
     """URL of the source."""
 
-    needs: ClassVar[str] = "token ids"
-    """What it uses of the model, for the listing."""
+    also_needs: ClassVar[str] = ""
+    """What it needs beside what it reads, in words, for the listing."""
+
+    needs_vision: ClassVar[bool] = False
+    """Whether it does nothing where no vision token is left; of a method that does not say so, nobody knows."""
+
+    adaptive: ClassVar[str] = ""
+    """Why nobody can tell without the model how many tokens go, and what to do instead, as a sentence; empty where the
+    number follows from the prompt."""
+
+    @property
+    def reads(self) -> Reads:
+        """What :meth:`keep` looks at; a subclass declares it: ``reads = Reads.HIDDEN | Reads.KEYS``.
+
+        The view hands out what is declared. A method that reads nothing which a layer computes is asked for all its
+        layers before the first one runs, so that no GPU has to wait for a choice between two layers.
+        """
+        return Reads.ROLES
 
     @property
     def positions(self) -> Position:
@@ -62,18 +82,18 @@ class Method:
         return "keep"
 
     @property
-    def looks_back(self) -> bool:
-        """Whether :meth:`keep` wants the attention of the layer before, ``view.attention(view.layer - 1)``."""
-        return False
+    def question_independent(self) -> bool:
+        """Whether prompts that show the same may share what was computed up to the question.
+
+        Only where nothing but roles is read: attention and hidden states may be those of the question, and random
+        numbers are drawn from its ids.
+        """
+        return self.reads == Reads.ROLES
 
     @property
-    def plans_ahead(self) -> bool:
-        """Whether :meth:`keep` looks at token roles and ids only, never at hidden states, attention or keys.
-
-        Such a method is asked for all its layers before the first one runs, with ``view.hidden`` of width 0, so that
-        no GPU has to wait for a choice between two layers.
-        """
-        return False
+    def name(self) -> str:
+        """What a spec calls the method: its key, or where it was found."""
+        return str(vars(type(self)).get("place", "")) or self.key
 
     def bind(self: Self, anatomy: Anatomy) -> Self:
         """Return the method with defaults that depend on the model filled in, checked against that model.
@@ -109,12 +129,47 @@ class Method:
         """
         raise NotImplementedError
 
+    def draws(self: Self) -> Sequence[Self]:
+        """Return the equally likely methods that the bound method can turn out to be; itself if there is one only."""
+        return (self,)
+
+    def empty_from(self, num_layers: int) -> int:
+        """Return the first layer that no vision token enters, whatever the prompt of the bound method is.
+
+        ``num_layers`` if there is none.
+        """
+        return num_layers
+
+    def idle_from(self, empty: int) -> float:
+        """Return the layer from which on it does nothing if another method leaves no vision token at layer ``empty``.
+
+        Infinity if it always may do something.
+        """
+        return empty if self.needs_vision else math.inf
+
+    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+        """FLOPs of matrix products of its own at one of its layers, by kind, beside those of what it reads.
+
+        Parameters
+        ----------
+        before, after
+            Vision tokens of each row before and after the choice, long ``[rows]``.
+        hidden, head_dim
+            Width of hidden states and of a head.
+        """
+        return {}
+
     def params(self) -> Mapping[str, Any]:
-        """Hyper-parameters by name, as they would stand in a method spec."""
+        """Hyper-parameters by name, as they would stand in a method spec; None stands for "left out"."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def label(self) -> str:
+        """Return the method for a reader: by its key, files by their names without folders."""
+        return _spec(self.key, {name: _short(value) for name, value in self.params().items()})
+
     def __str__(self) -> str:
-        return ",".join([self.key, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
+        """Return the spec, from which the registry makes an equal method."""
+        return _spec(self.name, self.params())
 
     def __call__(
         self,
@@ -148,6 +203,8 @@ class Method:
             Yields the trace; all hooks are removed when the block ends, also by an exception.
         """
         check_types(self)
+        if Reads.TOWER in self.reads:
+            raise ValueError(f"{self.key} reads the vision tower, which is not possible yet.")
         return install(
             self,
             model,
@@ -156,6 +213,14 @@ class Method:
             answer_mask=answer_mask,
             allow_untested=allow_untested,
         )
+
+
+def _spec(name: str, params: Mapping[str, Any]) -> str:
+    return ",".join([name, *(f"{param}={value}" for param, value in params.items() if value is not None)])
+
+
+def _short(value: Any) -> Any:
+    return value.replace("\\", "/").rpartition("/")[2] if isinstance(value, str) else value
 
 
 def check_types(method: Method) -> None:
@@ -177,12 +242,13 @@ def _adapters(cls: Any) -> Mapping[str, TypeAdapter[Any]]:
         hints = get_type_hints(cls)
     except NameError:  # a class that names types of the function that it stands in
         return {}
-    return {f.name: TypeAdapter(hints[f.name]) for f in fields(cls) if f.init and _is_plain(hints[f.name])}
+    return {f.name: TypeAdapter(hints[f.name]) for f in fields(cls) if f.init and is_plain(hints[f.name])}
 
 
-def _is_plain(hint: Any) -> bool:
+def is_plain(hint: Any) -> bool:
+    """Whether a type is that of a number, a word, a truth value, None, or one of several of these."""
     return hint in (int, float, str, bool, NoneType) or (
-        get_origin(hint) is Literal or (get_origin(hint) in (Union, UnionType) and all(map(_is_plain, get_args(hint))))
+        get_origin(hint) is Literal or (get_origin(hint) in (Union, UnionType) and all(map(is_plain, get_args(hint))))
     )
 
 

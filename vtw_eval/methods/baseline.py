@@ -17,7 +17,6 @@ class Baseline(Method):
     """Reduce nothing; the trace tells what the unchanged model costs."""
 
     key: ClassVar[str] = "baseline"
-    needs: ClassVar[str] = "nothing"
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """No layer: nothing is ever removed."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
@@ -9,18 +12,9 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView, Merge, Reducer
+from vtw_eval.engine import LayerView, Merge, Reads, Reducer
 from vtw_eval.methods.base import LayerSearch, Method, Position
 from vtw_eval.methods.baseline import Baseline
-from vtw_eval.methods.downsample import Downsample
-from vtw_eval.methods.dyvte.method import DyVTE
-from vtw_eval.methods.fastv import FastV
-from vtw_eval.methods.pyramiddrop import PyramidDrop
-from vtw_eval.methods.rand import Rand
-from vtw_eval.methods.random_k import RandomK
-from vtw_eval.methods.random_vision import RandomVision
-from vtw_eval.methods.tome import ToMe
-from vtw_eval.methods.vtw.method import VTW
 
 AnyReducer = TypeVar("AnyReducer", bound=Reducer)
 
@@ -40,7 +34,7 @@ class Composite(Method):
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        keys = [part.key for part in self.parts]
+        keys = [part.name for part in self.parts]
         if len(keys) < 2 or len(set(keys)) < len(keys):
             raise ValueError(f"a composition needs two or more different methods, not {'+'.join(keys)!r}.")
         if len({part.positions for part in self.parts}) > 1:
@@ -55,14 +49,9 @@ class Composite(Method):
         return self.parts[0].positions
 
     @property
-    def looks_back(self) -> bool:
-        """Whether any part does."""
-        return any(part.looks_back for part in self.parts)
-
-    @property
-    def plans_ahead(self) -> bool:
-        """Whether all parts do."""
-        return all(part.plans_ahead for part in self.parts)
+    def reads(self) -> Reads:
+        """What the parts read, together."""
+        return functools.reduce(operator.or_, (part.reads for part in self.parts))
 
     def bind(self, anatomy: Anatomy) -> Composite:
         """Bind all parts, and check that none of them comes when no vision token is left for it.
@@ -86,11 +75,10 @@ class Composite(Method):
         """
         placed = [part for part in self.parts if part.search is None]  # where the others act is not known yet
         for last in placed:
-            empty = _empty_from(last, num_layers)
+            empty = last.empty_from(num_layers)
             for part in placed:
-                layers = part.layers(num_layers) if isinstance(part, _ON_VISION) and part is not last else ()
-                # Rand draws text tokens as well, so that at the same layer it still does something.
-                if layers and min(layers) >= empty + isinstance(part, Rand):
+                layers = () if part is last else part.layers(num_layers)
+                if layers and min(layers) >= part.idle_from(empty):
                     raise ValueError(
                         f"{'+'.join(p.key for p in self.parts)}: {part.key} begins before layer {min(layers)}, but "
                         f"{last.key} leaves no vision token from layer {empty} on, so that {part.key} would do "
@@ -110,6 +98,10 @@ class Composite(Method):
         """Tell that part what was found."""
         return replace(self, parts=tuple(part if part.search is None else part.found(k) for part in self.parts))
 
+    def draws(self) -> Sequence[Composite]:
+        """Return the compositions of all that the parts can turn out to be."""
+        return [replace(self, parts=parts) for parts in itertools.product(*(part.draws() for part in self.parts))]
+
     def layers(self, num_layers: int) -> Sequence[int]:
         """Each layer that a part names."""
         return sorted({layer for part in self.parts for layer in part.layers(num_layers)})
@@ -120,7 +112,7 @@ class Composite(Method):
         for part in self.parts:
             if view.layer not in part.layers(view.num_layers):
                 continue
-            answer = part.keep(view)
+            answer = part.keep(view.shown_to(part))
             if isinstance(answer, Merge):
                 if merge is not None:
                     raise ValueError(f"two parts of {self} merge tokens at layer {view.layer}.")
@@ -128,28 +120,20 @@ class Composite(Method):
             keep = keep & answer
         return keep if merge is None else replace(merge, keep=keep)
 
+    @property
+    def name(self) -> str:
+        """The names of the parts."""
+        return "+".join(part.name for part in self.parts)
+
     def params(self) -> Mapping[str, Any]:
         """Parameters as ``method.parameter``."""
-        return {f"{part.key}.{name}": value for part in self.parts for name, value in part.params().items()}
+        return {f"{part.name}.{name}": value for part in self.parts for name, value in part.params().items()}
 
-    def __str__(self) -> str:
-        names = "+".join(part.key for part in self.parts)
-        return ",".join([names, *(f"{name}={value}" for name, value in self.params().items() if value is not None)])
-
-
-_ON_VISION = (DyVTE, Downsample, FastV, PyramidDrop, Rand, RandomK, RandomVision, ToMe, VTW)
-"""Methods that do nothing where there is no vision token; of others that is not known."""
-
-
-def _empty_from(part: Method, num_layers: int) -> int:
-    """Return the first layer that no vision token enters whatever the prompt is; ``num_layers`` if there is none."""
-    if isinstance(part, VTW) and isinstance(part.k, int):
-        return part.k
-    if isinstance(part, RandomK) and part.high is not None:
-        return part.high
-    if isinstance(part, FastV | RandomVision | PyramidDrop) and part.r == 1:
-        return min(part.layers(num_layers), default=num_layers)
-    return num_layers
+    def label(self) -> str:
+        """Return the composition for a reader."""
+        names, _, values = zip(*(part.label().partition(",") for part in self.parts), strict=True)
+        own = [f"{name}.{v}" for name, text in zip(names, values, strict=True) for v in text.split(",") if v]
+        return ",".join(["+".join(names), *own])
 
 
 def parts_of(method: AnyReducer) -> tuple[AnyReducer | Method, ...]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtw_eval.engine import LayerView, Merge
+from vtw_eval.engine import LayerView, Merge, Reads
 from vtw_eval.methods.base import Method, check_share
 
 
@@ -31,7 +31,8 @@ class Downsample(Method):
 
     key: ClassVar[str] = "downsample"
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.07143"
-    needs: ClassVar[str] = "vision features at the first layer"
+    reads = Reads.HIDDEN
+    needs_vision: ClassVar[bool] = True
 
     r: float = 0.5
 

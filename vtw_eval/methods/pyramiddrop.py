@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtw_eval.engine import LayerView
+from vtw_eval.engine import LayerView, Reads
 from vtw_eval.methods.base import Method, Position, check_share, keep_best
 
 STAGES = 3
@@ -33,7 +33,8 @@ class PyramidDrop(Method):
 
     key: ClassVar[str] = "pyramiddrop"
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.17247"
-    needs: ClassVar[str] = "queries and keys of three layers (any attention implementation)"
+    reads = Reads.ATTENTION
+    needs_vision: ClassVar[bool] = True
 
     r: float = 0.5
     position: Position = "rearrange"
@@ -49,6 +50,10 @@ class PyramidDrop(Method):
     def layers(self, num_layers: int) -> Sequence[int]:
         """Name the layers that begin the second, third and fourth quarter."""
         return tuple(num_layers * stage // (STAGES + 1) for stage in range(1, STAGES + 1))
+
+    def empty_from(self, num_layers: int) -> int:
+        """Name the layer of the first drop if all vision tokens go there."""
+        return min(self.layers(num_layers)) if self.r == 1 else num_layers
 
     def keep(self, view: LayerView) -> Tensor:
         """Keep the best-scored vision tokens of the stage and all text."""

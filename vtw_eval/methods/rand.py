@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView
+from vtw_eval.engine import LayerView, Reads
 from vtw_eval.methods.base import Method, check_layer, random_scores, ranks
 from vtw_eval.methods.vtw.method import default_k
 
@@ -32,14 +32,11 @@ class Rand(Method):
 
     key: ClassVar[str] = "rand"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"
+    reads = Reads.IDS
+    needs_vision: ClassVar[bool] = True
 
     k: int | None = None
     seed: int = 0
-
-    @property
-    def plans_ahead(self) -> bool:
-        """The choice follows from token ids."""
-        return True
 
     def bind(self, anatomy: Anatomy) -> Rand:
         """Fill in the default k and check k against the number of layers."""
@@ -51,6 +48,10 @@ class Rand(Method):
         """Layer k, or none when k is the number of layers."""
         assert self.k is not None, "bind() fills in k"
         return () if self.k == num_layers else (self.k,)
+
+    def idle_from(self, empty: int) -> float:
+        """One layer later than methods that draw no text: where vision tokens leave, it is asked together with them."""
+        return empty + 1
 
     def keep(self, view: LayerView) -> Tensor:
         """As many tokens of the prompt as it has text tokens, at random, and all generated ones."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView
+from vtw_eval.engine import LayerView, Reads
 from vtw_eval.methods.base import Method, check_layer
 
 
@@ -31,15 +31,12 @@ class RandomK(Method):
 
     key: ClassVar[str] = "random_k"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"
+    reads = Reads.IDS
+    needs_vision: ClassVar[bool] = True
 
     low: int | None = None
     high: int | None = None
     seed: int = 0
-
-    @property
-    def plans_ahead(self) -> bool:
-        """The choice follows from token ids."""
-        return True
 
     def bind(self, anatomy: Anatomy) -> RandomK:
         """Scale the default bounds to the model and check them."""
@@ -56,6 +53,15 @@ class RandomK(Method):
         """Every layer that a draw can name."""
         assert self.low is not None and self.high is not None, "bind() fills in the bounds"
         return range(self.low, min(self.high, num_layers - 1) + 1)
+
+    def draws(self) -> Sequence[RandomK]:
+        """Return one method for each k that can be drawn."""
+        assert self.low is not None and self.high is not None, "bind() fills in the bounds"
+        return [replace(self, low=k, high=k) for k in range(self.low, self.high + 1)]
+
+    def empty_from(self, num_layers: int) -> int:
+        """Name the last layer that can be drawn."""
+        return num_layers if self.high is None else self.high
 
     def keep(self, view: LayerView) -> Tensor:
         """Everything but the vision tokens of the rows whose draw is this layer."""

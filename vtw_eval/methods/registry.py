@@ -1,8 +1,9 @@
-"""All methods by their lower-case key, and the parser of method specs."""
+"""All methods by name, and the parser of method specs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -10,31 +11,113 @@ from pydantic import TypeAdapter, ValidationError
 
 from vtw_eval.errors import suggest
 from vtw_eval.methods.base import Method
-from vtw_eval.methods.baseline import Baseline
 from vtw_eval.methods.composite import Composite
-from vtw_eval.methods.downsample import Downsample
-from vtw_eval.methods.dyvte.method import DyVTE
-from vtw_eval.methods.fastv import FastV
-from vtw_eval.methods.pyramiddrop import PyramidDrop
-from vtw_eval.methods.rand import Rand
-from vtw_eval.methods.random_k import RandomK
-from vtw_eval.methods.random_vision import RandomVision
-from vtw_eval.methods.tome import ToMe
-from vtw_eval.methods.vtw.method import VTW
+from vtw_eval.methods.sockets import distribution, load_place, load_plugin, plugins
 
-METHODS: Mapping[str, type[Method]] = {
-    cls.key: cls for cls in (Baseline, VTW, Rand, RandomK, FastV, RandomVision, Downsample, ToMe, PyramidDrop, DyVTE)
+OURS: Mapping[str, str] = {
+    "baseline": "vtw_eval.methods.baseline:Baseline",
+    "vtw": "vtw_eval.methods.vtw.method:VTW",
+    "rand": "vtw_eval.methods.rand:Rand",
+    "random_k": "vtw_eval.methods.random_k:RandomK",
+    "fastv": "vtw_eval.methods.fastv:FastV",
+    "random_vision": "vtw_eval.methods.random_vision:RandomVision",
+    "downsample": "vtw_eval.methods.downsample:Downsample",
+    "tome": "vtw_eval.methods.tome:ToMe",
+    "pyramiddrop": "vtw_eval.methods.pyramiddrop:PyramidDrop",
+    "dyvte": "vtw_eval.methods.dyvte.method:DyVTE",
 }
-"""Every method that a spec can name."""
+"""Where each method of this project stands, by its key."""
 
 
-def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
-    """Make a method from its key and parameters, the latter as strings or values.
+class _Ours(Mapping[str, type[Method]]):
+    """Loads each on first use."""
+
+    def __getitem__(self, key: str) -> type[Method]:
+        module, _, name = OURS[key].partition(":")
+        cls: type[Method] = getattr(importlib.import_module(module), name)
+        return cls
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OURS)
+
+    def __len__(self) -> int:
+        return len(OURS)
+
+
+METHODS: Mapping[str, type[Method]] = _Ours()
+"""Every method of this project by its key."""
+
+
+def method_names() -> list[str]:
+    """Return the keys of all methods that are installed: ours, then those of other packages."""
+    return list(dict.fromkeys([*OURS, *plugins()]))
+
+
+def find_method(name: str) -> type[Method]:
+    """Return a method's class.
 
     Parameters
     ----------
     name
-        A key of :data:`METHODS`.
+        A key of ours or of another package's (entry points of the group ``vtw_eval.methods``), or the place of a class:
+        ``FILE.py:Class`` or ``package.module:Class``.
+
+    Raises
+    ------
+    ValueError
+        If there is none, if it cannot be loaded, or if two have the name.
+    """
+    if ":" in name:
+        cls, place = load_place(name)
+        if not _is_registered(cls):
+            if cls.key in OURS:
+                raise ValueError(f"method {name!r} has the key {cls.key!r}, which is that of another one: rename it.")
+            cls.place = place
+        return cls
+    if name not in method_names():
+        raise ValueError(
+            f"unknown method {name!r}{suggest(name, method_names())} Valid: {', '.join(method_names())}; or the place "
+            "of a class, as in my_folder/my_method.py:MyMethod."
+        )
+    if name not in OURS:
+        return load_plugin(name)
+    if name in plugins():
+        owners = ", ".join(distribution(entry) for entry in plugins()[name])
+        raise ValueError(f"method {name!r} is one of vtw-eval's, and {owners} registers another one: uninstall that.")
+    return METHODS[name]
+
+
+def _is_registered(cls: type[Method]) -> bool:
+    """Whether a class is what its key stands for."""
+    if cls.key in OURS:
+        return METHODS[cls.key] is cls
+    return cls.key in plugins() and load_plugin(cls.key) is cls
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Return the types of a method's parameters by their names in a spec, such as ``fastv.k`` of ``fastv+vtw``.
+
+    Raises
+    ------
+    ValueError
+        See :func:`find_method`.
+    """
+    names = name.split("+")
+    found: dict[str, Any] = {}
+    for part in names:
+        cls = find_method(part)
+        hints, prefix = get_type_hints(cls), "" if len(names) == 1 else f"{part}."
+        found |= {prefix + field.name: hints[field.name] for field in fields(cls)}
+    return found
+
+
+def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
+    """Make a method from its name and parameters, the latter as strings or values.
+
+    Parameters
+    ----------
+    name
+        See :func:`find_method`; or several joined by ``+``.
     params
         Hyper-parameters by name; strings are converted to the declared type.
 
@@ -45,22 +128,21 @@ def make_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
     """
     if "+" in name:
         return _make_composite(name, params or {})
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{suggest(name, list(METHODS))} Valid: {', '.join(METHODS)}.")
-    cls = METHODS[name]
-    hints = get_type_hints(cls)
-    valid = [f.name for f in fields(cls)]
+    cls, hints = find_method(name), parameters(name)
     values: dict[str, Any] = {}
     for key, value in (params or {}).items():
-        if key not in valid:
-            listing = f"Valid: {', '.join(valid)}." if valid else "It takes none."
-            raise ValueError(f"unknown parameter {key!r} of method {name!r}{suggest(key, valid)} {listing}")
+        if key not in hints:
+            listing = f"Valid: {', '.join(hints)}." if hints else "It takes none."
+            raise ValueError(f"unknown parameter {key!r} of method {name!r}{suggest(key, hints)} {listing}")
         adapter = TypeAdapter(hints[key])
         try:
             values[key] = adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
         except ValidationError as error:
             problem = ", or ".join(e["msg"] for e in error.errors() if e["type"] != "none_required")
             raise ValueError(f"bad value {key}={value!r} of method {name!r}: {problem}.") from None
+        text = values[key]
+        if isinstance(text, str) and (text != text.strip() or not text or "," in text):
+            raise ValueError(f"bad value {key}={text!r} of method {name!r}: a spec cannot tell commas or outer spaces.")
     return cls(**values)
 
 
@@ -69,13 +151,13 @@ def _make_composite(name: str, params: Mapping[str, Any]) -> Composite:
     names = [part.strip() for part in name.split("+")]
     own: dict[str, dict[str, Any]] = {part: {} for part in names}
     for key, value in params.items():
-        part, dot, parameter = key.partition(".")
-        if not dot or part not in own:
+        part = max((part for part in names if key.startswith(f"{part}.")), key=len, default=None)
+        if part is None:
             raise ValueError(
-                f"parameter {key!r} of {name!r} belongs to no part{suggest(part, names)} "
+                f"parameter {key!r} of {name!r} belongs to no part{suggest(key.partition('.')[0], names)} "
                 f"Write PART.NAME=VALUE with PART one of {', '.join(names)}."
             )
-        own[part][parameter] = value
+        own[part][key.removeprefix(f"{part}.")] = value
     return Composite(parts=tuple(make_method(part, own[part]) for part in names))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView, Merge
+from vtw_eval.engine import LayerView, Merge, Reads
 from vtw_eval.methods.base import Method, check_layer, check_share
 
 DEFAULT_R = 0.9
@@ -42,7 +42,9 @@ class ToMe(Method):
 
     key: ClassVar[str] = "tome"
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
-    needs: ClassVar[str] = "key projections (self_attn.k_proj); SDPA or eager attention"
+    reads = Reads.HIDDEN | Reads.KEYS
+    also_needs: ClassVar[str] = "SDPA or eager attention"
+    needs_vision: ClassVar[bool] = True
 
     k: int = 0
     r: float | None = None
@@ -76,6 +78,11 @@ class ToMe(Method):
             return max(total - steps * self.per_layer, 0)
         assert self.r is not None, "__post_init__ fills it in"
         return total - int(total * self.r * steps / (num_layers - self.k) + 0.5)
+
+    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+        """Similarities: each even vision token of a row with each odd one, ``2 ceil(v / 2) floor(v / 2) head_dim``."""
+        pairs = sum(((v + 1) // 2) * (v // 2) for v in before[after < before].tolist())
+        return {"similarities": 2 * pairs * head_dim}
 
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Merge towards the layer's target."""

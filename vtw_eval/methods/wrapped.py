@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine.reads import Reads
 from vtw_eval.methods.base import Method, Position
 
 
@@ -27,14 +28,9 @@ class Wrapped(Method):
         return self.method.positions
 
     @property
-    def looks_back(self) -> bool:
-        """Whether the method does."""
-        return self.method.looks_back
-
-    @property
-    def plans_ahead(self) -> bool:
-        """Whether the method does."""
-        return self.method.plans_ahead
+    def reads(self) -> Reads:
+        """What the method reads."""
+        return self.method.reads
 
     def bind(self, anatomy: Anatomy) -> Wrapped:
         """Bind the method."""
@@ -43,3 +39,7 @@ class Wrapped(Method):
     def layers(self, num_layers: int) -> Sequence[int]:
         """Return the layers of the method."""
         return self.method.layers(num_layers)
+
+    def __str__(self) -> str:
+        """Return the spec of the method."""
+        return str(self.method)

@@ -6,9 +6,9 @@ and answered again on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,8 @@ from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost.bench.subject import llava_config
 from vtw_eval.cost.dry_run import SYSTEM
 from vtw_eval.cost.geometry import Geometry
-from vtw_eval.engine import LayerView, Merge, Trace
+from vtw_eval.engine import LayerView, Merge, Reads, Trace
+from vtw_eval.engine.view import Look
 from vtw_eval.methods import Method
 from vtw_eval.methods.wrapped import Wrapped
 
@@ -106,10 +107,8 @@ class _Choice:
     """What a method did at a layer."""
 
     keep: Tensor
-    attention: tuple[int, ...]
-    """Layers whose attention it looked at."""
-    keys: int
-    """How often it looked at the layer's keys."""
+    looks: Sequence[Look]
+    """What it read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +124,10 @@ class _Record(_Choosing):
     key: ClassVar[str] = "record"
 
     def keep(self, view: LayerView) -> Tensor | Merge:
-        attention: list[int] = []
-        keys: list[None] = []
-
-        def probe(layer: int) -> Tensor:
-            attention.append(layer)
-            return view.probe(layer)
-
-        def key_probe() -> Tensor:
-            keys.append(None)
-            return view.key_probe()
-
-        answer = self.method.keep(replace(view, probe=probe, key_probe=key_probe))
+        before = len(view.looks)
+        answer = self.method.keep(view)
         keep = answer.keep if isinstance(answer, Merge) else answer
-        self.choices[view.layer] = _Choice(keep, tuple(attention), len(keys))
+        self.choices[view.layer] = _Choice(keep, view.looks[before:])
         return answer
 
 
@@ -149,10 +138,11 @@ class _Replay(_Choosing):
 
     def keep(self, view: LayerView) -> Tensor:
         choice = self.choices[view.layer]
-        for layer in choice.attention:
-            view.attention(layer)
-        for _ in range(choice.keys):
-            view.keys()
+        for look in choice.looks:
+            if look.what is Reads.KEYS:
+                view.keys()
+            else:
+                view.attention(look.layer)
         return choice.keep
 
 

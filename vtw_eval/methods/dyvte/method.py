@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
-from vtw_eval.engine import LayerView, Trace
+from vtw_eval.engine import LayerView, Reads, Trace
 from vtw_eval.methods.base import Method
 from vtw_eval.methods.dyvte.gates import (
     Gates,
@@ -48,7 +48,13 @@ class DyVTE(Method):
 
     key: ClassVar[str] = "dyvte"
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.19628"
-    needs: ClassVar[str] = "hidden states, and gates trained for the checkpoint"
+    reads = Reads.HIDDEN
+    also_needs: ClassVar[str] = "gates trained for the checkpoint"
+    needs_vision: ClassVar[bool] = True
+    adaptive: ClassVar[str] = (
+        "where dyvte's gates let vision tokens leave depends on model and prompt: give the exit layer, as vtw,k=EXIT+1 "
+        "(EXIT counts from 0, as in the paper's Table 3)."
+    )
 
     gates: str | None = None
     check_name: bool = True
@@ -56,47 +62,57 @@ class DyVTE(Method):
     @cached_property
     def network(self) -> Gates:
         """The gates, read once; :meth:`bind` has checked them."""
-        assert self.gates is not None, "bind() fills in the file"
+        assert self.gates is not None, "bind() reads those beside the weights"
         return load_gates(Path(self.gates))
 
     def bind(self, anatomy: Anatomy) -> DyVTE:
         """Find the gates, read them and check them against the model."""
-        if self.gates is None:
+        if self.gates is None and "network" not in self.__dict__:
             beside = Path(anatomy.name, GATES_FILE)
             if not anatomy.name or not beside.is_file():
                 raise ValueError(
                     f"dyvte needs gates trained for {anatomy.name or 'this model'}: make them by `vtw-eval train-dyvte "
                     "--model CHECKPOINT --data DATA.json -o FILE.safetensors` and give gates=FILE.safetensors."
                 )
-            return replace(self, gates=str(beside), check_name=False).bind(anatomy)  # a folder may have been renamed
-        network = self.network
+            return self._with(load_gates(beside)).bind(anatomy)
+        network, gates = self.network, self.gates or str(Path(anatomy.name, GATES_FILE))
         for what, theirs, mine in (
             ("hidden size", network.hidden_size, anatomy.hidden_size),
             ("number of decoder layers", network.num_layers, anatomy.num_layers),
         ):
             if theirs != mine:
-                raise ValueError(f"the gates {self.gates!r} are for a {what} of {theirs}, this model has {mine}.")
+                raise ValueError(f"the gates {gates!r} are for a {what} of {theirs}, this model has {mine}.")
         name = checkpoint_name(anatomy.name)
-        if self.check_name and network.checkpoint != name:
+        # Those beside the weights belong to them; their folder may have been renamed.
+        if self.gates is not None and self.check_name and network.checkpoint != name:
             raise ValueError(
-                f"the gates {self.gates!r} were trained for {network.checkpoint!r}, this model is {name!r}: train "
+                f"the gates {gates!r} were trained for {network.checkpoint!r}, this model is {name!r}: train "
                 "gates for it, or add check_name=false if it is the same model under another name."
             )
         if not same_weights(network.norm, final_norm(anatomy.decoder)):
             raise ValueError(
-                f"the gates {self.gates!r} were trained for other weights than those of {name!r}: train gates for it."
+                f"the gates {gates!r} were trained for other weights than those of {name!r}: train gates for it."
             )
         return self
 
     def stand_in(self, anatomy: Anatomy) -> DyVTE:
         """Return the method with random gates, by which a row leaves after each layer about half of the time."""
-        twin = replace(self, gates="random", check_name=False)
-        twin.__dict__["network"] = Gates(anatomy.hidden_size, anatomy.num_layers, inner=16).initialise(0)
+        return self._with(Gates(anatomy.hidden_size, anatomy.num_layers, inner=16).initialise(0))
+
+    def _with(self, network: Gates) -> DyVTE:
+        """Return the method with gates that no parameter names."""
+        twin = replace(self, gates=None)
+        twin.__dict__["network"] = network
         return twin
 
+    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+        """Gates: ``2 (2h w + 2w)`` with inner width w, per row that still has vision tokens."""
+        inner = self.network.inner
+        return {"gates": int((before > 0).sum()) * 2 * (2 * hidden * inner + 2 * inner)}
+
     def params(self) -> Mapping[str, Any]:
-        """Name the gates by their file, not by where it lies."""
-        return {"gates": None if self.gates is None else Path(self.gates).name}
+        """Name the gates' file; whether their name is checked only where it is not."""
+        return {"gates": self.gates, **({} if self.check_name else {"check_name": False})}
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Every layer but the first: the gate after layer l decides what enters layer l + 1."""

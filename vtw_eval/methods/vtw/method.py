@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -10,25 +9,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
+from vtw_eval.checkpoints import known
 from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import LayerSearch, Method, Position, check_layer
-
-PAPER_K: tuple[tuple[str, int], ...] = (
-    (r"llava-(v?1\.5)-13b", 20),
-    (r"llava-(v?1\.5)-7b", 16),
-    (r"llava-v1\.6-vicuna-7b", 16),
-    (r"video-llava-7b", 16),
-    (r"qwen2-vl-2b", 18),
-    (r"internvl2-4b", 16),
-)
-"""Checkpoint name pattern and the k of the paper's Tables 2, 3 and 8."""
-
-
-PAPER_ETA: tuple[tuple[str, float], ...] = (
-    (r"llava-v1\.6-vicuna-7b", 0.0001),
-    (r"llava-(v?1\.5)-13b", 0.0005),
-)
-"""Checkpoint name pattern and the search threshold of the paper's code; 0.003 for all others, as in the paper."""
 
 DEFAULT_ETA = 0.003
 """Threshold of the paper, in nats."""
@@ -40,15 +23,16 @@ DEFAULT_START = 5
 
 def default_eta(name: str) -> float:
     """Return the threshold that the paper's code takes for a checkpoint, by its name."""
-    return next((eta for pattern, eta in PAPER_ETA if re.search(pattern, name, re.IGNORECASE)), DEFAULT_ETA)
+    entry = known(name)
+    return DEFAULT_ETA if entry is None else entry.eta
 
 
 def default_k(anatomy: Anatomy) -> int:
     """Return the paper's k for a checkpoint that the paper reports, half of the decoder layers otherwise."""
-    for pattern, k in PAPER_K:
-        if re.search(pattern, anatomy.name, re.IGNORECASE):
-            return min(k, anatomy.num_layers)
-    return anatomy.num_layers // 2
+    entry = known(anatomy.name)
+    if entry is None or entry.k is None:
+        return anatomy.num_layers // 2
+    return min(entry.k, anatomy.num_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +59,7 @@ class VTW(Method):
 
     key: ClassVar[str] = "vtw"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"
+    needs_vision: ClassVar[bool] = True
 
     k: int | Literal["search"] | None = None
     position: Position = "keep"
@@ -100,11 +85,6 @@ class VTW(Method):
     def positions(self) -> Position:
         """The ``position`` parameter."""
         return self.position
-
-    @property
-    def plans_ahead(self) -> bool:
-        """The choice follows from token roles."""
-        return True
 
     def bind(self, anatomy: Anatomy) -> VTW:
         """Fill in the default k and check k against the number of layers."""
@@ -140,6 +120,10 @@ class VTW(Method):
         if self.k is None or isinstance(self.k, str):
             raise ValueError("k=search works in the adapters; for a model, find k with search_layer(model, samples).")
         return () if self.k == num_layers else (self.k,)
+
+    def empty_from(self, num_layers: int) -> int:
+        """Layer k."""
+        return self.k if isinstance(self.k, int) else num_layers
 
     def keep(self, view: LayerView) -> Tensor:
         """Everything but vision tokens."""
