@@ -1,4 +1,4 @@
-"""Functions of the harnesses that are replaced by name, each with what would go wrong if it were no longer called.
+"""Replacing functions of a harness by name for a while; each harness has its table of them in its ``patches.py``.
 
 A name that is gone fails at once; a function that upstream stops calling does not, and the run would go on with the
 answers of an earlier one, or all questions in place of a few. So every replacement counts its calls.
@@ -24,7 +24,7 @@ Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Patch:
-    """One function of a harness that is replaced for a while."""
+    """One function of a harness, or another object in a module of its, that is replaced for a while."""
 
     package: str
     """Distribution."""
@@ -57,7 +57,7 @@ class Patch:
             if found is None:
                 raise UpstreamChangedError(f"{self.package} has no {self.name}, without which {self.why}", self.package)
             owner = owner if name == last else found
-        given = inspect.signature(getattr(owner, last)).parameters
+        given = inspect.signature(getattr(owner, last)).parameters if self.parameters else {}
         if missing := [name for name in self.parameters if name not in given]:
             raise UpstreamChangedError(
                 f"{self.name} takes {', '.join(given)}, and not {', '.join(missing)}", self.package
@@ -93,6 +93,12 @@ class Patches:
         with mock.patch.object(owner, attribute, counted):
             yield
 
+    @contextmanager
+    def exchanged(self, name: str, value: Any) -> Iterator[None]:
+        """Put something in the place of what is no function until the end of the block; that it is used is not seen."""
+        with mock.patch.object(*self.table[name].place(), value):
+            yield
+
     def require(self, names: Sequence[str], since: Mapping[str, int] | None = None) -> None:
         """Check that replacements have been called.
 
@@ -117,118 +123,3 @@ class Patches:
                 raise UpstreamChangedError(
                     f"{patches[0].package} did not call {called}, without which {patches[0].why}", patches[0].package
                 )
-
-
-LMMS_EVAL = {
-    "tasks": Patch(
-        "lmms-eval",
-        "lmms_eval.tasks",
-        "TaskManager.__init__",
-        ("verbosity", "include_path"),
-        "vtw-eval's own tasks are not found",
-    ),
-    "evaluate": Patch(
-        "lmms-eval",
-        "lmms_eval.__main__",
-        "cli_evaluate_single",
-        ("args",),
-        "a failed evaluation ends with exit status 0",
-    ),
-    "download": Patch(
-        "lmms-eval",
-        "lmms_eval.api.task",
-        "ConfigurableTask.download",
-        ("dataset_kwargs",),
-        "a missing dataset is told as RetryError",
-    ),
-    "scores": Patch(
-        "lmms-eval",
-        "lmms_eval.api.task",
-        "ConfigurableTask.process_results",
-        ("doc", "results"),
-        "equal answers that a task cannot read are right with one method and wrong with another",
-    ),
-}
-"""Of lmms-eval; all but ``download``, which only words an error, must be called where they are replaced."""
-
-_DATASET = ("dataset", "model_name")
-
-VLMEVALKIT = {
-    "fresh": Patch(
-        "ms-vlmeval",
-        "vlmeval.run",
-        "prepare_reuse_files",
-        ("result_file", "reuse", *_DATASET),
-        "answers of an earlier run, perhaps of another method, are taken for this one's",
-    ),
-    "build": Patch(
-        "ms-vlmeval", "vlmeval.run", "build_dataset", ("dataset_name",), "the limit of questions cannot be checked"
-    ),
-    "configured": Patch(
-        "ms-vlmeval",
-        "vlmeval.run",
-        "build_dataset_from_config",
-        ("dataset_name",),
-        "the limit of questions cannot be checked",
-    ),
-    "judge": Patch(
-        "ms-vlmeval",
-        "vlmeval.run",
-        "get_judge_kwargs",
-        ("dataset_name", "dataset_type", "args"),
-        "a judge is asked where exact matching was promised",
-    ),
-    "images": Patch(
-        "ms-vlmeval",
-        "vlmeval.inference",
-        "infer_data",
-        ("out_file", "work_dir", *_DATASET),
-        "the costs of answers about images are lost",
-    ),
-    "image table": Patch(
-        "ms-vlmeval",
-        "vlmeval.inference",
-        "dump",
-        ("data", "f"),
-        "answers about images are known only as a spreadsheet changes them",
-    ),
-    "video table": Patch(
-        "ms-vlmeval",
-        "vlmeval.inference_video",
-        "dump",
-        ("data", "f"),
-        "answers about videos are known only as a spreadsheet changes them",
-    ),
-    "videos": Patch(
-        "ms-vlmeval",
-        "vlmeval.inference_video",
-        "infer_data",
-        ("out_file", "work_dir", *_DATASET),
-        "the costs of answers about videos are lost",
-    ),
-    "video job": Patch(
-        "ms-vlmeval",
-        "vlmeval.run",
-        "infer_data_job_video",
-        ("model", "dataset", "result_file", "limit"),
-        "--limit does not hold for videos, and the frames of one dataset are those of the one before",
-    ),
-    "status": Patch(
-        "ms-vlmeval",
-        "vlmeval.run",
-        "upsert_dataset_status",
-        ("dataset_name", "status", "skip_reason", "error_message", "metrics_source"),
-        "a failed dataset ends with exit status 0",
-    ),
-    "config": Patch(
-        "ms-vlmeval", "vlmeval.run", "load", (), "the models of a --config file are evaluated once for each of them"
-    ),
-    "image job": Patch(
-        "ms-vlmeval",
-        "vlmeval.run",
-        "infer_data_job",
-        ("model", "limit", "work_dir", *_DATASET),
-        "one process that fails leaves the others waiting",
-    ),
-}
-"""Of VLMEvalKit; which of them an evaluation must call depends on its dataset."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
-from unittest import mock
 
 from lmms_eval import evaluator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from vtw_eval.checkpoints import checkpoint
-from vtw_eval.errors import named
 from vtw_eval.media import summary
 from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.lmms import samples
@@ -26,7 +22,8 @@ from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
 from vtw_eval.model_adapters.lmms.guesses import same_guess_for_same_answer
 from vtw_eval.model_adapters.lmms.models import VTWModel, model_class
 from vtw_eval.model_adapters.lmms.names import own_tasks
-from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
+from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL, aggregations_apart
+from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.runner import Answer
 from vtw_eval.record.cell import CellSpec
@@ -77,7 +74,7 @@ class LmmsModel:
         with (
             self._partial(task),
             same_guess_for_same_answer(patches) as guessed,
-            _aggregations_apart(task, failures),
+            aggregations_apart(task, failures),
             tempfile.TemporaryDirectory() as folder,  # some tasks write submission files
         ):
             results = evaluator.simple_evaluate(
@@ -111,7 +108,7 @@ class LmmsModel:
         }
         if guessed:
             (environment["guessed"],) = summary({"the answer could not be read, and an option was drawn": guessed})
-        costs = self.costs.of([row.costs for row in rows], self.model.seconds)
+        costs = self.costs.of(rows, self.model.seconds)
         read = data_read([task.DATASET_PATH, task.config.dataset_kwargs, read_by(spec.task)])
         lost = {**samples.undefined(facts, results["results"][spec.task]), **failures}
         return Evaluation(metrics, rows, costs, environment, read, lost)
@@ -152,37 +149,6 @@ class LmmsModel:
             split = task.config.test_split if task.has_test_docs() else task.config.validation_split
             self._groups[name, count] = samples.media_groups(task.dataset[split], count)
         return self._groups[name, count]
-
-
-@contextmanager
-def _aggregations_apart(task: Any, failures: dict[str, str]) -> Iterator[None]:
-    """Let an aggregation that fails cost its metric only, not what all documents were answered.
-
-    Parameters
-    ----------
-    task
-        A task of lmms-eval; its ``aggregation`` is replaced until the end of the block.
-    failures
-        Gets the metrics that failed, each with its error; their values are not a number.
-    """
-    original = task.aggregation
-
-    def guarded(metric: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def aggregated(*args: Any, **given: Any) -> Any:
-            try:
-                return function(*args, **given)
-            except Exception as error:
-                failures[metric] = named(error)
-                return math.nan
-
-        return aggregated
-
-    def aggregation() -> dict[str, Callable[..., Any]]:
-        return {metric: guarded(metric, function) for metric, function in original().items()}
-
-    with mock.patch.object(task, "aggregation", aggregation):
-        yield
 
 
 def _kept(adapter: type[VTWModel]) -> Any:

@@ -20,7 +20,9 @@ from typing import Any
 from vtw_eval.files import check_output
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
 from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
-from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
+from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
+from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
+from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.options import check_given_once
 from vtw_eval.verify.touch_points import check_touch_points
@@ -186,7 +188,7 @@ def _run(arguments: Sequence[str]) -> list[str]:
     with importing("lmms-eval"):
         import lmms_eval.__main__  # noqa: F401
 
-        check_touch_points(["lmms-eval"])
+        check_touch_points(TOUCH_POINTS)
     patches, failures = Patches(LMMS_EVAL), list[str]()
     with our_tasks(patches), dataset_failures_told(patches), failures_noted(failures, patches):
         try:
@@ -195,12 +197,19 @@ def _run(arguments: Sequence[str]) -> list[str]:
             if stop.code or not evaluates(arguments) or patches.calls["evaluate"]:
                 raise
         except Exception as error:
-            if "DEBUG" in " ".join(arguments):
+            if _verbosity(arguments) == "DEBUG":
                 raise
             return [*failures, describe(error)]
     if evaluates(arguments):
         patches.require(["evaluate"])
     return failures
+
+
+def _verbosity(arguments: Sequence[str]) -> str | None:
+    """Return what was given to ``--verbosity``, before lmms-eval has read it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--verbosity")
+    return parser.parse_known_args(arguments)[0].verbosity
 
 
 if __name__ == "__main__":

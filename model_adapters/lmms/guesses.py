@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
+from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
+from vtw_eval.model_adapters.patches import Patches
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class LmmsEval:
             from vtw_eval.model_adapters.lmms.cells import LmmsModel
             from vtw_eval.verify.touch_points import check_touch_points
 
-            check_touch_points([self.package])
+            check_touch_points(self.touch_points())
         return LmmsModel(spec, settings)
 
     def code(self, spec: CellSpec) -> dict[str, str]:
@@ -54,4 +54,6 @@ class LmmsEval:
 
     def touch_points(self) -> Sequence[TouchPoint]:
         """Return what is relied on in lmms-eval without its promise."""
-        return ()
+        from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
+
+        return TOUCH_POINTS

@@ -7,6 +7,7 @@ from typing import Any
 from vtw_eval.importing import importing
 from vtw_eval.methods.vtw.method import default_eta
 from vtw_eval.methods.vtw.search import SearchResult
+from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
 from vtw_eval.models.options import check_given_once
 from vtw_eval.verify.touch_points import check_touch_points
 
@@ -75,7 +76,7 @@ def search_task(
         from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
         from vtw_eval.model_adapters.lmms.models import model_class
 
-        check_touch_points(["lmms-eval"])
+        check_touch_points(TOUCH_POINTS)
     if adapter not in ADAPTERS:
         raise ValueError(f"unknown adapter {adapter!r}. Valid: {', '.join(ADAPTERS)}.")
     manager = TaskManager("WARNING", include_path=[str(tasks_folder())], model_name=adapter)

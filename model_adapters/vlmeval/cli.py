@@ -14,15 +14,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from unittest import mock
 
 from vtw_eval.errors import suggest
 from vtw_eval.importing import HarnessImportError, importing
 from vtw_eval.model_adapters.lmms.cli import describe
-from vtw_eval.model_adapters.patches import VLMEVALKIT, Patches
+from vtw_eval.model_adapters.patches import Patches
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, made_by
+from vtw_eval.model_adapters.vlmeval.touch_points import TOUCH_POINTS
 from vtw_eval.models.options import check_given_once
 from vtw_eval.verify.touch_points import check_touch_points
 from vtw_eval.versions import UpstreamChangedError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 PROGRAM = "vtw-vlmeval"
 
 EPILOG = """\
-vtw-eval's own models: llava_vtw, qwen2vl_vtw, internvl_vtw, video_llava_vtw, which need --model-args, and
+vtw-eval's own models: {adapters}, which need --model-args, and
 the checkpoints of the papers with a method, such as LLaVA-1.5-7B-VTW, LLaVA-1.5-7B-FastV, LLaVA-1.5-7B-baseline:
 
   vtw-vlmeval --data MME POPE AI2D_TEST --model LLaVA-1.5-7B-VTW LLaVA-1.5-7B-baseline --work-dir out
@@ -41,8 +42,8 @@ the checkpoints of the papers with a method, such as LLaVA-1.5-7B-VTW, LLaVA-1.5
 
   --model-args A=B,C=D  options of our models and parameters of the method, as lmms_eval's --model_args
 
-In a --config file: {"model": {"NAME": {"class": "LlavaVTW", "pretrained": "...", "method": "vtw", "k": 16}}, ...}
-with the classes LlavaVTW, Qwen2VLVTW, InternVLVTW, VideoLlavaVTW.
+In a --config file: {{"model": {{"NAME": {{"class": "LlavaVTW", "pretrained": "...", "method": "vtw", "k": 16}}}}, ...}}
+with the classes {classes}.
 
 Answers to multiple-choice and yes-or-no questions are scored by exact matching unless --judge names a judge.
 VLMEvalKit keeps answers in spreadsheets, which change texts such as "=5", "NA" and "007", and reads options such as
@@ -240,10 +241,12 @@ def in_processes(run: Any) -> Iterator[None]:
         for name in COLLECTIVE:
             stack.enter_context(patches.replaced(name, leaving))
         if not torch.cuda.is_available():
-            start = torch.distributed.init_process_group
-            gloo = functools.wraps(start)(lambda backend, **given: start("gloo", **given))
-            stack.enter_context(mock.patch.object(torch.distributed, "init_process_group", gloo))
+            stack.enter_context(patches.replaced("process group", _over_gloo))
         yield
+
+
+def _over_gloo(start: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda backend, **given: start("gloo", **given)
 
 
 def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, str]) -> list[str]:
@@ -261,7 +264,7 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
     from vtw_eval.model_adapters.vlmeval.models import check_arguments
 
     config = _check(args, model_args)
-    failures = []
+    failures: list[str] = []
     models = list(args.model if config is None else config["model"])
     makers: dict[str, Any] = {}
     given: dict[str, Any] = {}
@@ -278,27 +281,25 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
             given[name] = {"class": cls.__name__, **{key: value for key, value in entry.items() if key != "class"}}
     if model_args and not makers:
         raise ValueError(f"--model-args belongs to vtw-eval's models, but {', '.join(models)} are the kit's.")
-    with session(given) as kit, mock.patch.dict(supported_VLM, makers), in_processes(run):
+    with session(given) as kit, in_processes(run):
         for name in models:
-            made = None
+            made = None  # the one before is freed before the next one is made
             try:
                 _check_model(name, config, supported_VLM, args)
-                if name in given:
-                    own = {key: value for key, value in given[name].items() if key != "class"}
-                    adapter = next(a for a, cls in registry.CLASSES.items() if cls.__name__ == given[name]["class"])
-                    check_arguments(adapter, own)
+                if cls := registry.class_of(given.get(name, {})):
+                    check_arguments(cls.adapter, {key: value for key, value in given[name].items() if key != "class"})
                 if name in makers and args.mode != "eval" and config is None:
-                    supported_VLM[name] = made = _Made(_alone(makers[name]))
+                    made = _Made(_alone(makers[name]))
             except Exception as error:
                 failures.append(f"model {name}: {describe(error)}")
                 continue
             kit.media = given.get(name, {}).get("media", "harness")
             kit.noted.clear()
-            found = run_model(run, args, name, config, kit)
+            with made_by(name, made or makers[name]) if name in makers else nullcontext():
+                found = run_model(run, args, name, config, kit)
             if made is not None and not found and not args.reuse:
                 found = _unused(name, made)
             failures += found
-            supported_VLM.pop(name, None) if name in makers else None
     return failures
 
 
@@ -326,9 +327,12 @@ def _unused(name: str, made: _Made) -> list[str]:
 
 def _alone(maker: Callable[[], Any]) -> Any:
     """Make a model without the variable by which transformers would spread it over the processes, as the kit does."""
-    with mock.patch.dict(os.environ):
-        os.environ.pop("WORLD_SIZE", None)
+    processes = os.environ.pop("WORLD_SIZE", None)
+    try:
         return maker()
+    finally:
+        if processes is not None:
+            os.environ["WORLD_SIZE"] = processes
 
 
 def _check(args: argparse.Namespace, model_args: Mapping[str, str]) -> dict[str, Any] | None:
@@ -394,20 +398,21 @@ def main() -> None:
             # First of all, because it chooses the process's GPUs.
             from vlmeval import run
 
-            from vtw_eval.model_adapters.vlmeval import registry as vlmeval_registry
             from vtw_eval.model_adapters.vlmeval.evaluate import kit_arguments
+            from vtw_eval.model_adapters.vlmeval.models import CLASSES
+            from vtw_eval.model_adapters.vlmeval.registry import register
             from vtw_eval.tasks.kit import register_kit_datasets
 
-            vlmeval_registry.register()
+            register()
             register_kit_datasets()
-            check_touch_points(["ms-vlmeval"])
+            check_touch_points(TOUCH_POINTS)
     except (HarnessImportError, UpstreamChangedError) as error:
         _exit([str(error)], int(os.environ.get("RANK", 0)))
     try:
         args = kit_arguments(run, words, PROGRAM)
     except SystemExit as stop:
         if stop.code == 0:
-            print(EPILOG)
+            print(EPILOG.format(adapters=", ".join(CLASSES), classes=", ".join(c.__name__ for c in CLASSES.values())))
         raise
     try:
         failures = evaluate_all(run, args, parse_model_args(mine.model_args))

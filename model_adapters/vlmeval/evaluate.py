@@ -28,14 +28,14 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from unittest import mock
 
 import pandas as pd
 
 from vtw_eval.errors import suggest
 from vtw_eval.files import write_atomically
 from vtw_eval.media import Media, summary
-from vtw_eval.model_adapters.patches import VLMEVALKIT, Make, Patches
+from vtw_eval.model_adapters.patches import Make, Patches
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, command_line, scored_by
 from vtw_eval.model_adapters.vlmeval.scoring import (
     GUESSED,
     OPEN_AS_CHOICE,
@@ -134,7 +134,7 @@ class Session:
         cls = type(dataset)
         if cls not in self.watched and (original := inspect.getattr_static(cls, "evaluate", None)) is not None:
             self.watched[cls] = original
-            self.stack.enter_context(mock.patch.object(cls, "evaluate", _watched(original, self)))
+            self.stack.enter_context(scored_by(cls, _watched(original, self)))
         return dataset
 
     def name_of(self, dataset: Any) -> str:
@@ -389,7 +389,7 @@ def predictions_of(kit: Session, dataset: Any, table: Path) -> pd.DataFrame:
 
 def kit_arguments(run: Any, words: Sequence[str], program: str = "vtw-vlmeval") -> Namespace:
     """Return the kit's command-line arguments for some words, by its own parser."""
-    with mock.patch("sys.argv", [program, *words]):
+    with command_line(program, words):
         return run.parse_args()
 
 

@@ -48,7 +48,7 @@ class Kit:
             from vtw_eval.model_adapters.vlmeval.cells import KitModel
             from vtw_eval.verify.touch_points import check_touch_points
 
-            check_touch_points([self.package])
+            check_touch_points(self.touch_points())
         return KitModel(spec, settings)
 
     def code(self, spec: CellSpec) -> dict[str, str]:
@@ -59,4 +59,6 @@ class Kit:
 
     def touch_points(self) -> Sequence[TouchPoint]:
         """Return what is relied on in VLMEvalKit without its promise."""
-        return ()
+        from vtw_eval.model_adapters.vlmeval.touch_points import TOUCH_POINTS
+
+        return TOUCH_POINTS

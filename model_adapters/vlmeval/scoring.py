@@ -14,22 +14,19 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from typing import Any
-from unittest import mock
 
 import pandas as pd
+
+from vtw_eval.model_adapters.patches import Patches
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT
 
 OPEN_AS_CHOICE = "an open question is scored as a choice between its answer, as option A, and 'Other Answers'"
 GUESSED = "the answer could not be read, and an option was guessed"
 """Reasons, as they stand in results."""
 
-_CHOICES = "vlmeval.dataset.utils.multiple_choice"
-GUESSING = {
-    _CHOICES: ("rd", "extract_answer_from_item"),
-    "vlmeval.dataset.utils.vmcbench": ("random", "parse_multi_choice_response"),
-}
-"""By module that guesses: the generator that it draws from, and the function that reads an answer."""
+GUESSING = {"choice reader": "choice draw", "vmcbench reader": "vmcbench draw"}
+"""By function that reads an answer: the module that it draws from; names among the patches."""
 
 
 def open_questions(dataset: Any) -> list[str]:
@@ -63,18 +60,18 @@ def is_right(prediction: str, answer: str) -> bool:
 @contextmanager
 def open_questions_read(indices: Sequence[str]) -> Iterator[None]:
     """Let the kit score open questions by what was said, and not by the letter of an option that was not shown."""
-    module = import_module(_CHOICES)
-    original = module.extract_answer_from_item
     wanted = set(indices)
 
-    @functools.wraps(original)
-    def extract_answer_from_item(model: Any, item: Any, dataset_name: str | None = None) -> dict[str, Any]:
-        if str(item["index"]) not in wanted:
-            return original(model, item, dataset_name)
-        right = is_right(str(item["prediction"]), str(item["answer"]))
-        return {"opt": item["GT"] if right else "Z", "log": str(item["prediction"])}
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def extract_answer_from_item(model: Any, item: Any, dataset_name: str | None = None) -> dict[str, Any]:
+            if str(item["index"]) not in wanted:
+                return original(model, item, dataset_name)
+            right = is_right(str(item["prediction"]), str(item["answer"]))
+            return {"opt": item["GT"] if right else "Z", "log": str(item["prediction"])}
 
-    with mock.patch.object(module, "extract_answer_from_item", extract_answer_from_item):
+        return extract_answer_from_item
+
+    with Patches(VLMEVALKIT).replaced("choice reader", make):
         yield
 
 
@@ -99,18 +96,17 @@ def same_guess_for_same_answer(guessed: Callable[[str], None]) -> Iterator[None]
     guessed
         Told the index of each question whose answer is guessed, where the kit says which it is.
     """
+    patches = Patches(VLMEVALKIT)
     with ExitStack() as stack:
-        for name, (generator, function) in GUESSING.items():
-            module = import_module(name)
+        for reader, draw in GUESSING.items():
             drawing = _Drawing()
-            reading = _reading(getattr(module, function), drawing, guessed)
-            stack.enter_context(mock.patch.object(module, generator, drawing))
-            stack.enter_context(mock.patch.object(module, function, reading))
+            stack.enter_context(patches.exchanged(draw, drawing))
+            make = functools.partial(_reading, drawing=drawing, guessed=guessed)
+            stack.enter_context(patches.replaced(reader, make))
         yield
 
 
 def _reading(original: Callable[..., Any], drawing: _Drawing, guessed: Callable[[str], None]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def read(*args: Any, **given: Any) -> Any:
         values = [*args, *given.values()]
         rows = [value for value in values if isinstance(value, pd.Series)]

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from vtw_eval.model_adapters.patches import LMMS_EVAL, VLMEVALKIT, Patch, Patches
+from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
+from vtw_eval.model_adapters.patches import Patch, Patches
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT
 from vtw_eval.versions import UpstreamChangedError
 
 HARNESS = Patch("fvcore", "made_harness", "Tasks.find", ("name", "limit"), "questions are forgotten")
@@ -84,8 +86,16 @@ def test_every_patch_has_its_place_here(table: dict[str, Patch], package: str) -
     pytest.importorskip(package)
     for patch in table.values():
         owner, name = patch.place()
-        assert callable(getattr(owner, name))
-        assert patch.module.startswith(package)
+        assert callable(getattr(owner, name)) or name in ("rd", "random")
+        assert patch.module.startswith(package) or patch.package == "torch"
+
+
+def test_what_is_no_function_is_exchanged_and_put_back(harness: Any) -> None:
+    harness.draws = before = object()
+    patches = Patches({"draws": Patch("fvcore", "made_harness", "draws", (), "options are drawn")})
+    with patches.exchanged("draws", other := object()):
+        assert harness.draws is other
+    assert harness.draws is before
 
 
 # --- lmms-eval's command line

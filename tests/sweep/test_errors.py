@@ -17,8 +17,9 @@ from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.model_adapters.lmms.cli import failures_noted
 from vtw_eval.model_adapters.lmms.datasets import DatasetError
+from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
 from vtw_eval.model_adapters.lmms.search import search_task
-from vtw_eval.model_adapters.patches import LMMS_EVAL, Patches
+from vtw_eval.model_adapters.patches import Patches
 
 
 def run(*words: object, code: int) -> str:

@@ -228,6 +228,7 @@ def test_the_command_prints_a_table_and_tells_a_failure(monkeypatch: pytest.Monk
     assert "0 of 1 agree" in shown.output
     assert "logits differ" in shown.stderr
     monkeypatch.setattr(touch_points, "TOUCH_POINTS", (broken,))
+    monkeypatch.setattr("vtw_eval.sweep.harness.harness_names", list)
     monkeypatch.setattr(verdict, "check_method", Counting())
     monkeypatch.setattr(anatomy, "TESTED", frozenset({"llava"}))
     shown = run(app, ["verify", "--all", "--method", "vtw,k=1"])

@@ -44,7 +44,8 @@ def verify(
     For each combination: prefill and cached decoding, padding, several images, with and without a KV cache, and the
     attention weights that a method reads. Evaluations do this by themselves before their first answer and keep the
     verdict; this command always looks anew. With --all it also runs the feature test of each thing that is used here
-    though the other package does not promise it (vtw_eval/verify/touch_points.py). Exit status 1 if anything differs.
+    though the other package does not promise it (touch_points.py here and with each harness's adapters). Exit status 1
+    if anything differs.
     """
     from transformers.utils import logging
 
@@ -122,10 +123,12 @@ def _table(configs: dict[str, PreTrainedConfig], methods: Sequence[Method], atte
 def _touch_points() -> list[str]:
     """Run the feature tests of the packages that are installed; print how many pass, return what differs."""
     from vtw_eval.importing import HarnessImportError
+    from vtw_eval.sweep.harness import find_harness, harness_names
     from vtw_eval.verify.touch_points import TOUCH_POINTS, check
     from vtw_eval.versions import UNINSTALLED, UpstreamChangedError, installed
 
-    points = [point for point in TOUCH_POINTS if installed(point.package) != UNINSTALLED]
+    listed = [*TOUCH_POINTS, *(point for name in harness_names() for point in find_harness(name).touch_points())]
+    points = [point for point in listed if installed(point.package) != UNINSTALLED]
     failures: list[str] = []
     for point in points:
         try:

@@ -3,6 +3,7 @@
 A release may change any of these without a word. What is here is found out before it can give a wrong number: by a
 feature test (:mod:`vtw_eval.verify.touch_guards`), which :func:`check_touch_points` runs, or by a check where it is
 used. Classes and functions that are merely imported are not listed: they fail by themselves when they are gone.
+What is relied on in a harness is listed with its adapters.
 """
 
 from __future__ import annotations
@@ -298,113 +299,7 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         "a model of 7B would take minutes to make",
         guards.makes_models_of_configs,
     ),
-    # --- lmms-eval
-    TouchPoint(
-        "lmms-eval",
-        "functions that are replaced",
-        "model_adapters/patches.py",
-        "LMMS_EVAL",
-        "a failure would end with exit status 0, and our tasks would not be found",
-        guards.lmms_patches,
-    ),
-    TouchPoint(
-        "lmms-eval",
-        "what it changes in filelock",
-        "vtw_eval/verify/touch_guards.py",
-        "_enable_reentrant_filelocks",
-        "evaluations would fail after the model has been loaded",
-        guards.lmms_filelock,
-    ),
-    TouchPoint(
-        "lmms-eval",
-        "entry points of models",
-        "model_adapters/lmms/manifest.py",
-        "registry_v2",
-        "our models would not be found",
-        guards.lmms_manifests,
-    ),
-    TouchPoint(
-        "lmms-eval",
-        "parameters of its evaluator, and fields of its instances",
-        "model_adapters/lmms/cells.py",
-        "filtered_resps",
-        "scores and costs of documents would be missing",
-        guards.lmms_results,
-    ),
-    TouchPoint(
-        "lmms-eval",
-        "the index of tasks",
-        "model_adapters/lmms/names.py",
-        "_task_index",
-        "groups of tasks could not be written out",
-        guards.lmms_results,
-    ),
-    # --- VLMEvalKit
-    TouchPoint(
-        "ms-vlmeval",
-        "functions that are replaced",
-        "model_adapters/patches.py",
-        "VLMEVALKIT",
-        "answers of earlier runs would be taken, limits ignored, judges asked",
-        guards.kit_patches,
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "replaced functions are called",
-        "model_adapters/vlmeval/evaluate.py",
-        "def check(",
-        "answers of earlier runs would be taken, limits ignored, judges asked",
-        "vtw_eval.model_adapters.vlmeval.evaluate.Session.check",
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "names of unfinished answers",
-        "model_adapters/vlmeval/evaluate.py",
-        "_is_part",
-        "answers of an interrupted run would be taken for a later one's",
-        "vtw_eval.model_adapters.vlmeval.evaluate.session",
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "pictures of its tables",
-        "model_adapters/vlmeval/pictures.py",
-        "dump_image",
-        "pictures would be shown otherwise than a viewer shows them, without a word",
-        guards.kit_pictures,
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "its table of models",
-        "model_adapters/vlmeval/registry.py",
-        "supported_VLM",
-        "our models would not be found, or made with other arguments",
-        guards.kit_tables,
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "its tables of datasets",
-        "tasks/kit.py",
-        "DATASET_CLASSES",
-        "our datasets would not be found",
-        guards.kit_tables,
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "how it reads tables",
-        "tasks/kit_tables.py",
-        "vlmeval.smp.file.pd",
-        "texts that its tables change would not be counted, and changed with media=upright too",
-        guards.kit_reads_tables,
-    ),
-    TouchPoint(
-        "ms-vlmeval",
-        "what it draws guessed options from",
-        "model_adapters/vlmeval/scoring.py",
-        "extract_answer_from_item",
-        "equal answers would be right with one method and wrong with another",
-        guards.kit_guesses,
-    ),
-    # --- others
+    # --- qwen-vl-utils
     TouchPoint(
         "qwen-vl-utils",
         "constants of frames and sizes",
@@ -413,29 +308,21 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
         "videos would be shown in other frames of other sizes",
         guards.qwen_frames,
     ),
-    TouchPoint(
-        "datasets",
-        "features of images in lists",
-        "model_adapters/lmms/samples.py",
-        '"feature"',
-        "intervals would be too narrow",
-        guards.datasets_features,
-    ),
 )
 
 
-def check_touch_points(packages: Iterable[str]) -> list[str]:
-    """Run the feature tests of some packages.
+def check_touch_points(points: Iterable[TouchPoint]) -> list[str]:
+    """Run the feature tests of touch points.
 
     Parameters
     ----------
-    packages
-        Distributions; those without touch points are passed over.
+    points
+        The touch points, such as :data:`TOUCH_POINTS` or those of a harness.
 
     Returns
     -------
     list of str
-        A line for each touch point: what was found out, or where it is checked.
+        A line for each: what was found out, or where it is checked.
 
     Raises
     ------
@@ -444,8 +331,7 @@ def check_touch_points(packages: Iterable[str]) -> list[str]:
     vtw_eval.importing.HarnessImportError
         If a harness cannot be imported because of a package that it needs.
     """
-    wanted = set(packages)
-    return [_line(point, check(point)) for point in TOUCH_POINTS if point.package in wanted]
+    return [_line(point, check(point)) for point in points]
 
 
 def check(point: TouchPoint) -> str:

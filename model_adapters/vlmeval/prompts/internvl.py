@@ -45,7 +45,7 @@ class InternVLKitOptions(KitOptions, InternVLOptions):
     use_custom_prompt: bool = True
 
 
-class _Words(InternVLChat):
+class InternVLWords(InternVLChat):
     """The kit's class without its model: how it words questions, and into how many tiles it cuts images.
 
     Parameters
@@ -71,7 +71,7 @@ class _Words(InternVLChat):
 
 def most_tiles(dataset: str | None, images: int) -> int:
     """Return the largest number of tiles per image of a question."""
-    words = _Words()
+    words = InternVLWords()
     words.set_max_num(dataset)
     return max(1, min(words.max_num, words.total_max_num // max(1, images)))
 
@@ -90,12 +90,12 @@ class InternVLPrompts(KitFamily):
 
     def has_own_prompt(self, dataset: str) -> bool:
         """As the kit's class decides, but for questions about screens, whose answers it converts too."""
-        words = _Words(self.options.use_custom_prompt)
+        words = InternVLWords(self.options.use_custom_prompt)
         return dataset_type(dataset) != "GUI" and words.use_custom_prompt(dataset)
 
     def own_prompt(self, row: Row, dataset: str, images: Sequence[str]) -> list[dict[str, str]]:
         """Put the question, with its options or the form of its answer, before the images."""
-        return _Words(images=images).build_prompt(row, dataset)
+        return InternVLWords(images=images).build_prompt(row, dataset)
 
     def kit_prompt(self, question: Question) -> KitPrompt:
         """Return texts, images and the most tiles for each; a video's file becomes frames, one tile each."""
