@@ -95,6 +95,7 @@ def make_store(
     pretrained: str = "shapes",
     wrong_answer: str = "maybe",
     seed: int = 0,
+    names: Mapping[str, str] | None = None,
 ) -> Store:
     """Write a sweep in which each method answers a share of the documents wrongly.
 
@@ -106,6 +107,7 @@ def make_store(
             "models": [{"name": name, "adapter": "llava_vtw", "pretrained": pretrained} for name in models],
             "methods": list(methods),
             "tasks": list(tasks),
+            "names": dict(names or {}),
         }
     )
     store = Store(folder)

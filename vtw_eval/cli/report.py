@@ -56,8 +56,15 @@ def report(
         typer.Option(min=0, help="Mark what equals the baseline within this percentage of a metric's range (TOST)."),
     ] = None,
     reference: Annotated[
-        str, typer.Option(help="Method that the others are compared with, such as vtw,k=16.")
+        str, typer.Option(help="Method that the others are compared with, such as vtw,k=16, or its name.")
     ] = "baseline",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SPEC=NAME: what tables call a method, such as 'vtw,k=16=VTW' (the last = separates), in place of the "
+            "name that the plan gives it (names:). Repeatable."
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,6 +93,7 @@ def report(
     from vtw_eval.report.errors import ReportError
     from vtw_eval.report.formats import RENDERERS
     from vtw_eval.report.make import Request, make_report
+    from vtw_eval.report.names import parse_names
     from vtw_eval.report.part import parse_only
     from vtw_eval.report.published_tables import published_blocks
     from vtw_eval.report.write import form_of
@@ -110,6 +118,7 @@ def report(
                     published=published,
                     equivalence=equivalence,
                     reference=reference,
+                    names=parse_names(name or []),
                     only=parse_only(only or []),
                     benches=tuple(bench or ()),
                     convention=flops,

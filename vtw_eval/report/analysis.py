@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.labels import labels_of, same_method, seedless
+from vtw_eval.report.labels import group_label, labels_of, method_called, same_method
 from vtw_eval.report.results import Outcome, Result, Results
 from vtw_eval.report.seeds import pool, seed_groups
 from vtw_eval.report.statistics import Comparison, Interval, compare, holm, interval
 from vtw_eval.report.trust import BASELINE, withheld_flops
-from vtw_eval.sweep import CellSpec
 
 SIGNIFICANT = 0.05
 
@@ -64,6 +64,10 @@ class Row:
     seeds: tuple[Row, ...] = ()
     """The runs whose mean this is, one for each seed, without comparisons; empty for a single run. The method of the
     row is then that of the first."""
+    name: str = ""
+    """That the label has in place of the spec; empty if the method has none."""
+    unnamed: str = ""
+    """What the label would be without a name."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ class ModelTable:
     @property
     def reference_name(self) -> str:
         """What texts call the method of reference."""
-        return "the baseline" if self.reference is None or self.reference.method == BASELINE else self.reference.label
+        if self.reference is None or (self.reference.method == BASELINE and not self.reference.name):
+            return "the baseline"
+        return self.reference.label
 
     @property
     def pooled(self) -> list[str]:
@@ -125,7 +131,7 @@ def analyse(results: Results, convention: str | None = None, reference: str = BA
     convention
         Of the FLOPs, see :mod:`vtw_eval.cost`; None takes ``eq1``, or the first there is.
     reference
-        Spec of the method that the others are compared with.
+        Spec or name of the method that the others are compared with.
 
     Raises
     ------
@@ -140,14 +146,16 @@ def analyse(results: Results, convention: str | None = None, reference: str = BA
     for result in results.cells:
         by_model.setdefault(model_key(result.spec), []).append(result)
     specs = dict.fromkeys(result.spec.method for result in results.cells)
+    reference = method_called(reference, results.names)
     if reference != BASELINE and not any(same_method(reference, spec) for spec in specs):
         raise ReportError(
-            f"no cell is of the reference {reference!r}. Methods here: {'; '.join(labels_of(specs).values())}."
+            f"no cell is of the reference {reference!r}. Methods here: "
+            f"{'; '.join(labels_of(specs, results.names).values())}."
         )
     names = [key[0] for key in by_model]
     started = {key: part for key, own in by_model.items() if (part := _that_ran(own))}
     return tuple(
-        _table(key[0] if names.count(key[0]) == 1 else f"{key[0]} ({key[1]})", own, chosen, reference)
+        _table(key[0] if names.count(key[0]) == 1 else f"{key[0]} ({key[1]})", own, chosen, reference, results.names)
         for key, own in (started or by_model).items()
     )
 
@@ -166,7 +174,9 @@ def _convention(results: Results, asked: str | None) -> str:
     return asked or ("eq1" if "eq1" in known else next(iter(known), ""))
 
 
-def _table(model: str, results: Sequence[Result], convention: str, reference: str) -> ModelTable:
+def _table(
+    model: str, results: Sequence[Result], convention: str, reference: str, names: Mapping[str, str]
+) -> ModelTable:
     columns = _columns(results)
     single: dict[str, dict[str, Result]] = {}
     for result in results:
@@ -189,20 +199,22 @@ def _table(model: str, results: Sequence[Result], convention: str, reference: st
         scores[method][title] = replace(scores[method][title], holm_p=p)
     tasks = _flops_tasks(by_method, convention)
     flops = {method: _flops(own, tasks, convention) for method, own in by_method.items()}
-    if withheld := withheld_flops(flops, {method: own.values() for method, own in by_method.items()}):
+    if withheld := withheld_flops(flops, {method: own.values() for method, own in by_method.items()}, names):
         flops, tasks = dict.fromkeys(by_method), ()
-    labels = labels_of(single)
+    labels, unnamed = labels_of(single, names), labels_of(single)
     rows = tuple(
         Row(
             method,
-            labels[method] if len(group) == 1 else f"{seedless(labels[method])} ({len(group)} seeds)",
+            group_label(group, labels, names),
             by_method[method],
             scores[method],
             flops[method],
             tuple(
-                Row(spec, labels[spec], single[spec], _scores(single[spec], columns, {}), None)
+                Row(spec, labels[spec], single[spec], _scores(single[spec], columns, {}), None, unnamed=unnamed[spec])
                 for spec in (group if len(group) > 1 else ())
             ),
+            names.get(method, ""),
+            group_label(group, unnamed, {}),
         )
         for method, group in groups.items()
     )

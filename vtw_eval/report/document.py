@@ -9,7 +9,7 @@ from vtw_eval.report.analysis import ModelTable
 from vtw_eval.report.blocks import Block, Details, Heading, Image, Inline, Items, Paragraph, Table, Text
 from vtw_eval.report.changes import Changes, changes_blocks
 from vtw_eval.report.examples import changed_answers
-from vtw_eval.report.labels import families
+from vtw_eval.report.labels import families, named_labels
 from vtw_eval.report.measured import Measured, measured_tables
 from vtw_eval.report.results import Results
 from vtw_eval.report.tables import (
@@ -63,10 +63,12 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
         blocks += changes_blocks(options.changes)
     if options.part:
         blocks.append(Paragraph(f"A part of the results: {options.part}."))
+    told: set[str] = set()
     for table in tables:
         if len(tables) > 1:
             blocks.append(Heading(2, table.model))
-        blocks += _model_blocks(results, table, options)
+        blocks += _model_blocks(table, options, told)
+        told |= {row.name for row in table.rows}
     blocks += _not_done(results)
     if notes := [*document_notes(results.cells), *notes_of(tables)]:
         blocks.append(Items(notes))
@@ -79,15 +81,17 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
 
 def _not_done(results: Results) -> list[Block]:
     """Return what is not done: a line for each failed cell, one for each method with those that have not run."""
+    named = named_labels(dict.fromkeys(result.spec.method for result in results.cells), results.names)
     lines: list[str] = []
     waiting: dict[tuple[str, str], list[str]] = {}
     for result in results.cells:
         spec = result.spec
+        method = named.get(spec.method, spec.method)
         if result.state == "missing":
-            waiting.setdefault((spec.model, spec.method), []).append(spec.task)
+            waiting.setdefault((spec.model, method), []).append(spec.task)
         elif result.state != "done":
             problem = f": {result.problem}" if result.problem else ""
-            lines.append(f"{spec.model} / {spec.method} / {spec.task}: {result.state}{problem}")
+            lines.append(f"{spec.model} / {method} / {spec.task}: {result.state}{problem}")
     tasks = {(r.spec.model, r.spec.task) for r in results.cells}
     alike: dict[tuple[str, str], list[str]] = {}
     for (model, method), own in waiting.items():
@@ -100,8 +104,13 @@ def _not_done(results: Results) -> list[Block]:
     return [Paragraph(Text(f"{count} of {len(results.cells)} cells are not done:", "bold")), Items(lines)]
 
 
-def _model_blocks(results: Results, table: ModelTable, options: Options) -> list[Block]:
+def _model_blocks(table: ModelTable, options: Options, told: set[str]) -> list[Block]:
     blocks: list[Block] = [main_table(table, options.equivalence), Paragraph(_legend(table, options.equivalence))]
+    named: list[Inline] = [
+        (f"{row.name}: ", Text(row.unnamed, "code")) for row in table.rows if row.name and row.name not in told
+    ]
+    if named:
+        blocks += [Paragraph("Methods:"), Items(named)]
     if table.withheld:
         blocks.insert(0, Paragraph(Text(table.withheld, "bold")))
     for text, measured in measured_tables(table, options.measured):
@@ -172,8 +181,9 @@ def _legend(table: ModelTable, equivalence: float | None) -> str:
 
 
 def _paired_note(reference: str, equivalence: float | None) -> str:
+    other = "baseline" if reference == "the baseline" else reference
     text = (
-        f"Method minus {reference.removeprefix('the ')} on the same documents, with a paired interval (not adjusted). "
+        f"Method minus {other} on the same documents, with a paired interval (not adjusted). "
         "p: exact McNemar test where scores are right or wrong and each document is its own group, otherwise a "
         "permutation test that swaps the answers of whole groups (smallest p 0.0001); adjusted by Holm over this "
         "table. Lost and won: documents whose score falls or rises."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +12,55 @@ from vtw_eval.methods.registry import parse_method
 _QUIET = ("seed", "position")
 
 
-def labels_of(methods: Iterable[str]) -> dict[str, str]:
-    """Return a label for each method spec: the spec, without seed and position where they are the default.
+def labels_of(methods: Iterable[str], names: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return a label for each method spec: its name, or the spec without seed and position where those are the default.
 
     Parameters
     ----------
     methods
         Specs. Those that would get the same label keep their whole spec.
+    names
+        By spec, of those that have one.
     """
     specs = list(methods)
     short = {spec: _shorten(spec) for spec in specs}
     labels = list(short.values())
-    return {spec: label if labels.count(label) == 1 else spec for spec, label in short.items()}
+    plain = {spec: label if labels.count(label) == 1 else spec for spec, label in short.items()}
+    return plain | named_labels(specs, names or {})
+
+
+def named_labels(methods: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels of those methods that have a name; runs with different seeds are told apart by them."""
+    named = {spec: names[spec] for spec in methods if spec in names}
+    counts = Counter(named.values())
+    return {spec: name if counts[name] == 1 else ", ".join([name, *_seeds(spec)]) for spec, name in named.items()}
+
+
+def group_label(group: Sequence[str], labels: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """Return what tables call a method that ran with some seeds.
+
+    Parameters
+    ----------
+    group
+        Specs that differ in seeds only.
+    labels
+        Of single runs, by spec.
+    names
+        By spec, of those that have one.
+    """
+    first = group[0]
+    if len(group) == 1:
+        return labels[first]
+    return f"{names.get(first) or seedless(labels[first])} ({len(group)} seeds)"
+
+
+def method_called(text: str, names: Mapping[str, str]) -> str:
+    """Return the spec of the method that has a name, or the text itself, which is then a spec."""
+    return next((spec for spec, name in names.items() if name == text), text)
+
+
+def _seeds(spec: str) -> list[str]:
+    return [f"{name}={value}" for name, value in params_of(spec).items() if is_seed(name)]
 
 
 def is_seed(parameter: str) -> bool:

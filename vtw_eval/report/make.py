@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from vtw_eval.names import names_of
 from vtw_eval.report.analysis import ModelTable, analyse
 from vtw_eval.report.blocks import Image
 from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.document import Options, report_blocks
 from vtw_eval.report.formats import RENDERERS
-from vtw_eval.report.labels import families
+from vtw_eval.report.labels import families, method_called
 from vtw_eval.report.measured import read_measured
+from vtw_eval.report.names import with_names
 from vtw_eval.report.part import Only
 from vtw_eval.report.plots import apart, model_plots, render
 from vtw_eval.report.published_tables import beside_blocks
@@ -42,7 +45,9 @@ class Request:
     convention: str | None = None
     """Of the FLOPs."""
     reference: str = BASELINE
-    """Method that the others are compared with."""
+    """Method that the others are compared with, by spec or name."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What tables call methods, by spec, in place of the names that the plan gives them."""
     only: Only = field(default_factory=Only)
     """Which cells to show; the method of reference and the baseline stay."""
     benches: tuple[str, ...] = ()
@@ -74,13 +79,15 @@ def make_report(request: Request) -> Made:
     ReportError
         If the results cannot be read or compared.
     """
-    everything = read_results(request.folder)
-    kept = (BASELINE, request.reference)
+    everything = with_names(read_results(request.folder), request.names)
+    kept = (BASELINE, method_called(request.reference, everything.names))
     results = request.only.of(everything, kept)
     tables = analyse(results, request.convention, request.reference)
     changes = None
     if request.old is not None:
-        changes = changes_between(results, request.only.of(read_results(request.old), kept))
+        before = read_results(request.old)
+        before = replace(before, names=names_of((cell.spec.method for cell in before.cells), everything.names))
+        changes = changes_between(results, request.only.of(before, kept))
     measured = read_measured(request.benches, tables)
     if request.form == "csv":
         return Made(to_csv(tables, request.equivalence, measured), changes)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from vtw_eval.names import but_for_seeds
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import labels_of, same_method
 from vtw_eval.report.results import Results
-from vtw_eval.sweep import CellSpec
 
 _FIELDS: dict[str, Callable[[CellSpec], str]] = {
     "method": lambda spec: spec.method,
@@ -33,20 +34,21 @@ class Only:
         results
             All cells.
         keep
-            Specs of methods that stay whatever the patterns of methods say, so that others can be compared with them.
+            Specs of methods that stay, with all their seeds, whatever the patterns of methods say, so that others can
+            be compared with them.
 
         Raises
         ------
         ReportError
             If a pattern matches no cell; the message names what there is.
         """
-        kept = list(keep)
-        labels = labels_of(dict.fromkeys(cell.spec.method for cell in results.cells))
+        kept = {but_for_seeds(method) for method in keep}
+        labels = labels_of(dict.fromkeys(cell.spec.method for cell in results.cells), results.names)
 
         def matches(field: str, pattern: str, spec: CellSpec) -> bool:
             if field != "method":
                 return fnmatchcase(_FIELDS[field](spec), pattern)
-            names = (spec.method, labels[spec.method])
+            names = (spec.method, labels[spec.method], results.names.get(spec.method, spec.method))
             return any(fnmatchcase(name, pattern) for name in names) or same_method(pattern, spec.method)
 
         for field, pattern in self.patterns:
@@ -59,7 +61,7 @@ class Only:
             fields = dict.fromkeys(field for field, _ in self.patterns)
             return all(
                 any(matches(field, pattern, spec) for other, pattern in self.patterns if other == field)
-                or (field == "method" and any(same_method(method, spec.method) for method in kept))
+                or (field == "method" and but_for_seeds(spec.method) in kept)
                 for field in fields
             )
 

@@ -222,5 +222,5 @@ def _panels(count: int, extra: float = 0.0) -> tuple[Figure, list[Axes]]:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading mathematics into a name."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading mathematics into a name, or leaving out of a legend what begins with ``_``."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

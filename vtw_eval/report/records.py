@@ -52,7 +52,7 @@ def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None, measu
     """Return one line per score, and one per cell that has none; numbers unrounded, in the points of the tables.
 
     A method that ran with several seeds has a line for each, and one for their mean under its label, which alone is
-    compared.
+    compared. Where methods have names, a column ``name`` follows the one of the specs.
 
     Parameters
     ----------
@@ -65,7 +65,8 @@ def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None, measu
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_HEADERS)
+    named = any(row.name for table in tables for row in table.rows)
+    writer.writerow([*_HEADERS[:2], "name", *_HEADERS[2:]] if named else _HEADERS)
     for table in tables:
         timed = measurements(table, measured)
         for row in table.rows:
@@ -73,7 +74,8 @@ def to_csv(tables: Sequence[ModelTable], equivalence: float | None = None, measu
                 for title, task in table.columns.items():
                     if task in one.results:
                         costs = _measured(timed.get(row.method) if one is row else None)
-                        writer.writerow([*_line(table, one, title, task, equivalence), *costs])
+                        model, method, *rest = _line(table, one, title, task, equivalence)
+                        writer.writerow([model, method, *([one.label] if named else []), *rest, *costs])
     return file.getvalue()
 
 
@@ -87,8 +89,8 @@ def _measured(row: BenchRow | None) -> list[object]:
 
 def _line(table: ModelTable, row: Row, title: str, task: str, equivalence: float | None) -> list[object]:
     result, score = row.results[task], row.scores.get(title)
-    name = row.label if row.seeds else row.method
-    head: list[object] = [table.model, name, task, title, result.state, result.documents or ""]
+    method = row.unnamed if row.seeds else row.method
+    head: list[object] = [table.model, method, task, title, result.state, result.documents or ""]
     flops = [table.convention, "" if table.withheld else result.flops.get(table.convention, "")]
     if score is None:
         return [*head, *[""] * 14, *flops, "", len(row.seeds) or "", ""]

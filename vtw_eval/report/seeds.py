@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
+from vtw_eval.names import but_for_seeds
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.evidence import repeated
-from vtw_eval.report.labels import is_seed, params_of
 from vtw_eval.report.results import Outcome, Result
 
 
 def seed_groups(methods: Iterable[str]) -> list[tuple[str, ...]]:
     """Return specs of methods in groups that differ in seeds only, in the order of their first ones."""
-    found: dict[object, list[str]] = {}
+    found: dict[Hashable, list[str]] = {}
     for spec in methods:
-        params = params_of(spec)
-        others = tuple(sorted((name, repr(value)) for name, value in params.items() if not is_seed(name)))
-        found.setdefault((spec.partition(",")[0], others) if params else spec, []).append(spec)
+        found.setdefault(but_for_seeds(spec), []).append(spec)
     return [tuple(group) for group in found.values()]
 
 

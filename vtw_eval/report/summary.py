@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vtw_eval.names import check_names, names_of
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.evidence import Documents, Evidence, Kind
 from vtw_eval.report.results import Outcome, Result, Results, State
 from vtw_eval.report.statistics import interval
-from vtw_eval.sweep import CellSpec
 
 FILE = "summary.json"
 
@@ -65,6 +66,8 @@ class _Cell(_Strict):
 
 class _Summary(_Strict):
     version: Literal[1] = 1
+    names: dict[str, str] = {}
+    """What tables call methods; left out where none has a name, as it is not known to earlier versions."""
     environments: list[dict[str, str]]
     documents: list[_Documents]
     cells: list[_Cell]
@@ -84,7 +87,9 @@ def summary_text(results: Results) -> str:
         )
         for d in documents
     ]
-    head = json.dumps(_Summary(environments=environments, documents=packed, cells=[]).model_dump(mode="json"))
+    names = names_of(dict.fromkeys(result.spec.method for result in results.cells), results.names)
+    summary = _Summary(names=names, environments=environments, documents=packed, cells=[])
+    head = json.dumps(summary.model_dump(mode="json", exclude=None if names else {"names"}))
     lines = ",\n".join(json.dumps(cell.model_dump(mode="json", exclude_defaults=True)) for cell in cells)
     return f"{head.removesuffix(']}')}\n{lines}\n]}}\n"
 
@@ -104,13 +109,14 @@ def read_summary(file: Path) -> Results:
             for d in summary.documents
         ]
         cells = tuple(_unpack(cell, documents, summary.environments) for cell in summary.cells)
+        check_names(summary.names, [cell.spec.method for cell in cells])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ReportError(f"{file} is not a summary of this version: {place}: {first['msg']}") from error
     except (ValueError, IndexError, zlib.error) as error:
         raise ReportError(f"{file} is damaged: {error}") from error
-    return Results(str(file), cells)
+    return Results(str(file), cells, names=summary.names)
 
 
 def _pack(result: Result, documents: list[Documents], environments: list[dict[str, str]]) -> _Cell:

@@ -16,7 +16,9 @@ DOCUMENT_NOTES = ("media", "guessed")
 than a viewer shows them; written by :mod:`vtw_eval.sweep`."""
 
 
-def withheld_flops(flops: Mapping[str, float | None], results: Mapping[str, Iterable[Result]]) -> str:
+def withheld_flops(
+    flops: Mapping[str, float | None], results: Mapping[str, Iterable[Result]], names: Mapping[str, str]
+) -> str:
     """Return why FLOPs cannot be believed, empty if they can.
 
     They cannot if no method costs anything else than the unchanged model although some should: then none has acted, or
@@ -28,12 +30,14 @@ def withheld_flops(flops: Mapping[str, float | None], results: Mapping[str, Iter
         By method.
     results
         The cells of each method.
+    names
+        Of methods that have one.
     """
     base = flops.get(BASELINE)
     others = {method: value for method, value in flops.items() if method != BASELINE and value is not None}
     if base is None or any(value != base for value in others.values()):
         return ""
-    idle = [m for m in others if any(_should_act(m, r.layers) for r in results[m] if r.state == "done")]
+    idle = [names.get(m, m) for m in others if any(_should_act(m, r.layers) for r in results[m] if r.state == "done")]
     if not idle:
         return ""
     return (

@@ -22,10 +22,10 @@ from pydantic import (
 from vtw_eval.errors import suggest
 from vtw_eval.methods import METHODS, Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
+from vtw_eval.names import check_names
 from vtw_eval.record.cell import CellSpec, Strict
 from vtw_eval.record.index import Index
 from vtw_eval.sweep.harness import find_harness
-from vtw_eval.sweep.names import check_names
 
 PRESETS = Path(__file__).parent / "presets"
 """Folder of the plans that come with the package."""
