@@ -14,8 +14,8 @@ from packaging.utils import canonicalize_name
 from vtw_eval.errors import named
 from vtw_eval.versions import PACKAGE, UNINSTALLED, UpstreamChangedError, blame, installed
 
-EXTRAS = {"lmms-eval": "lmms", "ms-vlmeval": "vlmeval"}
-"""Our extra that installs each harness."""
+EXTRAS = {"lmms-eval": "lmms", "ms-vlmeval": "vlmeval", "fvcore": "measure"}
+"""Our extra that installs each optional package."""
 
 
 class HarnessImportError(ImportError):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tabulate import tabulate
 
-from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.app import FAILED, app, user_errors
+from vtw_eval.versions import UpstreamChangedError
 
 if TYPE_CHECKING:
     from vtw_eval.cost.compare import MethodCosts
     from vtw_eval.cost.geometry import Geometry
+    from vtw_eval.cost.measure.counted import CountedCosts
     from vtw_eval.papers.costs import PaperTable
+    from vtw_eval.tables import Table
 
 DEFAULT_TEXT = 65.9
 """Mean text tokens of LLaVA-1.5 on MME, behind the costs of VTW's Table 2."""
@@ -23,14 +25,23 @@ DEFAULT_TEXT = 65.9
 _LEGEND = (
     "FLOPs of the prefill and their share of the baseline. eq1: Eq. 1 of the VTW paper. profiler: the convention of\n"
     "its tables (no attention products, head on the mean number of tokens). exact: all matrix products, head on one\n"
-    "token; so is the decode step. What a method computes to choose tokens is in none of them.\n"
+    "token; so is the decode step. What a method computes to choose tokens is in none of them (--measure counts it).\n"
     "KV: the cache after the prefill, 1 MB = 10^6 bytes."
 )
+_COUNTED = """\
+closed form: `exact` (every matrix product of the decoder layers, queries by keys and weights by values for all pairs,
+  head on the last token) and `read` (what runs once more so that the method can read it: scores, keys).
+fvcore reads the graph that torch.jit traces of the model, torch's counter sees the kernels that run; both on the meta
+  device, without weights, in {model}. {agreement}
+eq1: 2 s^2 h + 12 s h^2 multiply-adds per layer on s tokens of width h (VTW, Eq. 1), two FLOPs each. It takes the
+  matrices of a layer for 12 h^2 numbers; here they are {ratio:.2f} h^2. No head, nothing that a method reads.
+profiler: the convention of the paper's tables. No attention products, the head on the mean number of tokens.
+None of them counts norms, activations, softmax, rotary embedding, masks, sorting and moving of tokens."""
 
 
 @app.command(
-    epilog="Example: vtw-eval cost --geometry llava-1.5-7b --text 65.9 --method vtw,k=16 --method fastv; "
-    "vtw-eval cost --paper table2"
+    epilog="Examples: vtw-eval cost --geometry llava-1.5-7b --text 65.9 --method vtw,k=16 --method fastv · "
+    "vtw-eval cost --measure --geometry llava-1.5-7b --method vtw,k=16 · vtw-eval cost --paper vtw-table2"
 )
 def cost(
     geometry: Annotated[
@@ -41,8 +52,11 @@ def cost(
         list[str] | None, typer.Option(help="Method spec, such as vtw,k=16; several times for several. Default: vtw.")
     ] = None,
     text: Annotated[
-        float, typer.Option(help="Text tokens of the prompt; means are allowed. Default: LLaVA-1.5's mean on MME.")
-    ] = DEFAULT_TEXT,
+        float | None,
+        typer.Option(
+            help="Text tokens of the prompt; means are allowed. Default: LLaVA-1.5's mean on MME, 65.9 (--measure: 66)."
+        ),
+    ] = None,
     vision: Annotated[float | None, typer.Option(help="Vision tokens. Default: the model's for one image.")] = None,
     output_tokens: Annotated[
         int | None, typer.Option(help="Length of an answer, to show the FLOPs of prefill and decoding together.")
@@ -54,41 +68,103 @@ def cost(
     images: Annotated[
         int | None, typer.Option(help="Images, tiles or frames that the tower encodes. Default: the model's.")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Count the prefill in the model itself, without weights, by fvcore and by torch's own counter, beside "
+            "the closed forms; say where they differ and why. Needs pip install 'vtw-eval[measure]'.",
+        ),
+    ] = False,
     paper: Annotated[
         str | None,
         typer.Option(
-            help="Instead: costs printed in the VTW paper (table2, table3, table4, table8, table9) or the DyVTE paper "
-            "(dyvte1, dyvte2, dyvte4), computed again; or all."
+            help="Instead: costs printed in the VTW paper (vtw-table2, 3, 4, 8, 9) or the DyVTE paper (dyvte-table1, "
+            "2, 4), computed again; or all."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
 ) -> None:
     """Compute what methods cost on a model, without its weights: FLOPs by every convention, and KV cache."""
-    from vtw_eval.cost.compare import compare_costs
-    from vtw_eval.methods import parse_method
-    from vtw_eval.papers.costs import TABLES, paper_table
-
-    tables: list[PaperTable] = []
-    with user_errors("cost"):
+    kinds = (ValueError, OSError, *((ImportError, UpstreamChangedError) if measure else ()))
+    with user_errors("cost", kinds):
         if as_json and markdown:
             raise ValueError("give --json or --markdown, not both.")
-        if paper is not None and (geometry is not None or config is not None or method):
-            raise ValueError("--paper brings its own models and methods: leave --geometry, --config, --method out.")
         if paper is not None:
-            tables = [paper_table(key) for key in (TABLES if paper == "all" else [paper])]
-    if tables:
-        _print_papers(tables, as_json, markdown)
-        return
-    with user_errors("cost"):
-        model = _geometry(geometry, config, images)
-        vision = model.vision_tokens if vision is None else vision
-        if vision is None:
-            raise ValueError(f"the number of vision tokens of {model.name} depends on the image: give --vision.")
-        methods = [parse_method(spec) for spec in method or ["vtw"]]
-        costs = compare_costs(
-            model, methods, text=text, vision=vision, output_tokens=output_tokens, dtype=dtype, tower=tower
-        )
+            if geometry is not None or config is not None or method or measure:
+                raise ValueError(
+                    "--paper brings its own models and methods: leave --geometry, --config, --method, --measure out."
+                )
+            _print_papers(paper, as_json, markdown)
+        elif measure:
+            if output_tokens is not None or tower or images is not None:
+                raise ValueError(
+                    "--measure counts the prefill of the decoder: leave --output-tokens, --tower and --images out."
+                )
+            _print_counted(geometry, config, method or ["vtw"], text, vision, dtype, as_json, markdown)
+        else:
+            model = _geometry(geometry, config, images)
+            _print_costs(model, method or ["vtw"], text, vision, output_tokens, dtype, tower, as_json, markdown)
+
+
+def _name(geometry: str | None, config: str | None) -> str:
+    from vtw_eval.cost.presets import PRESETS
+
+    if (geometry is None) == (config is None):
+        raise ValueError(f"give --geometry NAME or --config PATH, one of them. Names: {', '.join(PRESETS)}.")
+    return str(geometry if geometry is not None else config)
+
+
+def _geometry(name: str | None, config: str | None, images: int | None) -> Geometry:
+    from vtw_eval.cost.presets import get_geometry
+
+    geometry = get_geometry(_name(name, config))
+    if images is None:
+        return geometry
+    if images < 0:
+        raise ValueError(f"--images {images} is out of range: 0 or more.")
+    if geometry.vision is None:
+        raise ValueError(f"--images: no closed form for the vision tower of {geometry.name}: {geometry.no_vision}.")
+    return replace(geometry, vision=replace(geometry.vision, images=images))
+
+
+def _vision_tokens(geometry: Geometry, asked: float | None) -> float:
+    vision = geometry.vision_tokens if asked is None else asked
+    if vision is None:
+        raise ValueError(f"the number of vision tokens of {geometry.name} depends on the image: give --vision.")
+    return vision
+
+
+def _show(table: Table[str], markdown: bool) -> str:
+    from vtw_eval import tables
+
+    return tables.markdown(table) if markdown else tables.plain(table)
+
+
+# --- by closed form
+
+
+def _print_costs(
+    model: Geometry,
+    specs: Sequence[str],
+    text: float | None,
+    vision: float | None,
+    output_tokens: int | None,
+    dtype: str,
+    tower: bool,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    from vtw_eval.cost.compare import compare_costs
+    from vtw_eval.methods import parse_method
+
+    text = DEFAULT_TEXT if text is None else text
+    vision = _vision_tokens(model, vision)
+    methods = [parse_method(spec) for spec in specs]
+    costs = compare_costs(
+        model, methods, text=text, vision=vision, output_tokens=output_tokens, dtype=dtype, tower=tower
+    )
     setting: dict[str, Any] = {
         "geometry": model.name,
         "layers": model.layers,
@@ -105,27 +181,13 @@ def cost(
     typer.echo(
         f"{model.name}: {model.layers} layers, {text:g} text and {vision:g} vision tokens, {dtype}{with_tower}\n"
     )
-    typer.echo(_table(costs, output_tokens, markdown))
+    typer.echo(_show(_table(costs, output_tokens), markdown))
     typer.echo(f"\n{_LEGEND}")
 
 
-def _geometry(name: str | None, config: str | None, images: int | None) -> Geometry:
-    from vtw_eval.cost.presets import PRESETS, get_geometry
-
-    if (name is None) == (config is None):
-        raise ValueError(f"give --geometry NAME or --config PATH, one of them. Names: {', '.join(PRESETS)}.")
-    geometry = get_geometry(name if name is not None else str(config))
-    if images is None:
-        return geometry
-    if images < 0:
-        raise ValueError(f"--images {images} is out of range: 0 or more.")
-    if geometry.vision is None:
-        raise ValueError(f"--images: no closed form for the vision tower of {geometry.name}: {geometry.no_vision}.")
-    return replace(geometry, vision=replace(geometry.vision, images=images))
-
-
-def _table(costs: Sequence[MethodCosts], output_tokens: int | None, markdown: bool) -> str:
+def _table(costs: Sequence[MethodCosts], output_tokens: int | None) -> Table[str]:
     from vtw_eval.cost.units import flops_unit
+    from vtw_eval.tables import Table
 
     columns = [("eq1", "eq1"), ("profiler", "profiler"), ("exact", "exact"), ("decode step", "decode_step")]
     if output_tokens is not None:
@@ -136,19 +198,150 @@ def _table(costs: Sequence[MethodCosts], output_tokens: int | None, markdown: bo
         [
             c.method,
             f"{sum(c.tokens_per_layer) / len(c.tokens_per_layer):.1f}",
-            *(_cell(getattr(c, name), getattr(costs[0], name), units[name][0], 3) for _, name in columns),
-            _cell(c.kv_bytes, costs[0].kv_bytes, 1e6, 1),
+            *(_share(getattr(c, name), getattr(costs[0], name), units[name][0], 3) for _, name in columns),
+            _share(c.kv_bytes, costs[0].kv_bytes, 1e6, 1),
         ]
         for c in costs
     ]
-    return _render(headers, rows, markdown, numbers=len(headers) - 1)
+    return Table(headers, rows)
 
 
-def _cell(value: float, baseline: float, unit: float, decimals: int) -> str:
+def _share(value: float, baseline: float, unit: float, decimals: int) -> str:
     return f"{value / unit:.{decimals}f} ({value / baseline:.1%})"
 
 
-def _print_papers(tables: Sequence[PaperTable], as_json: bool, markdown: bool) -> None:
+# --- counted
+
+
+def _print_counted(
+    geometry: str | None,
+    config: str | None,
+    specs: Sequence[str],
+    text: float | None,
+    vision: float | None,
+    dtype: str,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vtw_eval.cost.measure.counted import counted_costs
+    from vtw_eval.cost.presets import geometry_or_config, get_geometry
+    from vtw_eval.methods import parse_method
+    from vtw_eval.runtime import parse_dtype
+
+    name = _name(geometry, config)
+    model, source = get_geometry(name), geometry_or_config(name)
+    texts = round(DEFAULT_TEXT) if text is None else text
+    visions = _vision_tokens(model, vision)
+    for option, number in (("--text", texts), ("--vision", visions)):
+        if number != int(number):
+            raise ValueError(f"{option} {number:g}: a prompt that is counted has a whole number of tokens.")
+    methods = [parse_method(spec) for spec in specs]
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("counting", total=len(methods) + 1)
+        costs = counted_costs(
+            source,
+            methods,
+            text=int(texts),
+            vision=int(visions),
+            dtype=parse_dtype(dtype),
+            advance=lambda: progress.advance(task),
+        )
+    wrong = [line for found in costs for line in found.unexplained]
+    if as_json:
+        setting = {"geometry": model.name, "layers": model.layers, "text": int(texts), "vision": int(visions)}
+        typer.echo(json.dumps({**setting, "dtype": dtype, "methods": list(map(_counted_json, costs))}, indent=2))
+    else:
+        typer.echo(
+            f"{model.name}: {model.layers} layers, {texts:g} text and {visions:g} vision tokens, {dtype}, prefill\n"
+        )
+        typer.echo(_show(_counted_table(costs), markdown))
+        typer.echo("\nWhere the conventions differ from the closed form:\n")
+        typer.echo(_show(_difference_table(costs), markdown))
+        agreement = "They do not find what they should: see the error." if wrong else "All agree to the FLOP."
+        counted = (
+            f"{source.model_type} of that config" if hasattr(source, "model_type") else "a Llama decoder of these sizes"
+        )
+        notes = [_COUNTED.format(model=counted, agreement=agreement, ratio=model.layer_macs / model.hidden**2)]
+        notes += [
+            f"Not run without values, and not in its row: {kind} of {found.method}, {_flops(flops)} by closed form."
+            for found in costs
+            for kind, flops in found.own.items()
+        ]
+        typer.echo("\n" + "\n".join(notes))
+    if wrong:
+        typer.echo("vtw-eval cost: error: not explained by what the conventions count:", err=True)
+        for line in wrong:
+            typer.echo(f"  {line}", err=True)
+        raise typer.Exit(FAILED)
+
+
+def _counted_table(costs: Sequence[CountedCosts]) -> Table[str]:
+    from vtw_eval.cost.units import flops_unit
+    from vtw_eval.tables import Table
+
+    unit, name = flops_unit(costs[0].closed)
+    columns = ("exact", "read", f"closed form, {name}", "fvcore", "torch's counter", "eq1", "profiler")
+    rows = []
+    for c in costs:
+        values = (c.exact, sum(c.read.values()), c.closed, c.fvcore.total, c.torch.total, c.eq1, c.profiler)
+        tokens = sum(c.tokens_per_layer) / len(c.tokens_per_layer)
+        rows.append([c.method, f"{tokens:.1f}", *(f"{v / unit:.6f}" for v in values), f"{c.kv_bytes / 1e6:.1f}"])
+    return Table(["method", "tokens/layer", *columns, "KV, MB"], rows)
+
+
+def _difference_table(costs: Sequence[CountedCosts]) -> Table[str]:
+    from vtw_eval.cost.units import flops_unit
+    from vtw_eval.tables import Table
+
+    unit, name = flops_unit(costs[0].closed)
+    rows = []
+    for c in costs:
+        for convention, d in (("eq1", c.eq1_differs), ("profiler", c.profiler_differs)):
+            values = (d.total, d.matrices, d.attention, d.head, d.read)
+            rows.append([c.method, convention, *(f"{v / unit:+.6f}" if v else "0" for v in values)])
+    parts = ("layers' matrices", "attention products", "head", "read")
+    return Table(["method", "convention", f"in all, {name}", *parts], rows, words=2)
+
+
+def _flops(value: float) -> str:
+    from vtw_eval.cost.units import flops_unit
+
+    unit, name = flops_unit(value)
+    return f"{value / unit:.3f} {name}"
+
+
+def _counted_json(costs: CountedCosts) -> dict[str, Any]:
+    return {
+        "method": costs.method,
+        "tokens_per_layer": list(costs.tokens_per_layer),
+        "flops": {
+            "exact": costs.exact,
+            "read": dict(costs.read),
+            "closed_form": costs.closed,
+            "fvcore": costs.fvcore.total,
+            "torch": costs.torch.total,
+            "eq1": costs.eq1,
+            "profiler": costs.profiler,
+        },
+        "not_run": dict(costs.own),
+        "differences": {"eq1": asdict(costs.eq1_differs), "profiler": asdict(costs.profiler_differs)},
+        "kv_bytes": costs.kv_bytes,
+        "unexplained": costs.unexplained,
+    }
+
+
+# --- of the papers
+
+
+def _print_papers(name: str, as_json: bool, markdown: bool) -> None:
+    from vtw_eval.papers.costs import TABLES, paper_table
+    from vtw_eval.tables import Table
+
+    tables = [paper_table(key) for key in (TABLES if name == "all" else [name])]
     if as_json:
         typer.echo(json.dumps([_paper_json(table) for table in tables], indent=2, ensure_ascii=False))
         return
@@ -169,7 +362,7 @@ def _print_papers(tables: Sequence[PaperTable], as_json: bool, markdown: bool) -
             for row in table.rows
         ]
         typer.echo(("\n" if i else "") + (f"## {table.title}" if markdown else table.title) + "\n")
-        typer.echo(_render(headers, rows, markdown, numbers=0))
+        typer.echo(_show(Table(headers, rows, words=len(headers)), markdown))
         typer.echo(f"\n{table.footnote}")
 
 
@@ -190,10 +383,3 @@ def _paper_json(table: PaperTable) -> dict[str, Any]:
         for row in table.rows
     ]
     return {"table": table.key, "title": table.title, "rows": rows, "footnote": table.footnote}
-
-
-def _render(headers: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool, numbers: int) -> str:
-    """Render a table whose last ``numbers`` columns stand at the right."""
-    align = ["left"] * (len(headers) - numbers) + ["right"] * numbers
-    style = "pipe" if markdown else "simple"
-    return tabulate(rows, headers=headers, tablefmt=style, colalign=align, disable_numparse=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from vtw_eval.checkpoints import EMBEDDED, checkpoint
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
@@ -127,6 +127,17 @@ def get_geometry(name_or_path: str | Path) -> Geometry:
     ValueError
         For an unknown name, or a config that has no closed form (see :meth:`Geometry.from_config`).
     """
+    found = geometry_or_config(name_or_path)
+    if isinstance(found, Geometry):
+        return found
+    path = Path(name_or_path)
+    if str(name_or_path) == EMBEDDED:
+        return Geometry.from_config(found, EMBEDDED)
+    return Geometry.from_config(found, name=path.stem if path.is_file() else path.resolve().name)
+
+
+def geometry_or_config(name_or_path: str | Path) -> Geometry | PreTrainedConfig:
+    """Return a preset, or the config of a checkpoint's folder or of a config file; see :func:`get_geometry`."""
     name, path = str(name_or_path), Path(name_or_path)
     if name in PRESETS:
         return PRESETS[name]
@@ -140,10 +151,8 @@ def get_geometry(name_or_path: str | Path) -> Geometry:
             "folder with a config.json, or a config file."
         )
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} is no config that transformers can read: {first}") from None
-    if name == EMBEDDED:
-        return Geometry.from_config(config, name)
-    return Geometry.from_config(config, name=path.stem if path.is_file() else path.resolve().name)
+    return config
