@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from tests.report.made import TASKS, cell_of, make_store, samples_of
 from vtw_eval.cli import app
 from vtw_eval.files import write_atomically
+from vtw_eval.record.store import Store
 from vtw_eval.report import ReportError, analyse, changes_between, read_results
 from vtw_eval.report.summary import read_summary, summary_text
 from vtw_eval.report.tables import interval_table, paired_table
@@ -142,3 +144,91 @@ def test_fail_on_regression_needs_something_to_compare_with(tmp_path: Path) -> N
     make_store(tmp_path, tasks=["shapes_vqa"], count=10)
     assert "needs --compare" in run(tmp_path, "--fail-on-regression", code=2)[1]
     assert "is not a folder" in run(tmp_path, "--compare", tmp_path / "nothing", code=2)[1]
+
+
+SEEDED = ["baseline", *(f"rand,k=2,seed={seed}" for seed in range(3))]
+
+
+def of_images(store: Store, seeds: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
+    """Mean score over seeds of each picture (two questions) of ``rand``, straight from the samples of shapes_vqa."""
+    scores = [
+        [sample.scores["exact_match"] for sample in store.samples(cell)]
+        for cell in store.cells()
+        if cell.spec.task == "shapes_vqa" and cell.spec.method in [f"rand,k=2,seed={seed}" for seed in seeds]
+    ]
+    return np.mean(scores, axis=0).reshape(-1, 2).mean(axis=1)
+
+
+def test_runs_with_several_seeds_are_one_comparison(tmp_path: Path) -> None:
+    tasks = ["shapes_vqa", "shapes_pope"]
+    wrong = {f"rand,k=2,seed={seed}": 0.25 for seed in range(3)}
+    old = make_store(tmp_path / "old", SEEDED, tasks=tasks, count=40)
+    new = make_store(tmp_path / "new", SEEDED, tasks=tasks, count=40, seed=1, wrong=wrong)
+    changes = changes_between(read_results(new.root), read_results(old.root))
+    assert [(c.method, c.title) for c in changes.compared] == [
+        ("baseline", "vqa"),
+        ("baseline", "pope F1"),
+        ("rand,k=2 (3 seeds)", "vqa"),
+        ("rand,k=2 (3 seeds)", "pope F1"),
+    ]
+    found = changes.compared[2]
+    before, after = of_images(old), of_images(new)
+    assert found.old == pytest.approx(100 * before.mean()) and found.new == pytest.approx(100 * after.mean())
+    assert found.comparison.difference == pytest.approx(after.mean() - before.mean())
+    # Pictures whose answers are all swapped between old and new: the signs of their differences.
+    exact = stats.permutation_test(
+        (after - before,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    )
+    assert found.comparison.p == pytest.approx(exact.pvalue, abs=0.01)
+    ps = sorted(c.comparison.p for c in changes.compared)
+    by_hand = [min(1.0, max((4 - j) * ps[j] for j in range(i + 1))) for i in range(4)]
+    assert sorted(c.holm_p for c in changes.compared) == pytest.approx(by_hand)
+    assert changes.cells == 8
+    text, _ = run(new.root, "--compare", old.root)
+    assert "of 4 scores significantly worse" in text
+    assert "Runs of a method with different seeds are compared once, by their mean." in text
+    assert "| tiny | rand,k=2 (3 seeds) | vqa |" in text
+
+
+def test_seeds_that_are_not_done_in_both_are_left_out_of_both_means(tmp_path: Path) -> None:
+    old = make_store(tmp_path / "old", SEEDED, tasks=["shapes_vqa"], count=40)
+    new = make_store(tmp_path / "new", [*SEEDED, "rand,k=2,seed=7"], tasks=["shapes_vqa"], count=40, seed=1)
+    [lost] = [cell.spec for cell in new.cells() if cell.spec.method == "rand,k=2,seed=1"]
+    (new.folder(lost) / "samples.jsonl").write_text("{}\n")
+    changes = changes_between(read_results(new.root), read_results(old.root))
+    assert changes.broken == ("tiny / rand,k=2,seed=1 / shapes_vqa: corrupt",)
+    assert changes.added == ("tiny / rand,k=2,seed=7 / shapes_vqa",)
+    [found] = [change for change in changes.compared if change.seeds > 1]
+    assert found.method == "rand,k=2 (2 seeds)"
+    assert found.old == pytest.approx(100 * of_images(old, (0, 2)).mean())
+    assert found.new == pytest.approx(100 * of_images(new, (0, 2)).mean())
+
+
+def test_equal_runs_with_several_seeds_show_no_change(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        make_store(tmp_path / name, SEEDED, tasks=["shapes_vqa"], count=20)
+    changes = changes_between(read_results(tmp_path / "new"), read_results(tmp_path / "old"))
+    assert [(c.comparison.difference, c.comparison.p) for c in changes.compared] == [(0.0, 1.0)] * 2
+    assert not changes.regressed
+
+
+def test_a_score_that_one_seed_lacks_is_not_compared(tmp_path: Path) -> None:
+    old = make_store(tmp_path / "old", SEEDED, tasks=["shapes_vqa"], count=20)
+    new = make_store(tmp_path / "new", SEEDED, tasks=["shapes_vqa"], count=20)
+    cell = next(cell for cell in new.cells() if cell.spec.method == "rand,k=2,seed=1")
+    new.save(cell.model_copy(update={"metrics": {}}), new.samples(cell))
+    changes = changes_between(read_results(new.root), read_results(old.root))
+    assert [change.method for change in changes.compared] == ["baseline"]
+    assert changes.incomparable == (
+        "tiny / rand,k=2 (3 seeds) / shapes_vqa, vqa: there is no such score any more with 1 of 3 seeds",
+    )
+
+
+def test_seeds_over_other_documents_are_told(tmp_path: Path) -> None:
+    new = make_store(tmp_path / "new", SEEDED, tasks=["shapes_vqa"], count=20)
+    old = make_store(tmp_path / "old", SEEDED, tasks=["shapes_vqa"], count=20)
+    cell = next(cell for cell in old.cells() if cell.spec.method == "rand,k=2,seed=1")
+    rows = old.samples(cell)[:-4]
+    old.save(cell_of(cell.spec, rows, 1e9), rows)
+    [told] = changes_between(read_results(new.root), read_results(old.root)).incomparable
+    assert "seeds of rand,k=2,seed=0 cover different documents (20 and 16" in told
