@@ -1,8 +1,10 @@
-"""The trainer's state on disk: weights, optimiser moments and counters, in one safetensors file, written atomically."""
+"""What trainers share: their state on disk, in one safetensors file, and the learning rate of a step."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,33 @@ from torch import nn
 from vtw_eval.files import atomically
 
 
-def save_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW, about: dict[str, Any]) -> None:
-    """Write the state; a reader or a crash never sees half of it.
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Return the learning rate of a step as a share of the highest: linear warm-up, then a cosine to zero.
+
+    A function of the step alone, unlike torch's schedulers, so that an interrupted run has nothing to restore.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def save_state(
+    path: Path, module: nn.Module, optimiser: torch.optim.AdamW, run: Mapping[str, Any], counters: Mapping[str, Any]
+) -> None:
+    """Write weights, moments and counters; a reader or a crash never sees half of it.
 
     Parameters
     ----------
     path
-        The file; its directory must exist.
+        The file.
     module
         The module in training.
     optimiser
         Its AdamW optimiser.
-    about
-        JSON-able counters and settings, given back by :func:`load_state`.
+    run
+        JSON-able settings, which a run that goes on from the state must have too.
+    counters
+        JSON-able numbers and names, given back by :func:`read_counters`.
     """
     tensors = {}
     for name, parameter in module.named_parameters():
@@ -34,13 +50,30 @@ def save_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW, abou
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"{key}/{name}"] = value.contiguous()
     with atomically(path) as part:
-        save_file(tensors, part, metadata={"about": json.dumps(about)})
+        save_file(tensors, part, metadata={"about": json.dumps({"run": dict(run), "counters": dict(counters)})})
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """Read the counters and settings of a state file without its tensors."""
+def read_counters(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counters of a state file.
+
+    Parameters
+    ----------
+    path
+        A file written by :func:`save_state`.
+    run
+        Settings of the run that is to go on from it.
+
+    Raises
+    ------
+    ValueError
+        If the state is that of a run with other settings.
+    """
     with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["about"])
+        about = json.loads(file.metadata()["about"])
+    if about.get("run") != json.loads(json.dumps(dict(run))):
+        other = json.dumps(about.get("run"))
+        raise ValueError(f"{path} belongs to another run ({other}): give the same options again, or remove it.")
+    return about["counters"]
 
 
 def load_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW) -> None:
@@ -66,6 +99,10 @@ def load_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW) -> N
             if f"weight/{name}" not in names:
                 raise KeyError(f"{path} has no weight {name!r}: it was written by another version of the trainer")
             parameter.data.copy_(file.get_tensor(f"weight/{name}"))
-            moments = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in names]
+            moments = {
+                key: file.get_tensor(f"{key}/{name}").to(parameter.device)
+                for key in ("exp_avg", "exp_avg_sq")
+                if f"{key}/{name}" in names
+            }
             if moments:
-                optimiser.state[parameter] = {key: file.get_tensor(f"{key}/{name}") for key in moments}
+                optimiser.state[parameter] = {"step": file.get_tensor(f"step/{name}"), **moments}

@@ -16,13 +16,13 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from tests.support.families import make_inputs, make_model
 from tests.support.gates import decided, fitted, random_gates
 from tests.support.oracle import KINDS, models
+from tests.support.shapes import encode
 from vtw_eval import VTW, Baseline, Composite, DyVTE, FastV, parse_method
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.methods.dyvte.gates import Gates, final_norm, load_gates, same_weights, save_gates
 from vtw_eval.methods.dyvte.method import exit_layers
 from vtw_eval.shapes.data import held_out
-from vtw_eval.shapes.evaluate import encode
 from vtw_eval.verify.oracle import vision_positions
 
 ROWS = [row for kind in ("single", "batch", "multi-image", "mixed") for row in KINDS[kind]]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
+from tests.support.shapes import answer, encode
 from vtw_eval import VTW
 from vtw_eval.checkpoints import CHECKPOINT
-from vtw_eval.shapes import evaluate
 from vtw_eval.shapes.data import held_out
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import TYPES
@@ -41,20 +41,20 @@ def test_the_saved_processor_is_the_one_of_the_code(processor):
 @pytest.mark.parametrize("type", TYPES)
 def test_held_out_accuracy(model, processor, type):
     count = 20 if type == "caption" else 60
-    assert evaluate.score(model, processor, held_out(type, count)).accuracy >= 0.9
+    assert answer(model, processor, held_out(type, count)).accuracy >= 0.9
 
 
 def test_left_padded_batches_answer_as_single_questions(model, processor):
     samples = [sample for type in TYPES for sample in held_out(type, 3)]
-    batch = evaluate.encode(processor, samples)
+    batch = encode(processor, samples)
     assert (batch["attention_mask"] == 0).any()
     together = model.generate(**batch, max_new_tokens=24)
     prompt = batch["input_ids"].shape[1]
     answers = processor.batch_decode(together[:, prompt:], skip_special_tokens=True)
-    for sample, answer in zip(samples, answers, strict=True):
-        single = evaluate.encode(processor, [sample])
+    for sample, expected in zip(samples, answers, strict=True):
+        single = encode(processor, [sample])
         ids = model.generate(**single, max_new_tokens=24)[:, single["input_ids"].shape[1] :]
-        assert processor.batch_decode(ids, skip_special_tokens=True) == [answer]
+        assert processor.batch_decode(ids, skip_special_tokens=True) == [expected]
 
 
 def test_text_only_and_unknown_words_do_not_crash(model, processor):
@@ -67,22 +67,9 @@ def test_text_only_and_unknown_words_do_not_crash(model, processor):
 
 def test_early_withdrawal_ruins_and_late_withdrawal_does_not(model, processor):
     samples = held_out("choice", 60)
-    full = evaluate.score(model, processor, samples)
-    none, early, late = (evaluate.score(model, processor, samples, VTW(k=k)(model)) for k in (10, 0, 8))
+    full = answer(model, processor, samples)
+    none, early, late = (answer(model, processor, samples, VTW(k=k)(model)) for k in (10, 0, 8))
     assert full.divergence(none) == pytest.approx(0, abs=1e-9)
     assert early.accuracy < 0.6
     assert late.accuracy >= full.accuracy - 0.05
     assert full.divergence(early) > 1 > 0.1 > full.divergence(late)
-
-
-def test_the_evaluation_command_prints_tables(capsys):
-    threads = torch.get_num_threads()
-    try:
-        evaluate.main(["--types", "exist", "open_color", "--count", "8", "--layers", "0", "10", "--threads", "1"])
-    finally:
-        torch.set_num_threads(threads)
-    lines = capsys.readouterr().out.splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    assert [row[0] for row in cells] == ["accuracy", "full", "k=0", "k=10", "KL (nats)", "k=0", "k=10"]
-    assert cells[0][1:] == ["exist", "open_color", "mean"]
-    assert cells[6][1:] == ["0.0000"] * 3

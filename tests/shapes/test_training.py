@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size, build_model
@@ -22,7 +23,7 @@ from vtw_eval.shapes.making.train import LOG_FILE, STATE_FILE, Trainer, main, ru
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import prompt
 from vtw_eval.shapes.scenes import Item, Scene
-from vtw_eval.state import read_about, save_state
+from vtw_eval.state import save_state
 
 TINY = Recipe(
     vision_steps=3,
@@ -129,7 +130,7 @@ def test_resumed_training_is_bit_for_bit_the_same(tmp_path, stop):
 
 def test_a_state_of_another_recipe_is_refused(tmp_path):
     Trainer(TINY).save(tmp_path / STATE_FILE)
-    with pytest.raises(ValueError, match="another --work directory"):
+    with pytest.raises(ValueError, match="belongs to another run"):
         Trainer(dataclasses.replace(TINY, seed=7)).resume(tmp_path / STATE_FILE)
 
 
@@ -142,9 +143,9 @@ def test_a_failed_write_leaves_the_old_state(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("vtw_eval.state.os.replace", fail)
+    monkeypatch.setattr("vtw_eval.files.Path.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_state(path, trainer.module, trainer.optimiser, {})
+        save_state(path, trainer.module, trainer.optimiser, {}, {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -167,7 +168,8 @@ def test_command_line_trains_exports_and_resumes(tmp_path, monkeypatch, capsys):
         ("joint", 2),
     ]
     assert 0 <= entries[-1]["exist"] <= 1
-    assert read_about(tmp_path / "work" / STATE_FILE)["stage"] == "joint"
+    with safe_open(tmp_path / "work" / STATE_FILE, "pt") as state:
+        assert json.loads(state.metadata()["about"])["counters"]["stage"] == "joint"
     assert "checkpoint in" in capsys.readouterr().out
 
     model, notes = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -182,4 +184,4 @@ def test_command_line_trains_exports_and_resumes(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--seed", "5"])
     assert stopped.value.code == 2
-    assert "another --work directory" in capsys.readouterr().err
+    assert "belongs to another run" in capsys.readouterr().err

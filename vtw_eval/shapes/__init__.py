@@ -6,5 +6,5 @@ Nothing is imported here, so that ``import vtw_eval.shapes`` stays cheap; import
 * :mod:`vtw_eval.shapes.questions` -- questions about a scene with their answers;
 * :mod:`vtw_eval.shapes.data` -- the held-out test sets, cached on disk;
 * :mod:`vtw_eval.shapes.processor`, :mod:`vtw_eval.shapes.making.model` -- the untrained model and its processor;
-* :mod:`vtw_eval.shapes.making.train`, :mod:`vtw_eval.shapes.evaluate` -- the two commands (``python -m ...``).
+* :mod:`vtw_eval.shapes.making.train` -- the training (``python -m ...``).
 """

@@ -31,7 +31,7 @@ from vtw_eval.methods.dyvte.gates import (
     save_gates,
 )
 from vtw_eval.runtime import pick_device
-from vtw_eval.state import load_state, read_about, save_state
+from vtw_eval.state import cosine, load_state, read_counters, save_state
 
 AGREEMENT = 0.99
 """Share of the answer's tokens on which both branches must agree, as in the published code: in effect all."""
@@ -314,10 +314,7 @@ class Settings:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
-        warmup = math.ceil(0.03 * self.steps)
-        if step < warmup:
-            return self.lr * (step + 1) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        return self.lr * cosine(step, self.steps, warmup=math.ceil(0.03 * self.steps))
 
     def exit_layer(self, step: int, num_layers: int) -> int:
         """Return the layer whose gate a step trains, 0..N-2."""
@@ -391,7 +388,7 @@ class GateTrainer:
 
     def save(self, path: Path) -> None:
         """Write weights, moments and step, whole or not at all."""
-        save_state(path, self.gates, self.optimizer, {**self.about(), "step": self.step})
+        save_state(path, self.gates, self.optimizer, self.about(), {"step": self.step})
 
     def resume(self, path: Path) -> None:
         """Go on from a saved state.
@@ -401,16 +398,9 @@ class GateTrainer:
         ValueError
             If it belongs to another run.
         """
-        about = read_about(path)
-        step = about.pop("step")
-        if about != self.about():
-            raise ValueError(
-                f"{path} belongs to another run ({json.dumps(about)}): remove it, or give the same options again."
-            )
+        counters = read_counters(path, self.about())
         load_state(path, self.gates, self.optimizer)
-        for weight, moments in self.optimizer.state.items():
-            moments.update({name: moments[name].to(weight.device) for name in ("exp_avg", "exp_avg_sq")})
-        self.step = step
+        self.step = counters["step"]
 
 
 def state_path(output: Path) -> Path:

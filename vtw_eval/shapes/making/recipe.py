@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from vtw_eval.shapes.making.model import Size
 from vtw_eval.shapes.processor import PATCH_SIZE
 from vtw_eval.shapes.questions import TYPES, Question, ask
 from vtw_eval.shapes.scenes import COLORS, GRID, IMAGE_SIZE, MAX_ITEMS, SHAPES, Scene, render, sample_scene
+from vtw_eval.state import cosine
 
 STAGES = ("vision", "joint")
 """The two stages, in their order."""
@@ -74,9 +74,7 @@ class Recipe:
         steps = self.steps(stage)
         warmup = min(self.warmup, steps // 10)
         peak = {"vision": self.vision_rate, "joint": self.joint_rate}[stage]
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        return peak * cosine(step, steps, warmup)
 
     def most_items(self, step: int) -> int:
         """Return the largest number of items in the scenes of a step of stage ``joint``."""

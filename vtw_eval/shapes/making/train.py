@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from vtw_eval.shapes.making.recipe import LABEL_SIZES, STAGES, Recipe, joint_bat
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import TYPES, ask
 from vtw_eval.shapes.scenes import render, sample_scene
-from vtw_eval.state import load_state, read_about, save_state
+from vtw_eval.state import load_state, read_counters, save_state
 
 STATE_FILE = "state.safetensors"
 LOG_FILE = "log.jsonl"
@@ -125,16 +126,14 @@ class Trainer:
                 right[question.type].append(ok)
         return {type: round(float(np.mean(oks)), 3) for type, oks in right.items() if oks}
 
+    def about(self) -> dict[str, Any]:
+        """Return what a saved state must have in common with this run."""
+        return {"recipe": dataclasses.asdict(self.recipe), "autocast": self.autocast}
+
     def save(self, path: Path) -> None:
         """Write the state atomically."""
-        about = {
-            "recipe": dataclasses.asdict(self.recipe),
-            "autocast": self.autocast,
-            "stage": self.stage,
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        save_state(path, self.module, self.optimiser, about)
+        counters = {"stage": self.stage, "step": self.step, "seconds": self.seconds}
+        save_state(path, self.module, self.optimiser, self.about(), counters)
 
     def resume(self, path: Path) -> None:
         """Go on from a state; the data go on too, as they depend on seed, stage and step only.
@@ -144,17 +143,10 @@ class Trainer:
         ValueError
             If the state belongs to another recipe.
         """
-        about = read_about(path)
-        mine = json.loads(json.dumps({"recipe": dataclasses.asdict(self.recipe), "autocast": self.autocast}))
-        theirs = {key: about[key] for key in mine}
-        if mine != theirs:
-            raise ValueError(
-                f"{path} belongs to another run: it has {theirs}, asked for is {mine}; "
-                "give the same options or another --work directory"
-            )
-        self.start_stage(about["stage"], about["step"])
+        counters = read_counters(path, self.about())
+        self.start_stage(counters["stage"], counters["step"])
         load_state(path, self.module, self.optimiser)
-        self.seconds = about["seconds"]
+        self.seconds = counters["seconds"]
 
     def export(self, directory: Path) -> None:
         """Write the checkpoint for ``from_pretrained``: weights in float16, to be computed with in float32."""
