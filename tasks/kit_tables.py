@@ -88,7 +88,7 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def writing_answers(
+def record_answers(
     original: Callable[..., Any], written: Callable[[Path, pd.DataFrame, AnswerRecord], None]
 ) -> Callable[..., Any]:
     """Return the kit's function that writes files, with a record beside each table of answers.
@@ -122,7 +122,7 @@ def writing_answers(
                 f"VLMEvalKit could not write {table} (it left a .pkl instead), so it cannot score the answers, which "
                 f"stand in {record_file(table)}. PRED_FORMAT=tsv writes another kind of table."
             )
-        read = texts_read(table)
+        read = read_answers(table)
         changed = {i: new for i, old, new in zip(indices, answers, read, strict=True) if old != new}
         record = AnswerRecord(record.answers, costs, changed)
         _write_record(table, record)
@@ -137,7 +137,7 @@ def writable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def texts_read(table: Path) -> list[str]:
+def read_answers(table: Path) -> list[str]:
     """Return the answers as the kit reads them in its table before it scores them.
 
     Raises
@@ -154,7 +154,7 @@ def texts_read(table: Path) -> list[str]:
 
 
 @contextmanager
-def keeping_record(table: Path) -> Iterator[None]:
+def preserve_record(table: Path) -> Iterator[None]:
     """Let the record stay valid while the kit scores a table: for some datasets it writes the table again."""
     record = read_record(table)
     try:
@@ -250,7 +250,7 @@ def _as_index(text: str) -> str:
         return text
 
 
-def with_texts(frame: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
+def restore_texts(frame: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
     """Return a table with the given texts in the columns of which something was read otherwise.
 
     Parameters
@@ -291,14 +291,14 @@ class _Pandas:
 
 
 @contextmanager
-def reading_tables(changed: Callable[[pd.DataFrame, Path], pd.DataFrame]) -> Iterator[None]:
+def intercept_tables(changed: Callable[[pd.DataFrame, Path], pd.DataFrame]) -> Iterator[None]:
     """Let a function change what the kit's own function ``load`` reads of tables."""
     with mock.patch("vlmeval.smp.file.pd", _Pandas(changed)):
         yield
 
 
 @contextmanager
-def comparing_questions(readings: list[Reading], exact: bool) -> Iterator[None]:
+def compare_questions(readings: list[Reading], exact: bool) -> Iterator[None]:
     """Compare each table of questions that the kit reads with its file.
 
     Parameters
@@ -319,14 +319,14 @@ def comparing_questions(readings: list[Reading], exact: bool) -> Iterator[None]:
         )
         found = reading(guessed, texts)
         readings.append(found)
-        return with_texts(guessed, found.texts) if exact else guessed
+        return restore_texts(guessed, found.texts) if exact else guessed
 
-    with reading_tables(changed):
+    with intercept_tables(changed):
         yield
 
 
 @contextmanager
-def scoring_exactly(table: Path, data: pd.DataFrame) -> Iterator[None]:
+def score_exactly(table: Path, data: pd.DataFrame) -> Iterator[None]:
     """Let the kit score the texts of a dataset and the answers in a record of ours, whatever its tables make of them.
 
     Parameters
@@ -341,5 +341,5 @@ def scoring_exactly(table: Path, data: pd.DataFrame) -> Iterator[None]:
     answers = read_exactly(table)
     told = pd.Series(list(answers["prediction"]), index=pd.Index([str(i) for i in answers["index"]]), dtype=object)
     texts = texts.loc[texts.index.isin(told.index)].assign(prediction=told)
-    with reading_tables(lambda frame, _: with_texts(frame, texts)):
+    with intercept_tables(lambda frame, _: restore_texts(frame, texts)):
         yield

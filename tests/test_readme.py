@@ -14,7 +14,7 @@ from tests.support.families import make_inputs, make_model
 from vtw_eval.anatomy import REFUSED, TESTED
 from vtw_eval.methods import METHODS, VTW
 from vtw_eval.models.adapters import ADAPTERS
-from vtw_eval.models.options import check_given_once, parse_options
+from vtw_eval.models.options import check_unique_names, parse_options
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -35,7 +35,7 @@ def test_the_quick_start_names_what_there_is() -> None:
     [command] = re.findall(r"^    lmms_eval .*pretrained=shapes.*\\\n.*$", README, re.MULTILINE)
     words = command.replace("\\", " ").split()
     given = dict(zip(words[1::2], words[2::2], strict=True))
-    check_given_once(given["--model_args"])
+    check_unique_names(given["--model_args"])
     arguments = dict(entry.split("=") for entry in given["--model_args"].split(","))
     options, method = parse_options(given["--model"], ADAPTERS[given["--model"]].options, arguments)
     assert (options.pretrained, method) == ("shapes", VTW(k=5))

@@ -18,11 +18,11 @@ from vtw_eval.media import summary
 from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.lmms import samples
 from vtw_eval.model_adapters.lmms.cli import tasks_folder
-from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
-from vtw_eval.model_adapters.lmms.guesses import same_guess_for_same_answer
+from vtw_eval.model_adapters.lmms.datasets import explain_dataset_errors
+from vtw_eval.model_adapters.lmms.guesses import reproducible_guesses
 from vtw_eval.model_adapters.lmms.models import VTWModel, model_class
 from vtw_eval.model_adapters.lmms.names import own_tasks
-from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL, aggregations_apart
+from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL, isolate_aggregations
 from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.runner import Answer
@@ -73,8 +73,8 @@ class LmmsModel:
         patches = Patches(LMMS_EVAL)
         with (
             self._partial(task),
-            same_guess_for_same_answer(patches) as guessed,
-            aggregations_apart(task, failures),
+            reproducible_guesses(patches) as guessed,
+            isolate_aggregations(task, failures),
             tempfile.TemporaryDirectory() as folder,  # some tasks write submission files
         ):
             results = evaluator.simple_evaluate(
@@ -125,7 +125,7 @@ class LmmsModel:
     def _task(self, name: str) -> Any:
         """Return a task with its documents, made once for all methods."""
         if name not in self._tasks:
-            with dataset_failures_told():
+            with explain_dataset_errors():
                 found = get_task_dict([name], self._manager(name), "chat")
             if list(found) != [name]:
                 raise ValueError(f"{name} is no single task: it stands for {', '.join(map(str, found))}.")

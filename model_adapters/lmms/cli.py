@@ -19,12 +19,12 @@ from typing import Any
 
 from vtw_eval.files import check_output
 from vtw_eval.importing import HarnessImportError, culprits_of, importing
-from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
+from vtw_eval.model_adapters.lmms.datasets import explain_dataset_errors
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
 from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
 from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.adapters import ADAPTERS
-from vtw_eval.models.options import check_given_once
+from vtw_eval.models.options import check_unique_names
 from vtw_eval.verify.touch_points import check_touch_points
 from vtw_eval.versions import UpstreamChangedError, blame
 
@@ -54,7 +54,7 @@ def include_paths(given: str | Sequence[str] | None) -> list[str]:
     return [str(tasks_folder()), *named]
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an exception's message in one line, with its type unless it is written for users.
 
     An import that fails, perhaps in the middle of an evaluation, comes with the packages that are to blame.
@@ -96,7 +96,7 @@ def check_results(arguments: argparse.Namespace, results: dict[str, Any] | None,
 
 
 @contextmanager
-def our_tasks(patches: Patches) -> Iterator[None]:
+def include_our_tasks(patches: Patches) -> Iterator[None]:
     """Let lmms-eval's task managers search our tasks too."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,7 +114,7 @@ def our_tasks(patches: Patches) -> Iterator[None]:
 
 
 @contextmanager
-def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
+def collect_failures(failures: list[str], patches: Patches) -> Iterator[None]:
     """Note a message for each evaluation of lmms-eval that fails.
 
     In a single process the evaluations of a ``--config`` list that follow still run. One process of several leaves at
@@ -138,8 +138,8 @@ def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
                 if args.verbosity == "DEBUG":
                     raise
                 if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                    sys.exit(f"lmms_eval: error: {describe(error)}")
-                failures.append(describe(error))
+                    sys.exit(f"lmms_eval: error: {describe_error(error)}")
+                failures.append(describe_error(error))
                 return None, None
             return results, samples
 
@@ -151,7 +151,7 @@ def failures_noted(failures: list[str], patches: Patches) -> Iterator[None]:
 
 def _check_model_args(arguments: argparse.Namespace) -> None:
     """Raise ``ValueError`` for an option of our models that is given twice, also where lmms-eval has its own for it."""
-    check_given_once(arguments.model_args)
+    check_unique_names(arguments.model_args)
     names = {entry.partition("=")[0].strip() for entry in arguments.model_args.split(",")}
     for name in ("batch_size", "max_batch_size", "device"):
         if name in names and getattr(arguments, name, None) is not None:
@@ -190,7 +190,7 @@ def _run(arguments: Sequence[str]) -> list[str]:
 
         check_touch_points(TOUCH_POINTS)
     patches, failures = Patches(LMMS_EVAL), list[str]()
-    with our_tasks(patches), dataset_failures_told(patches), failures_noted(failures, patches):
+    with include_our_tasks(patches), explain_dataset_errors(patches), collect_failures(failures, patches):
         try:
             dispatch.main()
         except SystemExit as stop:
@@ -199,7 +199,7 @@ def _run(arguments: Sequence[str]) -> list[str]:
         except Exception as error:
             if _verbosity(arguments) == "DEBUG":
                 raise
-            return [*failures, describe(error)]
+            return [*failures, describe_error(error)]
     if evaluates(arguments):
         patches.require(["evaluate"])
     return failures

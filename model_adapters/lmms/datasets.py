@@ -29,7 +29,7 @@ def place_of(dataset: str) -> str:
 
 
 @contextmanager
-def dataset_failures_told(patches: Patches | None = None) -> Iterator[None]:
+def explain_dataset_errors(patches: Patches | None = None) -> Iterator[None]:
     """Let lmms-eval tell which dataset could not be loaded, and why; it shows "RetryError" alone.
 
     Parameters

@@ -20,7 +20,7 @@ from vtw_eval.model_adapters.patches import Patches
 
 
 @contextmanager
-def same_guess_for_same_answer(patches: Patches | None = None) -> Iterator[list[str]]:
+def reproducible_guesses(patches: Patches | None = None) -> Iterator[list[str]]:
     """Let what a task draws for an answer depend on the document and the answer only.
 
     Parameters

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vtw_eval.media import Found, Media, inspected, noting_damage, once
 from vtw_eval.model_adapters.lmms.picture_marks import AtMarks
 from vtw_eval.models.adapters import ADAPTERS
-from vtw_eval.models.failures import DocumentError, Failures, naming
+from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import Family, Prompt
 from vtw_eval.models.runner import Answer, Request, Runner
 from vtw_eval.record.costs import SampleCosts, mean_costs
@@ -205,7 +205,7 @@ class VTWModel(lmms):
 
     def _document(self, place: tuple[str, str, int]) -> tuple[Any, Callable[[Prompt], Prompt]]:
         """Return a document that is asked about in rounds, and what adds the notes on it to a prompt."""
-        with naming(document_name(*place)):
+        with document_errors(document_name(*place)):
             document, found, damage = self._read(place, lambda document: document)
         media = self._runner.options.media
         return document, lambda prompt: _noted(prompt, found, damage, media)
@@ -245,7 +245,7 @@ class SimpleVTWModel(VTWModel):
 
     def _score(self, instance: Instance) -> tuple[float, bool]:
         context, target, doc_to_visual, doc_id, task, split = instance.args
-        with naming(document_name(task, split, doc_id)):
+        with document_errors(document_name(task, split, doc_id)):
             continuation = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
         builder = self._builder((task, split, doc_id), doc_to_visual, functools.partial(_of_simple, context=context))
         request = Request(document_name(task, split, doc_id), len(context), {}, builder)

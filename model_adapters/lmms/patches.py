@@ -46,7 +46,7 @@ LMMS_EVAL: Mapping[str, Patch] = {
 
 
 @contextmanager
-def aggregations_apart(task: Any, failures: dict[str, str]) -> Iterator[None]:
+def isolate_aggregations(task: Any, failures: dict[str, str]) -> Iterator[None]:
     """Let an aggregation that fails cost its metric only, not what all documents were answered.
 
     Parameters

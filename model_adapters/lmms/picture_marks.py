@@ -44,7 +44,7 @@ class AtMarks:
         """Return the messages of a document."""
         self.notes = ()
         given = self.show(document)
-        other = renumbered(document)
+        other = renumber_marks(document)
         if other is None or not _is_interleaved(given):
             return given
         right = self.show(other)
@@ -59,7 +59,7 @@ class AtMarks:
         return given
 
 
-def renumbered(document: Any) -> dict[str, Any] | None:
+def renumber_marks(document: Any) -> dict[str, Any] | None:
     """Return a document whose marks have the numbers 1, 2, ... in their order, each with its picture.
 
     Parameters

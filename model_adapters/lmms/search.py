@@ -8,7 +8,7 @@ from vtw_eval.importing import importing
 from vtw_eval.methods.vtw.method import default_eta
 from vtw_eval.methods.vtw.search import SearchResult
 from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
-from vtw_eval.models.options import check_given_once
+from vtw_eval.models.options import check_unique_names
 from vtw_eval.verify.touch_points import check_touch_points
 
 _ELSEWHERE = {
@@ -73,7 +73,7 @@ def search_task(
         from lmms_eval.utils import simple_parse_args_string
 
         from vtw_eval.model_adapters.lmms.cli import tasks_folder
-        from vtw_eval.model_adapters.lmms.datasets import dataset_failures_told
+        from vtw_eval.model_adapters.lmms.datasets import explain_dataset_errors
         from vtw_eval.model_adapters.lmms.models import model_class
 
         check_touch_points(TOUCH_POINTS)
@@ -87,7 +87,7 @@ def search_task(
         def generate_until(self, requests: list[Any]) -> list[Any]:
             raise _CollectedError([self._request(request) for request in requests])
 
-    check_given_once(model_args)
+    check_unique_names(model_args)
     given = simple_parse_args_string(model_args)
     for name, better in _ELSEWHERE.items():
         if name in given:
@@ -95,7 +95,7 @@ def search_task(
     named = {"pretrained": pretrained, "device": device, "method": "baseline", "verify": verify}
     model = Collector(**given, **{name: value for name, value in named.items() if value is not None})
     try:
-        with dataset_failures_told():
+        with explain_dataset_errors():
             evaluator.simple_evaluate(model=model, tasks=[task], limit=samples, task_manager=manager)
     except _CollectedError as collected:
         requests = collected.requests

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtw_eval.errors import suggest
 from vtw_eval.importing import HarnessImportError, importing
-from vtw_eval.model_adapters.lmms.cli import describe
+from vtw_eval.model_adapters.lmms.cli import describe_error
 from vtw_eval.model_adapters.patches import Patches
-from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, made_by
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, replace_model
 from vtw_eval.model_adapters.vlmeval.touch_points import TOUCH_POINTS
-from vtw_eval.models.options import check_given_once
+from vtw_eval.models.options import check_unique_names
 from vtw_eval.verify.touch_points import check_touch_points
 from vtw_eval.versions import UpstreamChangedError
 
@@ -77,7 +77,7 @@ def parse_model_args(text: str | None) -> dict[str, str]:
     ValueError
         For an entry without ``=``, and for a name that stands twice.
     """
-    check_given_once(text or "")
+    check_unique_names(text or "")
     pairs = [entry.partition("=") for entry in (text or "").split(",") if entry.strip()]
     return {name.strip(): value.strip() for name, _, value in pairs}
 
@@ -139,7 +139,7 @@ class Outcomes:
     def _problem(self, given: Mapping[str, Any]) -> str | None:
         if "error_message" in given:
             error = sys.exc_info()[1]
-            return describe(error) if error is not None else str(given["error_message"])
+            return describe_error(error) if error is not None else str(given["error_message"])
         reason = given.get("skip_reason")
         if reason is None:
             return None if self._has_score(given.get("metrics_source")) else "the kit computed no score."
@@ -196,7 +196,7 @@ def run_model(
             if config is not None:
                 kit.patches.require(["config"], outcomes.started)
         except Exception as error:
-            return [f"model {name}: {describe(error)}"]
+            return [f"model {name}: {describe_error(error)}"]
     if run.RANK:
         return []
     missing = {data: "the kit did not finish it." for data in datasets if data not in outcomes.finished}
@@ -217,7 +217,7 @@ def _where(data: str) -> str:
 
 
 @contextmanager
-def in_processes(run: Any) -> Iterator[None]:
+def distributed_run(run: Any) -> Iterator[None]:
     """Where there are several processes, let the one that fails leave at once, and do without GPUs if there are none.
 
     The kit goes on with the next dataset in the process that failed, while the others wait for it for good.
@@ -232,7 +232,7 @@ def in_processes(run: Any) -> Iterator[None]:
             try:
                 return function(*args, **given)
             except Exception as error:
-                sys.exit(f"{PROGRAM}: error: {describe(error)}")
+                sys.exit(f"{PROGRAM}: error: {describe_error(error)}")
 
         return call
 
@@ -281,7 +281,7 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
             given[name] = {"class": cls.__name__, **{key: value for key, value in entry.items() if key != "class"}}
     if model_args and not makers:
         raise ValueError(f"--model-args belongs to vtw-eval's models, but {', '.join(models)} are the kit's.")
-    with session(given) as kit, in_processes(run):
+    with session(given) as kit, distributed_run(run):
         for name in models:
             made = None  # the one before is freed before the next one is made
             try:
@@ -291,11 +291,11 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
                 if name in makers and args.mode != "eval" and config is None:
                     made = _Made(_alone(makers[name]))
             except Exception as error:
-                failures.append(f"model {name}: {describe(error)}")
+                failures.append(f"model {name}: {describe_error(error)}")
                 continue
             kit.media = given.get(name, {}).get("media", "harness")
             kit.noted.clear()
-            with made_by(name, made or makers[name]) if name in makers else nullcontext():
+            with replace_model(name, made or makers[name]) if name in makers else nullcontext():
                 found = run_model(run, args, name, config, kit)
             if made is not None and not found and not args.reuse:
                 found = _unused(name, made)
@@ -417,7 +417,7 @@ def main() -> None:
     try:
         failures = evaluate_all(run, args, parse_model_args(mine.model_args))
     except (ValueError, OSError, UpstreamChangedError) as error:
-        _exit([describe(error)], run.RANK)
+        _exit([describe_error(error)], run.RANK)
     if failures:
         _exit(failures, run.RANK)
 

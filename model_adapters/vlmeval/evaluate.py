@@ -35,13 +35,13 @@ from vtw_eval.errors import suggest
 from vtw_eval.files import write_atomically
 from vtw_eval.media import Media, summary
 from vtw_eval.model_adapters.patches import Make, Patches
-from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, command_line, scored_by
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, replace_argv, replace_scoring
 from vtw_eval.model_adapters.vlmeval.scoring import (
     GUESSED,
     OPEN_AS_CHOICE,
     open_questions,
-    open_questions_read,
-    same_guess_for_same_answer,
+    reproducible_guesses,
+    score_open_questions,
 )
 from vtw_eval.tasks.kit_tables import (
     ANSWER_CHANGED,
@@ -49,14 +49,14 @@ from vtw_eval.tasks.kit_tables import (
     AnswerRecord,
     Reading,
     TableError,
-    comparing_questions,
-    keeping_record,
+    compare_questions,
+    preserve_record,
     read_exactly,
     read_record,
-    scoring_exactly,
-    with_texts,
+    record_answers,
+    restore_texts,
+    score_exactly,
     writable,
-    writing_answers,
 )
 from vtw_eval.versions import UpstreamChangedError
 
@@ -134,7 +134,7 @@ class Session:
         cls = type(dataset)
         if cls not in self.watched and (original := inspect.getattr_static(cls, "evaluate", None)) is not None:
             self.watched[cls] = original
-            self.stack.enter_context(scored_by(cls, _watched(original, self)))
+            self.stack.enter_context(replace_scoring(cls, _watched(original, self)))
         return dataset
 
     def name_of(self, dataset: Any) -> str:
@@ -375,7 +375,7 @@ def predictions_of(kit: Session, dataset: Any, table: Path) -> pd.DataFrame:
     name = kit.name_of(dataset)
     frame = kit.answers[table].drop(columns="image", errors="ignore")
     if name in kit.readings:
-        frame = with_texts(frame, kit.readings[name].texts)
+        frame = restore_texts(frame, kit.readings[name].texts)
     if COSTS not in frame and (sidecar := costs_file(table)).exists():
         costs = read_costs(sidecar)
         frame = frame.assign(**{COSTS: [costs.get(str(index)) for index in frame["index"]]})
@@ -389,7 +389,7 @@ def predictions_of(kit: Session, dataset: Any, table: Path) -> pd.DataFrame:
 
 def kit_arguments(run: Any, words: Sequence[str], program: str = "vtw-vlmeval") -> Namespace:
     """Return the kit's command-line arguments for some words, by its own parser."""
-    with command_line(program, words):
+    with replace_argv(program, words):
         return run.parse_args()
 
 
@@ -519,11 +519,11 @@ def _watched(original: Any, kit: Session) -> Callable[..., Any]:
         if table not in kit.answers and (record := read_record(table)) is not None:  # of an earlier run
             kit.note(self, record, record.costs or read_costs(costs_file(table)))
         with ExitStack() as stack:
-            stack.enter_context(keeping_record(table))
-            stack.enter_context(same_guess_for_same_answer(guesses.add))
+            stack.enter_context(preserve_record(table))
+            stack.enter_context(reproducible_guesses(guesses.add))
             if kit.media == "upright" and not scores_exactly(self):
-                stack.enter_context(scoring_exactly(table, self.data))
-                stack.enter_context(open_questions_read(open_questions(self)))
+                stack.enter_context(score_exactly(table, self.data))
+                stack.enter_context(score_open_questions(open_questions(self)))
             found = original.__get__(self, type(self))(eval_file, *args, **given)
         if guesses:
             kit.note_guesses(self, sorted(guesses))
@@ -534,7 +534,7 @@ def _watched(original: Any, kit: Session) -> Callable[..., Any]:
 
 def _recorded(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
     """Write a record beside each table of answers, and note what the kit will score otherwise."""
-    return writing_answers(original, kit.note_answers)
+    return record_answers(original, kit.note_answers)
 
 
 def _existing(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
@@ -546,7 +546,7 @@ def _existing(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
         # The kit itself hands all its command-line arguments to video datasets, which take none of them.
         is_video = dataset_name in supported_video_datasets
         readings: list[Reading] = []
-        with comparing_questions(readings, kit.media == "upright"):
+        with compare_questions(readings, kit.media == "upright"):
             dataset = original(dataset_name) if is_video else original(dataset_name, **given)
         if dataset is None:
             names = [*SUPPORTED_DATASETS, *supported_video_datasets]
@@ -569,7 +569,7 @@ def _configured(original: Callable[..., Any], kit: Session) -> Callable[..., Any
                 f"'MME'}}; only the kit's names of video settings go without."
             )
         readings: list[Reading] = []
-        with comparing_questions(readings, kit.media == "upright"):
+        with compare_questions(readings, kit.media == "upright"):
             dataset = original(config, dataset_name)
         return kit.take(dataset_name, dataset, readings)
 

@@ -33,7 +33,7 @@ class CostedAnswer(str):
         return answer
 
 
-def named_pretrained(arguments: dict[str, Any]) -> dict[str, Any]:
+def rename_model_path(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return arguments with the checkpoint as ``pretrained``, which the kit's own classes call ``model_path``."""
     if "model_path" not in arguments:
         return arguments
@@ -44,7 +44,7 @@ def named_pretrained(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def check_arguments(adapter: str, arguments: dict[str, Any]) -> None:
     """Raise ``ValueError`` for arguments that are wrong whatever the checkpoint is, before anything is loaded."""
-    arguments = named_pretrained(arguments)
+    arguments = rename_model_path(arguments)
     if "pretrained" not in arguments:
         raise ValueError(
             f"{adapter} needs a checkpoint: pretrained=FOLDER_OR_HUB_ID, or pretrained=shapes (with vtw-vlmeval "
@@ -83,7 +83,7 @@ class VTWKitModel(BaseModel):
         check_arguments(self.adapter, arguments)
         self.runner = Runner(
             self.adapter,
-            named_pretrained(arguments),
+            rename_model_path(arguments),
             simple=False,
             device=pick_device(arguments.get("device")),
             log=get_logger("vtw_eval").info,

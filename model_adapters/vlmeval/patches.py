@@ -123,7 +123,7 @@ VLMEVALKIT: Mapping[str, Patch] = {
 
 
 @contextmanager
-def scored_by(cls: type, evaluate: Callable[..., Any]) -> Iterator[None]:
+def replace_scoring(cls: type, evaluate: Callable[..., Any]) -> Iterator[None]:
     """Replace the function by which a class of datasets scores a table of answers.
 
     Here the kit's tables have changed answers, and options are drawn for those that it cannot read.
@@ -133,14 +133,14 @@ def scored_by(cls: type, evaluate: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def command_line(program: str, words: Sequence[str]) -> Iterator[None]:
+def replace_argv(program: str, words: Sequence[str]) -> Iterator[None]:
     """Replace the words of the command line, from which alone the kit's parser reads."""
     with mock.patch("sys.argv", [program, *words]):
         yield
 
 
 @contextmanager
-def made_by(name: str, maker: Callable[..., Any]) -> Iterator[None]:
+def replace_model(name: str, maker: Callable[..., Any]) -> Iterator[None]:
     """Replace what the kit makes the model of a name with, which takes no arguments of a user's."""
     from vlmeval.config import supported_VLM
 

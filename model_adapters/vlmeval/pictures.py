@@ -17,7 +17,7 @@ from PIL import Image
 
 from vtw_eval.files import write_atomically
 from vtw_eval.media import Media, once, open_picture, strictly
-from vtw_eval.models.failures import naming
+from vtw_eval.models.failures import document_errors
 
 
 class TablePictures:
@@ -56,7 +56,7 @@ class TablePictures:
         index = line if isinstance(line, int | str) else line["index"]
         self._asked = ""
         name = f"{self.dataset.dataset_name}, index {index}"
-        with naming(name):
+        with document_errors(name):
             yield
         self._asked = name
 

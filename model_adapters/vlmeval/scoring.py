@@ -37,7 +37,7 @@ def open_questions(dataset: Any) -> list[str]:
     return [str(index) for index, option in rows if pd.isna(option)]
 
 
-def is_right(prediction: str, answer: str) -> bool:
+def is_correct(prediction: str, answer: str) -> bool:
     """Score an open question as MMMU's own code does, of which the kit has a copy.
 
     Parameters
@@ -58,7 +58,7 @@ def is_right(prediction: str, answer: str) -> bool:
 
 
 @contextmanager
-def open_questions_read(indices: Sequence[str]) -> Iterator[None]:
+def score_open_questions(indices: Sequence[str]) -> Iterator[None]:
     """Let the kit score open questions by what was said, and not by the letter of an option that was not shown."""
     wanted = set(indices)
 
@@ -66,7 +66,7 @@ def open_questions_read(indices: Sequence[str]) -> Iterator[None]:
         def extract_answer_from_item(model: Any, item: Any, dataset_name: str | None = None) -> dict[str, Any]:
             if str(item["index"]) not in wanted:
                 return original(model, item, dataset_name)
-            right = is_right(str(item["prediction"]), str(item["answer"]))
+            right = is_correct(str(item["prediction"]), str(item["answer"]))
             return {"opt": item["GT"] if right else "Z", "log": str(item["prediction"])}
 
         return extract_answer_from_item
@@ -88,7 +88,7 @@ class _Drawing(threading.local):
 
 
 @contextmanager
-def same_guess_for_same_answer(guessed: Callable[[str], None]) -> Iterator[None]:
+def reproducible_guesses(guessed: Callable[[str], None]) -> Iterator[None]:
     """Let the option that the kit guesses for an answer depend on the question and the answer only.
 
     Parameters

@@ -34,7 +34,7 @@ def reads_tables() -> None:
     """Check that VLMEvalKit reads tables with the functions that are replaced to compare them with their files."""
     from vlmeval.smp import load
 
-    from vtw_eval.tasks.kit_tables import reading_tables
+    from vtw_eval.tasks.kit_tables import intercept_tables
 
     seen: list[Path] = []
 
@@ -45,7 +45,7 @@ def reads_tables() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.tsv"
         file.write_text("index\tA\n0\tNone\n")
-        with reading_tables(note):
+        with intercept_tables(note):
             frame = load(str(file))
     expect(seen == [file], "vlmeval.smp.load does not read tables with the module's own pandas", "ms-vlmeval")
     expect(len(frame) == 1, "vlmeval.smp.load does not return the rows of a table", "ms-vlmeval")

@@ -23,7 +23,7 @@ from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 from vtw_eval.files import write_atomically
 from vtw_eval.shapes.data import TEST_SETS, fingerprint
 from vtw_eval.shapes.questions import LETTER_PROMPT, SHORT_PROMPT
-from vtw_eval.tasks.kit_tables import read_exactly, scoring_exactly
+from vtw_eval.tasks.kit_tables import read_exactly, score_exactly
 from vtw_eval.tasks.shapes.captions import object_f1
 
 EXACT = {"model": "exact_matching"}
@@ -139,7 +139,7 @@ class ShapesMME(_ShapesData, ImageYORNDataset):
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         """Return the kit's MME table: ``perception`` and the categories."""
-        with scoring_exactly(Path(eval_file), self.data):
+        with score_exactly(Path(eval_file), self.data):
             return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
 
 
@@ -157,7 +157,7 @@ class ShapesPOPE(_ShapesData, ImageYORNDataset):
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         """Return the kit's POPE table as shares: F1, accuracy, precision and recall, together and by category."""
-        with scoring_exactly(Path(eval_file), self.data):
+        with score_exactly(Path(eval_file), self.data):
             percent = super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
         numbers = percent.select_dtypes("number")
         return percent.assign(**{str(name): numbers[name] / 100 for name in numbers})
@@ -172,7 +172,7 @@ class ShapesAI2D(_ShapesData, ImageMCQDataset):
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         """Return the kit's accuracy table."""
-        with scoring_exactly(Path(eval_file), self.data):
+        with score_exactly(Path(eval_file), self.data):
             return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
 
 

@@ -23,14 +23,14 @@ HOW_TO_GET = (
 )
 
 
-def prepared_folder() -> Path:
+def dataset_folder() -> Path:
     """Return the folder of the prepared data, in the user's cache (XDG base directory convention)."""
     return cache_home() / "tgif"
 
 
 def read_by(task: str) -> list[Path]:
     """Return the prepared files and folders that a task reads; none if it is not TGIF-QA's in either harness."""
-    return [prepared_folder() / name for name in (DOCUMENTS, VIDEOS)] if "tgif" in task.casefold() else []
+    return [dataset_folder() / name for name in (DOCUMENTS, VIDEOS)] if "tgif" in task.casefold() else []
 
 
 def prepared(name: str) -> Path:
@@ -41,7 +41,7 @@ def prepared(name: str) -> Path:
     FileNotFoundError
         If TGIF-QA was not prepared, with what to do.
     """
-    path = prepared_folder() / name
+    path = dataset_folder() / name
     if not path.exists():
         raise FileNotFoundError(f"TGIF-QA is not prepared: {path} does not exist. {HOW_TO_GET}")
     return path
@@ -55,7 +55,7 @@ def video_path(name: str) -> str:
     FileNotFoundError
         If it is gone (videos are links to the files that they were prepared from).
     """
-    path = prepared_folder() / VIDEOS / f"{name}.mp4"
+    path = dataset_folder() / VIDEOS / f"{name}.mp4"
     if not path.exists():
         raise FileNotFoundError(f"the TGIF-QA video {path} is gone; run vtw-eval prepare-tgif again.")
     return str(path)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vtw_eval.files import folder_atomically
 from vtw_eval.models.video import check_whole, frames_of
-from vtw_eval.tasks.tgif.data import DOCUMENTS, HOW_TO_GET, TABLE, VIDEOS, prepared_folder
+from vtw_eval.tasks.tgif.data import DOCUMENTS, HOW_TO_GET, TABLE, VIDEOS, dataset_folder
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 """Of videos, most wanted first."""
@@ -227,7 +227,7 @@ def prepare(source: str, *, allow_missing: bool = False) -> Prepared:
     """
     folder = fetch(source)
     documents, files = read_documents(folder), find_videos(folder)
-    final = prepared_folder()
+    final = dataset_folder()
     with folder_atomically(final) as part:
         (part / VIDEOS).mkdir()
         names = list(dict.fromkeys(document.video for document in documents))

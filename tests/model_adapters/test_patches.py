@@ -183,9 +183,9 @@ def test_our_tasks_are_found_however_the_folders_are_passed() -> None:
     pytest.importorskip("lmms_eval")
     from lmms_eval.tasks import TaskManager
 
-    from vtw_eval.model_adapters.lmms.cli import our_tasks, tasks_folder
+    from vtw_eval.model_adapters.lmms.cli import include_our_tasks, tasks_folder
 
-    with our_tasks(patches := Patches(LMMS_EVAL)):
+    with include_our_tasks(patches := Patches(LMMS_EVAL)):
         made = [
             TaskManager("ERROR", include_defaults=False),
             TaskManager("ERROR", None, False),

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from vtw_eval.methods import VTW, Baseline
-from vtw_eval.model_adapters.lmms.cli import describe, include_paths, tasks_folder
+from vtw_eval.model_adapters.lmms.cli import describe_error, include_paths, tasks_folder
 from vtw_eval.model_adapters.lmms.manifest import manifests
 from vtw_eval.models.adapters import ADAPTERS
-from vtw_eval.models.options import check_given_once, parse_options
+from vtw_eval.models.options import check_unique_names, parse_options
 
 
 def parse(adapter: str = "llava_vtw", **given: Any) -> Any:
@@ -81,7 +81,7 @@ def test_wrong_arguments_are_explained(given: dict[str, Any], message: str) -> N
     ["", " ,", "pretrained=a", "k=1, kk=1,", "pretrained=a=b,k=1", 'a={"k": 1, "k": 2},k=3', "a=[1,2],b='k=1,k=2',k=3"],
 )
 def test_options_with_names_of_their_own(text: str) -> None:
-    check_given_once(text)
+    check_unique_names(text)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_options_with_names_of_their_own(text: str) -> None:
 )
 def test_an_option_given_twice_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_given_once(text)
+        check_unique_names(text)
 
 
 def test_every_adapter_is_in_the_manifest() -> None:
@@ -131,6 +131,6 @@ def test_task_folders_are_merged(tmp_path: Any) -> None:
 
 
 def test_errors_in_one_line() -> None:
-    assert describe(ValueError("first\n  second")) == "first second"
-    assert describe(KeyError("image")) == "KeyError: 'image'"
-    assert describe(RuntimeError()) == "RuntimeError: "
+    assert describe_error(ValueError("first\n  second")) == "first second"
+    assert describe_error(KeyError("image")) == "KeyError: 'image'"
+    assert describe_error(RuntimeError()) == "RuntimeError: "

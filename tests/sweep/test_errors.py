@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.support.harness_data import make_pope
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
-from vtw_eval.model_adapters.lmms.cli import failures_noted
+from vtw_eval.model_adapters.lmms.cli import collect_failures
 from vtw_eval.model_adapters.lmms.datasets import DatasetError
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
 from vtw_eval.model_adapters.lmms.search import search_task
@@ -95,7 +95,7 @@ def test_an_evaluation_looks_at_its_output_first(in_the_way: Path) -> None:
     given = argparse.Namespace(tasks="shapes_pope", output_path=str(in_the_way), verbosity="INFO", log_samples=True)
     with (
         mock.patch.object(harness, "cli_evaluate_single", evaluated),
-        failures_noted(failures, Patches(LMMS_EVAL)),
+        collect_failures(failures, Patches(LMMS_EVAL)),
     ):
         assert harness.cli_evaluate_single(given) == (None, None)
     assert failures == [f"{in_the_way} is a file where a folder is needed: name another place."]

@@ -22,7 +22,7 @@ from tests.support.harness_data import TGIF_ANSWERS, make_tgif
 from tests.support.videos import ROTATIONS, smooth, turn, write_clip
 from vtw_eval.cli import app
 from vtw_eval.tasks.kit import register_kit_datasets
-from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, prepared_folder
+from vtw_eval.tasks.tgif.data import DOCUMENTS, VIDEOS, dataset_folder
 from vtw_eval.tasks.tgif.prepare import prepare, write_mp4
 from vtw_eval.tasks.tgif.scoring import contains_match, exact_match
 
@@ -47,7 +47,7 @@ def source(tmp_path):
 
 
 def documents():
-    return [json.loads(line) for line in (prepared_folder() / DOCUMENTS).read_text().splitlines()]
+    return [json.loads(line) for line in (dataset_folder() / DOCUMENTS).read_text().splitlines()]
 
 
 def frames(path):
@@ -88,7 +88,7 @@ def test_both_layouts_give_the_same_documents(source, tmp_path):
     assert documents() == first
     assert [row["answer"] for row in first] == [TGIF_ANSWERS[i % 4] for i in range(6)]
     assert [row["video"] for row in first] == [f"tumblr_{i // 2}" for i in range(6)]
-    assert not list(prepared_folder().parent.glob(".tgif-*"))
+    assert not list(dataset_folder().parent.glob(".tgif-*"))
 
 
 def test_a_gif_becomes_a_video_of_the_same_frames(source):
@@ -100,7 +100,7 @@ def test_a_gif_becomes_a_video_of_the_same_frames(source):
             gif.seek(i)
             pictures.append(np.asarray(gif.convert("RGB"), dtype=int))
             times.append(gif.info["duration"])
-    path = prepared_folder() / VIDEOS / "tumblr_1.mp4"
+    path = dataset_folder() / VIDEOS / "tumblr_1.mp4"
     found = frames(path)
     assert found.shape == np.stack(pictures).shape == (9, 56, 96, 3)
     assert np.abs(found - pictures).max() <= 3  # RGB to YUV and back, each rounded
@@ -113,7 +113,7 @@ def test_a_gif_becomes_a_video_of_the_same_frames(source):
 
 def test_an_mp4_is_not_copied(source):
     prepare(str(source))
-    assert (prepared_folder() / VIDEOS / "tumblr_0.mp4").readlink() == source / "mp4" / "tumblr_0.mp4"
+    assert (dataset_folder() / VIDEOS / "tumblr_0.mp4").readlink() == source / "mp4" / "tumblr_0.mp4"
 
 
 def test_a_broken_mp4_is_replaced_by_the_gif(source, tmp_path):
@@ -226,7 +226,7 @@ def test_what_is_missing_or_damaged_is_named_and_the_old_preparation_stays(sourc
     assert done.exit_code == 1
     assert message in done.stderr
     assert documents() == before
-    assert [path.name for path in prepared_folder().parent.iterdir()] == ["tgif"]
+    assert [path.name for path in dataset_folder().parent.iterdir()] == ["tgif"]
 
 
 def test_missing_videos_can_be_left_out(source):
@@ -261,7 +261,7 @@ def test_the_lmms_eval_task(source, protocol):
     docs = list(task.test_docs())
     assert len(docs) == 6
     for i, doc in enumerate(docs):
-        path = str(prepared_folder() / VIDEOS / f"tumblr_{i // 2}.mp4")
+        path = str(dataset_folder() / VIDEOS / f"tumblr_{i // 2}.mp4")
         assert task.doc_to_visual(doc) == [path]
         assert task.doc_to_text(doc) == f"what is number {i} in the picture ?{SUFFIX}"
         assert task.doc_to_target(doc) == TGIF_ANSWERS[i % 4]
@@ -310,7 +310,7 @@ def test_the_vlmevalkit_dataset_runs(source, tmp_path, video_llm):
     ]
     for i, (*media, _) in enumerate(asked):
         if video_llm:
-            path = str(prepared_folder() / VIDEOS / f"tumblr_{i // 2}.mp4")
+            path = str(dataset_folder() / VIDEOS / f"tumblr_{i // 2}.mp4")
             assert media == [{"type": "video", "value": path}]
         else:
             assert [part["type"] for part in media] == ["image"] * 8

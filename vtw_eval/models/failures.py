@@ -32,7 +32,7 @@ class DocumentError(RuntimeError):
 
 
 @contextmanager
-def naming(*names: str) -> Iterator[None]:
+def document_errors(*names: str) -> Iterator[None]:
     """Turn exceptions, but not a lack of memory, into a :class:`DocumentError` that names documents."""
     try:
         yield

@@ -86,7 +86,7 @@ def processor_rgb(image: Image.Image) -> Image.Image:
     return convert(image)
 
 
-def greedy_unless_asked(
+def generation_arguments(
     generation: Mapping[str, Any], max_new_tokens: int, stop_ids: Mapping[str, Any], use_cache: bool
 ) -> dict[str, Any]:
     """Return arguments of ``generate`` as lmms-eval's adapters pass them: sampling iff the temperature is positive.

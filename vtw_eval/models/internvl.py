@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vtw_eval.models.family import Encoded, Family, Prompt, all_images, greedy_unless_asked
+from vtw_eval.models.family import Encoded, Family, Prompt, all_images, generation_arguments
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import notes_on, read_clips
 
@@ -58,7 +58,7 @@ class InternVL(Family[InternVLOptions]):
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``internvl_hf``."""
-        return greedy_unless_asked(generation, 1024, self.stop_ids, self.options.use_cache)
+        return generation_arguments(generation, 1024, self.stop_ids, self.options.use_cache)
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Decode without cleaning up spaces."""

@@ -14,7 +14,7 @@ from vtw_eval.models.family import (
     Prompt,
     Visual,
     all_images,
-    greedy_unless_asked,
+    generation_arguments,
 )
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import notes_on, read_clips, reader_of, uniform
@@ -95,7 +95,7 @@ class Llava(Family[LlavaOptions]):
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``llava_hf``."""
-        return greedy_unless_asked(generation, 1024, self.stop_ids, self.options.use_cache)
+        return generation_arguments(generation, 1024, self.stop_ids, self.options.use_cache)
 
 
 FAMILY = Llava

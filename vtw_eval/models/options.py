@@ -119,7 +119,7 @@ def parse_options(adapter: str, cls: type[AnyOptions], given: Mapping[str, Any])
     return options, make_method(options.method, params)
 
 
-def check_given_once(text: str) -> None:
+def check_unique_names(text: str) -> None:
     """Raise ``ValueError`` unless each entry of ``name=value,name=value`` has a name of its own.
 
     Harnesses take the last of several values of a name without a word.

@@ -21,7 +21,7 @@ from vtw_eval.models.family import (
     Visual,
     all_images,
     content_of,
-    greedy_unless_asked,
+    generation_arguments,
     stop_strings,
 )
 from vtw_eval.models.options import Options
@@ -330,7 +330,7 @@ class Qwen2VL(Family[QwenOptions]):
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 128 tokens, or what the recipe says."""
-        return greedy_unless_asked(generation, self.recipe.max_new_tokens, self.stop_ids, self.options.use_cache)
+        return generation_arguments(generation, self.recipe.max_new_tokens, self.stop_ids, self.options.use_cache)
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Cut answers at stop strings and strip them where lmms-eval's adapter does."""

@@ -21,7 +21,7 @@ from vtw_eval.methods.vtw.method import DEFAULT_START, VTW
 from vtw_eval.methods.vtw.search import Direction, SearchResult, search_layer
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.batching import groups, run_in_batches
-from vtw_eval.models.failures import DocumentError, Failures, naming
+from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import Encoded, Family, Prompt
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
@@ -406,4 +406,4 @@ def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
 
 
 def _named(*requests: Request) -> AbstractContextManager[None]:
-    return naming(*(request.name for request in requests))
+    return document_errors(*(request.name for request in requests))

@@ -14,7 +14,7 @@ from vtw_eval.models.family import (
     Message,
     Prompt,
     all_images,
-    greedy_unless_asked,
+    generation_arguments,
 )
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import Clip, notes_on, read_clip, reader_of, uniform
@@ -79,7 +79,7 @@ class VideoLlava(Family[VideoLlavaOptions]):
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """At most 1024 tokens; stop strings are ignored, as in ``video_llava``."""
-        return greedy_unless_asked(generation, 1024, self.stop_ids, self.options.use_cache)
+        return generation_arguments(generation, 1024, self.stop_ids, self.options.use_cache)
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Keep what follows the last turn mark that the model may have made itself."""

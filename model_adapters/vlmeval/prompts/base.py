@@ -11,7 +11,7 @@ from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from vtw_eval.media import open_pictures, strictly
-from vtw_eval.models.family import Family, Prompt, all_images, greedy_unless_asked
+from vtw_eval.models.family import Family, Prompt, all_images, generation_arguments
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import Clip
 
@@ -123,7 +123,7 @@ class KitFamily(ABC):
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
         """Greedy unless asked, up to the longest answer of the kit's class."""
-        return greedy_unless_asked(generation, self.longest_answer, self.stop_ids, self.options.use_cache)
+        return generation_arguments(generation, self.longest_answer, self.stop_ids, self.options.use_cache)
 
     def has_own_prompt(self, dataset: str) -> bool:
         """Whether the kit's class words a dataset's questions itself."""

@@ -76,7 +76,7 @@ def most_tiles(dataset: str | None, images: int) -> int:
     return max(1, min(words.max_num, words.total_max_num // max(1, images)))
 
 
-def marked_text(question: Question) -> str:
+def mark_images(question: Question) -> str:
     """Return the texts with a mark for each image: before them, numbered where there are several."""
     text = reorganize_prompt(question.parts, len(question.values("image")), dataset=question.dataset)
     return build_video_prompt(text, question.dataset) if question.of_video else text
@@ -110,7 +110,7 @@ class InternVLPrompts(KitFamily):
         of_video = bool(frames) or question.of_video
         tiles = 1 if of_video else self.options.max_patches or most_tiles(question.dataset, len(images))
         return KitPrompt(
-            self.text_of(marked_text(question), len(images)),
+            self.text_of(mark_images(question), len(images)),
             tuple(images),
             notes=(*notes, *notes_on([clips])[0]),
             tiles=tiles,

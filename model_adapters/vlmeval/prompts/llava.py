@@ -59,7 +59,7 @@ class LlavaKitOptions(KitOptions, LlavaOptions):
     max_frames_num: int = 8
 
 
-def padded(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """Return an image in the middle of a square of a colour, as large as its longer side."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), colour)
@@ -128,7 +128,7 @@ class LlavaKit(KitFamily, Llava):
             colour = tuple(int(value * 255) for value in self.processor.image_processor.image_mean)
             shown = (" <image> " if part["type"] == "image" else part["value"] for part in question.parts)
             text = f"{VICUNA_SYSTEM}USER: {''.join(shown)} ASSISTANT: "
-            return KitPrompt(text, tuple(padded(image, colour) for image in images), notes=notes)
+            return KitPrompt(text, tuple(pad_to_square(image, colour) for image in images), notes=notes)
         content = [
             {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["value"]}
             for part in question.parts

@@ -12,7 +12,7 @@ from lmms_eval.tasks import TaskManager
 from tenacity import wait_none
 
 from tests.support.harness_data import write_table
-from vtw_eval.model_adapters.lmms.datasets import DatasetError, dataset_failures_told, place_of
+from vtw_eval.model_adapters.lmms.datasets import DatasetError, explain_dataset_errors, place_of
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def load(tmp_path, monkeypatch):
     monkeypatch.setattr(ConfigurableTask, "doc_to_visual", lambda self, doc: [])
 
     def task():
-        with dataset_failures_told():
+        with explain_dataset_errors():
             return manager.load_task_or_group("local", task_type="chat")["local"]
 
     return folder, task
@@ -57,7 +57,7 @@ def test_a_missing_or_damaged_file_is_told(load, harm, reason):
 
 def test_the_patch_ends():
     before = ConfigurableTask.download
-    with dataset_failures_told():
+    with explain_dataset_errors():
         assert ConfigurableTask.download is not before
     assert ConfigurableTask.download is before
 

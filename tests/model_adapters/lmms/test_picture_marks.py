@@ -17,8 +17,8 @@ pytest.importorskip("lmms_eval")
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks.mmmu.utils import mmmu_doc_to_messages, mmmu_doc_to_messages_qwen3vl, mmmu_process_results
 
-from vtw_eval.model_adapters.lmms.guesses import same_guess_for_same_answer
-from vtw_eval.model_adapters.lmms.picture_marks import PICTURES_SWAPPED, WORDS_LOST, AtMarks, renumbered
+from vtw_eval.model_adapters.lmms.guesses import reproducible_guesses
+from vtw_eval.model_adapters.lmms.picture_marks import PICTURES_SWAPPED, WORDS_LOST, AtMarks, renumber_marks
 
 PICTURES = {f"image_{i}": Image.new("RGB", (8 * i, 8), (i, 0, 0)) for i in range(1, 8)}
 KEYWORDS = {"multiple_choice_prompt": "Letter?", "open_ended_prompt": "Say.", "prompt_type": "format"}
@@ -107,7 +107,7 @@ def test_a_protocol_that_keeps_the_marks_loses_nothing() -> None:
     ids=["eight marks", "no such picture", "no text", "options are no text", "no question"],
 )
 def test_documents_of_another_form_stay(other: dict[str, Any]) -> None:
-    assert renumbered({**PICTURES, **other}) is None
+    assert renumber_marks({**PICTURES, **other}) is None
 
 
 TASK: Any = SimpleNamespace(
@@ -123,7 +123,7 @@ def test_the_same_answer_gets_the_same_guess() -> None:
     docs = [document("Which?", id=f"validation_Art_{i}") for i in range(40)]
     random.seed(0)
     state = random.getstate()
-    with same_guess_for_same_answer() as guessed:
+    with reproducible_guesses() as guessed:
         first = [parsed(doc, "zebra") for doc in docs]
         assert guessed == [doc["id"] for doc in docs]
         again = [parsed(doc, "zebra" if i % 2 else "B") for i, doc in enumerate(docs)]
@@ -132,7 +132,7 @@ def test_the_same_answer_gets_the_same_guess() -> None:
     assert {*first} == {*other} == {"A", "B"}, "all options are drawn"
     assert first != other, "by the answer"
     assert random.getstate() == state, "other draws are what they were"
-    with same_guess_for_same_answer() as guessed:
+    with reproducible_guesses() as guessed:
         assert parsed(docs[0], "B") == "B"
     assert guessed == []
     free = [[parsed(doc, "zebra") for doc in docs] for _ in range(2)]
@@ -144,7 +144,7 @@ def test_draws_of_numpy_count() -> None:
         return {"acc": int(np.random.randint(1000))}  # noqa: NPY002
 
     task = SimpleNamespace(OUTPUT_TYPE="generate_until", config=SimpleNamespace(task="t", process_results=scored))
-    with same_guess_for_same_answer() as guessed:
+    with reproducible_guesses() as guessed:
         twice = [ConfigurableTask.process_results(task, {"id": 1}, ["x"])["acc"] for _ in range(2)]
     assert twice[0] == twice[1]
     assert guessed == ["1"]
@@ -166,8 +166,8 @@ def test_documents_are_scored_in_several_threads() -> None:
     def score(doc: Any) -> list[float]:
         return ConfigurableTask.process_results(task, doc, ["x"])["acc"]
 
-    with same_guess_for_same_answer():
+    with reproducible_guesses():
         alone = [score(doc) for doc in docs]
-    with same_guess_for_same_answer() as guessed, ThreadPoolExecutor(4) as pool:
+    with reproducible_guesses() as guessed, ThreadPoolExecutor(4) as pool:
         assert list(pool.map(score, docs)) == alone
     assert sorted(guessed, key=int) == [str(i) for i in range(1, 24, 2)]

@@ -26,8 +26,8 @@ from vtw_eval.model_adapters.vlmeval.models import (
     check_arguments,
 )
 from vtw_eval.model_adapters.vlmeval.prompts.base import Question
-from vtw_eval.model_adapters.vlmeval.prompts.internvl import marked_text, most_tiles
-from vtw_eval.model_adapters.vlmeval.prompts.llava import VICUNA_SYSTEM, first_turn, padded
+from vtw_eval.model_adapters.vlmeval.prompts.internvl import mark_images, most_tiles
+from vtw_eval.model_adapters.vlmeval.prompts.llava import VICUNA_SYSTEM, first_turn, pad_to_square
 from vtw_eval.model_adapters.vlmeval.registry import CHECKPOINTS, METHODS, entries, register
 from vtw_eval.models.runner import DocumentError, Request, Runner
 
@@ -124,7 +124,7 @@ def test_prompts_of_llava_1_5(checkpoint: Callable[[str], str], media: Path) -> 
 
 
 def test_padding_centres_the_picture() -> None:
-    square = padded(picture(1), (1, 2, 3))
+    square = pad_to_square(picture(1), (1, 2, 3))
     assert square.size == (96, 96)
     assert square.crop((0, 20, 96, 76)).tobytes() == picture(1).tobytes()
     assert square.getpixel((0, 19)) == square.getpixel((95, 76)) == (1, 2, 3)
@@ -149,11 +149,11 @@ def test_questions_in_chinese_end_in_chinese(model: Callable[..., Any]) -> None:
 
 def test_marks_of_internvl() -> None:
     image, text = {"type": "image", "value": "i.png"}, {"type": "text", "value": "Q"}
-    assert marked_text(Question([text, image])) == "<image>\nQ"
-    assert marked_text(Question([text, image, image])) == "Image-1: <image>\nImage-2: <image>\nQ"
-    assert marked_text(Question([image, text, image])) == "Image-1: <image>\nImage-2: <image>\n<Image-1>Q<Image-2>"
+    assert mark_images(Question([text, image])) == "<image>\nQ"
+    assert mark_images(Question([text, image, image])) == "Image-1: <image>\nImage-2: <image>\nQ"
+    assert mark_images(Question([image, text, image])) == "Image-1: <image>\nImage-2: <image>\n<Image-1>Q<Image-2>"
     frames = [*([image] * 2), text, {"type": "text", "value": "\nAnswer: "}]
-    assert marked_text(Question(frames, "Video-MME")) == (
+    assert mark_images(Question(frames, "Video-MME")) == (
         "Frame-1: <image>\nFrame-2: <image>\nQ \nAnswer with the option's letter from the given choices directly."
     )
     assert [most_tiles(name, n) for name, n in (("MME", 1), ("MMMU_DEV_VAL", 1), ("DocVQA_VAL", 4), ("MME", 100))] == [

@@ -28,8 +28,8 @@ from vtw_eval.tasks.kit_tables import (
     TableError,
     read_exactly,
     read_record,
+    record_answers,
     record_file,
-    writing_answers,
 )
 
 TEXTS = {
@@ -214,7 +214,7 @@ def test_a_record_of_another_table_is_not_believed(tmp_path: Path) -> None:
     from vlmeval.smp import dump
 
     table = tmp_path / "m_POPE.xlsx"
-    writing = writing_answers(dump, lambda table, data, record: None)
+    writing = record_answers(dump, lambda table, data, record: None)
     writing(pd.DataFrame({"index": [0, 1], "prediction": ["=yes", "no"]}), str(table))
     assert list(read_exactly(table)["prediction"]) == ["=yes", "no"]
     record = read_record(table)
@@ -325,7 +325,7 @@ def test_tgif_scores_what_the_model_said(tmp_path: Path) -> None:
     told = ["=3", "None", "null", "007.", "", "4"]
     file = tmp_path / "m_TGIF-QA_8frame.xlsx"
     rows = pd.DataFrame({"index": range(6), "question": "what ?", "answer": answers, "prediction": told})
-    writing_answers(dump, lambda table, data, record: None)(rows, str(file))
+    record_answers(dump, lambda table, data, record: None)(rows, str(file))
     assert TGIFQA.evaluate(str(file)) == {"exact_match": pytest.approx(5 / 6), "contains_match": pytest.approx(5 / 6)}
     record_file(file).unlink()
     again = TGIFQA.evaluate(str(file))
