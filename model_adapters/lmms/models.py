@@ -22,7 +22,7 @@ from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import Family, Prompt
 from vtw_eval.models.runner import Answer, Request, Runner
-from vtw_eval.record.costs import SampleCosts, mean_costs
+from vtw_eval.record.costs import TimedCosts, mean_costs
 from vtw_eval.runtime import pick_device
 
 Made = TypeVar("Made")
@@ -32,7 +32,7 @@ Made = TypeVar("Made")
 class CostedTokenCounts(TokenCounts):
     """Token counts that carry all costs of a sample into ``samples_*.jsonl``."""
 
-    costs: SampleCosts | None = None
+    costs: TimedCosts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all costs."""
@@ -210,7 +210,7 @@ class VTWModel(lmms):
         media = self._runner.options.media
         return document, lambda prompt: _noted(prompt, found, damage, media)
 
-    def _log_costs(self, costs: Sequence[SampleCosts]) -> None:
+    def _log_costs(self, costs: Sequence[TimedCosts]) -> None:
         tokens = sum(cost.output_tokens for cost in costs)
         seconds = sum(cost.latency_s for cost in costs)
         log_metrics(

@@ -9,17 +9,18 @@ import inspect
 import io
 import json
 import math
-import numbers
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vtw_eval.record.cell import Aggregate, Metric, Sample
+from vtw_eval.record.costs import TimedCosts
+from vtw_eval.record.metrics import f1, is_called_share, mean, mme_points, scale_of
+from vtw_eval.record.reported import label_of, number_of, numbers_of, reported
+from vtw_eval.sweep.harness import SampleError
 
 if TYPE_CHECKING:
     from vtw_eval.models.runner import Answer
@@ -30,18 +31,8 @@ _ALONE = frozenset({"mmmu_aggregate_results", "mmbench_aggregate_dev_results_sta
 _VIDEO_COLUMNS = ("videoID", "video_id", "video_name", "video", "gif_name")
 """Columns that name the video of a document, the first that a task has counts."""
 
-TIMES = frozenset({"latency_s", "batch_rows"})
-"""Entries of the costs that belong to a run, not to its result; equal results shall give equal files."""
-
 _LONGEST = 200
 """Characters that are shown of what a task reports in place of a number."""
-
-_SHARES = ("acc", "match", "precision", "recall", "ratio", "f1")
-"""Parts of names of metrics that are shares of 1."""
-
-
-class SampleError(RuntimeError):
-    """Results of a harness that do not hold together."""
 
 
 @dataclass(frozen=True)
@@ -67,56 +58,6 @@ class Record:
     """Name that the two questions of a pair share."""
     prediction: str = ""
     target: str = ""
-
-
-def aggregate(kind: Aggregate, metric: str, samples: Sequence[Sample]) -> float:
-    """Return what the samples of a cell give for a metric, as its kind says.
-
-    Parameters
-    ----------
-    kind
-        How; "other" cannot be computed.
-    metric
-        Its name. Samples without a score of this name do not count.
-    samples
-        All samples of the cell.
-
-    Raises
-    ------
-    ValueError
-        For the kind "other" and where no sample has a score.
-    """
-    own = [sample for sample in samples if metric in sample.scores]
-    if kind == "other" or not own:
-        raise ValueError(f"{metric} cannot be computed from samples.")
-    if kind == "mean":
-        return math.fsum(sample.scores[metric] for sample in own) / len(own)
-    if kind == "f1":
-        return _f1([(sample.prediction, sample.target) for sample in own])
-    return _mme([(sample.category, sample.group, sample.scores[metric]) for sample in own])
-
-
-def _f1(pairs: Sequence[tuple[str, str]]) -> float:
-    """F1 of the class "yes" as POPE's code in lmms-eval has it.
-
-    A "yes" is missed only where the answer is "no": one that is neither does not count against recall. 0 where it is
-    not defined.
-    """
-    right = sum(prediction == target == "yes" for prediction, target in pairs)
-    false = sum(prediction == "yes" != target for prediction, target in pairs)
-    missed = sum(prediction == "no" and target == "yes" for prediction, target in pairs)
-    return 2 * right / (2 * right + false + missed) if right else 0.0
-
-
-def _mme(rows: Sequence[tuple[str, str, float]]) -> float:
-    """Sum over categories of 100 (accuracy + share of pairs that are wholly right)."""
-    pairs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for category, group, score in rows:
-        pairs[category][group].append(score)
-    return math.fsum(
-        100 * (sum(math.fsum(p) / len(p) for p in own.values()) + sum(min(p) == 1 for p in own.values())) / len(own)
-        for own in pairs.values()
-    )
 
 
 def convert(
@@ -190,44 +131,15 @@ def undefined(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
     results
         What lmms-eval reports for it: values by ``metric,filter``.
     """
-    reported = _reported(results)
-    lost = {label_of(name, task.filters): reported[name] for name in reported}
+    values = reported(results)
+    lost = {label_of(name, task.filters): value for name, value in values.items()}
     found = {
         label: _shortened(value)
         for label, value in lost.items()
-        if (number := _number(value)) is None or not math.isfinite(number)
+        if (number := number_of(value)) is None or not math.isfinite(number)
     }
-    told = {name.rpartition(",")[0] for name in reported}
+    told = {name.rpartition(",")[0] for name in values}
     return {**found, **{metric: "not reported" for metric in task.aggregation if metric not in told}}
-
-
-def numbers_of(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of metrics that are numbers, finite or not, by ``metric,filter``."""
-    return {name: number for name, value in _reported(results).items() if (number := _number(value)) is not None}
-
-
-def is_called_share(metric: str) -> bool:
-    """Tell by the name of a metric whether it is a share of 1."""
-    return any(part in metric.lower() for part in _SHARES)
-
-
-def _reported(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of metrics among a task's results, by ``metric,filter``."""
-    return {name: value for name, value in results.items() if "," in name and "_stderr" not in name}
-
-
-def _number(value: Any) -> float | None:
-    """Return a number of Python, numpy or torch as a float, which may be infinite or not a number; None for others."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        value = value.item() if math.prod(value.shape) == 1 else None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        return None
-    return float(value)
-
-
-def label_of(name: str, filters: Sequence[str]) -> str:
-    """Return how a cell calls a metric: without its filter where there is only one."""
-    return name.rpartition(",")[0] if len(filters) == 1 else name
 
 
 def _shortened(value: Any) -> str:
@@ -263,34 +175,31 @@ def _judge(
         return records, "other", value
     every = list(records.values())
     if metric.startswith("mme_"):
-        triples = [(r.category, r.question, score) for r, score in zip(every, scored, strict=True)]
-        return records, "mme" if _close(_mme(triples), value, 100) else "other", value
+        points = mme_points([(r.category, r.question, score) for r, score in zip(every, scored, strict=True)])
+        return records, *_as_reported("mme", points, value)
     if any(isinstance(row, Mapping) for row in rows.values()):
         if "f1" in metric:
-            pairs = [(record.prediction, record.target) for record in every]
-            return records, "f1" if _close(_f1(pairs), value) else "other", value
+            return records, *_as_reported("f1", f1([(record.prediction, record.target) for record in every]), value)
         if any(part in metric for part in ("precision", "recall", "ratio")):
             return records, "other", value  # equal to a mean by chance only
-    mean = math.fsum(scored) / len(scored)
-    for scale in (1, 100):
-        if _close(mean * scale, value, scale):
-            return records, "mean", value / scale
-    return records, "other", value
+    return records, *_as_reported("mean", mean(scored), value)
 
 
-def _close(mine: float, theirs: float, scale: float = 1) -> bool:
-    return abs(mine - theirs) <= 1.1e-5 * scale  # MMMU's code rounds to five digits
+def _as_reported(kind: Aggregate, computed: float, value: float) -> tuple[Aggregate, float]:
+    """Return a kind that explains a value, and the value in the unit of the samples; "other" if it does not."""
+    scale = scale_of(kind, computed, value)
+    return ("other", value) if scale is None else (kind, value / scale)
 
 
 def _record(value: Any) -> Record:
-    if isinstance(value, bool | np.bool_) or _number(value) is not None:
+    if isinstance(value, bool | np.bool_) or number_of(value) is not None:
         return Record(_finite(value))
     if not isinstance(value, Mapping):
         return Record(None)
     prediction = next((value[key] for key in ("prediction", "pred_answer", "pred", "parsed_pred") if key in value), "")
     target = next((value[key] for key in ("ground_truth", "answer") if key in value), "")
     score = value.get("score")
-    if not isinstance(score, bool | np.bool_) and _number(score) is None:
+    if not isinstance(score, bool | np.bool_) and number_of(score) is None:
         # SEED's records: an answer and the right one, compared when they are aggregated.
         both = isinstance(value.get("pred"), str) and isinstance(target, str)
         score = float(value["pred"].lower().strip() == target.lower().strip()) if both else None
@@ -315,7 +224,7 @@ def _alone(function: Callable[..., Any] | None, rows: Mapping[int, Any]) -> dict
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         files = {"args": argparse.Namespace(output_path=folder)}  # MMBench's writes its details
         given = files if "args" in inspect.signature(function).parameters else {}
-        told = {doc: _number(function([row], **given)) for doc, row in rows.items()}
+        told = {doc: number_of(function([row], **given)) for doc, row in rows.items()}
     alone = {doc: score for doc, score in told.items() if score is not None and math.isfinite(score)}
     scale = 100 if any(score > 1 for score in alone.values()) else 1
     return {doc: score / scale for doc, score in alone.items()}
@@ -324,7 +233,7 @@ def _alone(function: Callable[..., Any] | None, rows: Mapping[int, Any]) -> dict
 def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores: Mapping[str, float]) -> Sample:
     answer = _first(row.get("resps"))
     read = _first(row.get("filtered_resps"))
-    counts = (row.get("token_counts") or [None])[0] or {}
+    counts = (row.get("token_counts") or [None])[0]
     return Sample(
         doc_id=str(doc),
         group=group,
@@ -333,13 +242,13 @@ def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores
         answer=_text(answer),
         prediction=record.prediction or (_text(read) if read != answer else ""),
         scores=dict(scores),
-        costs={name: value for name, value in counts.items() if name not in TIMES},
+        costs=TimedCosts.model_validate(counts).untimed() if counts else None,
     )
 
 
 def unscored(doc: int, group: str, answer: Answer) -> Sample:
     """Return the sample of a document that was answered, but whose task was not scored because another one failed."""
-    costs = {name: value for name, value in answer.costs.to_dict().items() if name not in TIMES}
+    costs = answer.costs.untimed()
     return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, scores={}, costs=costs)
 
 

@@ -18,12 +18,13 @@ from vtw_eval.checkpoints import checkpoint
 from vtw_eval.errors import named
 from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.lmms.datasets import DatasetError
-from vtw_eval.model_adapters.lmms.samples import TIMES, SampleError, aggregate
 from vtw_eval.model_adapters.vlmeval.evaluate import evaluate
 from vtw_eval.model_adapters.vlmeval.models import CLASSES
 from vtw_eval.record.cell import Aggregate, CellSpec, Metric, Sample
+from vtw_eval.record.costs import TimedCosts
+from vtw_eval.record.metrics import aggregate, scale_of
 from vtw_eval.sweep.costs import CostModel
-from vtw_eval.sweep.harness import Evaluation, Progress, Settings
+from vtw_eval.sweep.harness import Evaluation, Progress, SampleError, Settings
 from vtw_eval.sweep.provenance import data_read
 from vtw_eval.tasks.kit import register_kit_datasets
 from vtw_eval.tasks.kit_tables import writable
@@ -85,7 +86,7 @@ class KitModel:
             "dtype": str(self.runner.family.model.dtype).removeprefix("torch."),
             "methods": str(self.runner.verdict),
         }
-        costs = self.costs.of([s.costs for s in samples], seconds)
+        costs = self.costs.of(samples, seconds)
         undefined = {name: str(value) for name, value in result.metrics.items() if not math.isfinite(value)}
         read = data_read([Path(LMUDataRoot()) / f"{spec.task}.tsv", *read_by(spec.task)])
         return Evaluation(metrics, samples, costs, environment, read, undefined)
@@ -200,12 +201,14 @@ def convert(
         Whether every number is a share of 1.
     """
     rows = predictions.to_dict("records")
+    costs = [TimedCosts.model_validate(told) if (told := row.get("extra_records")) else None for row in rows]
     scores: list[dict[str, float]] = [{} for _ in rows]
     is_mme = "perception" in values and "reasoning" in values
     read = judged is not None and "extracted" in judged
 
     def samples() -> list[Sample]:
-        return [_sample(row, judged, groups, own, is_mme, read) for row, own in zip(rows, scores, strict=True)]
+        made = zip(rows, scores, costs, strict=True)
+        return [_sample(row, judged, groups, own, cost, is_mme, read) for row, own, cost in made]
 
     metrics: dict[str, Metric] = {}
     for name, value in values.items():
@@ -219,16 +222,12 @@ def convert(
         for i, score in chosen.items():
             scores[i][label] = score
         kind: Aggregate = "mme" if label in ("perception", "reasoning") else "f1" if _is_f1(label, values) else "mean"
-        mine = aggregate(kind, label, samples())
-        for scale in (1,) if kind == "mme" else (1, 100):
-            if math.isclose(mine * scale, value, rel_tol=1e-5, abs_tol=1e-6 * scale):
-                metrics[label] = Metric(value=value / scale, aggregate=kind, percent=kind != "mme")
-                break
-        if metrics[label].aggregate == "other":
+        if (scale := scale_of(kind, aggregate(kind, label, samples()), value)) is not None:
+            metrics[label] = Metric(value=value / scale, aggregate=kind, percent=kind != "mme")
+        else:
             for i in chosen:
                 del scores[i][label]
-    seconds = [row["extra_records"]["latency_s"] for row in rows if row.get("extra_records")]
-    return metrics, samples(), seconds
+    return metrics, samples(), [cost.latency_s for cost in costs if cost is not None]
 
 
 def _scores(
@@ -271,6 +270,7 @@ def _sample(
     judged: pd.DataFrame | None,
     groups: Mapping[str, str],
     scores: Mapping[str, float],
+    costs: TimedCosts | None,
     is_mme: bool,
     read: bool,
 ) -> Sample:
@@ -285,5 +285,5 @@ def _sample(
         answer=writable(str(row["prediction"])),
         prediction=prediction,
         scores=dict(scores),
-        costs={name: value for name, value in (row.get("extra_records") or {}).items() if name not in TIMES},
+        costs=costs and costs.untimed(),
     )

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from tests.sweep.conftest import PLAN, Finished
-from vtw_eval.model_adapters.lmms.samples import SampleError, aggregate
 from vtw_eval.model_adapters.vlmeval.cells import convert, judged_rows, shown
 from vtw_eval.model_adapters.vlmeval.names import expand_datasets
 from vtw_eval.record.cell import Cell
+from vtw_eval.record.metrics import aggregate
 from vtw_eval.record.store import Store
-from vtw_eval.sweep.harness import Settings
+from vtw_eval.sweep.harness import SampleError, Settings
 from vtw_eval.sweep.plan import PlanError, parse_plan, resolve
 from vtw_eval.sweep.runner import CellRunner
 from vtw_eval.tasks.shapes.kit import SHAPES_DATASETS

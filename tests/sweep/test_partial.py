@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.costs import COSTS
 from tests.sweep import conftest
 from tests.sweep.conftest import PLAN
 from vtw_eval.model_adapters.lmms.models import VTWModel
 from vtw_eval.record.cell import Sample
+from vtw_eval.record.costs import SampleCosts
 from vtw_eval.record.store import Store
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.plan import read_plan
@@ -43,13 +45,16 @@ def test_the_answers_of_the_other_documents_are_kept(tmp_path: Path, monkeypatch
     assert last.count("doc_id") == 1
     kept = store.samples(cell)
     assert {sample.doc_id: sample.answer for sample in kept} == {k: v for k, v in expected.items() if k != "3"}
-    assert all(not sample.scores and sample.costs["input_tokens"] > 0 for sample in kept)
+    assert all(not sample.scores and sample.costs and sample.costs.input_tokens > 0 for sample in kept)
     assert store.entry(SPEC).state == "failed"
 
 
 def test_notes_on_media_are_counted() -> None:
+    def costs(media: tuple[str, ...]) -> SampleCosts:
+        return COSTS.untimed().model_copy(update={"media": media})
+
     samples = [
-        Sample(doc_id=str(i), group="", target="", answer="", scores={}, costs={"media": ["turned"] if i % 2 else []})
+        Sample(doc_id=str(i), group="", target="", answer="", scores={}, costs=costs(("turned",) if i % 2 else ()))
         for i in range(9)
     ]
     assert noted_media(samples) == {"media": "turned: 4 documents (1; 3; 5; ...)"}

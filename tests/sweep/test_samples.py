@@ -25,8 +25,11 @@ from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_
 from loguru import logger
 from PIL import Image
 
-from vtw_eval.model_adapters.lmms.samples import SampleError, Task, aggregate, convert, media_groups, undefined
+from tests.support.costs import COSTS
+from vtw_eval.model_adapters.lmms.samples import Task, convert, media_groups, undefined
 from vtw_eval.record.cell import Metric, Sample
+from vtw_eval.record.metrics import aggregate
+from vtw_eval.sweep.harness import SampleError
 
 logger.disable("lmms_eval")
 
@@ -34,8 +37,8 @@ Aggregations = dict[str, Callable[..., Any]]
 
 
 def logged(doc: int, answer: str, metrics: dict[str, Any], **more: Any) -> dict[str, Any]:
-    costs = {"method": "baseline", "input_tokens": 5, "latency_s": 0.1, "batch_rows": 4}
-    row = {"doc_id": doc, "target": "t", "resps": [[answer]], "filtered_resps": [answer], "token_counts": [costs]}
+    row = {"doc_id": doc, "target": "t", "resps": [[answer]], "filtered_resps": [answer]}
+    row["token_counts"] = [COSTS.to_dict()]
     return {**row, **more, **metrics}
 
 
@@ -134,7 +137,7 @@ def test_plain_numbers_and_metrics_of_some_documents_only() -> None:
     assert metrics["red"].value == 1.0
     assert [("red" in sample.scores) for sample in samples] == [False, True] * 5
     assert aggregate("mean", "exact_match", samples) == 0.4
-    assert samples[0].costs == {"method": "baseline", "input_tokens": 5}  # no times
+    assert samples[0].costs == COSTS.untimed()
 
 
 def test_an_aggregation_that_no_rule_knows_is_told_so() -> None:

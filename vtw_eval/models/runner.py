@@ -17,6 +17,7 @@ from vtw_eval.cost import eq1_prefill_flops
 from vtw_eval.engine import Trace
 from vtw_eval.media import once, summary
 from vtw_eval.methods import Method
+from vtw_eval.methods.sockets import foreign_code
 from vtw_eval.methods.vtw.method import DEFAULT_START, VTW
 from vtw_eval.methods.vtw.search import Direction, SearchResult, search_layer
 from vtw_eval.models.adapters import ADAPTERS, Adapter
@@ -25,7 +26,7 @@ from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import Encoded, Family, Prompt
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
-from vtw_eval.record.costs import SampleCosts
+from vtw_eval.record.costs import TimedCosts
 from vtw_eval.verify.verdict import Verdict, skipped, verify
 from vtw_eval.versions import UpstreamChangedError
 
@@ -51,7 +52,7 @@ class Answer:
     """Text and what it cost."""
 
     text: str
-    costs: SampleCosts
+    costs: TimedCosts
 
 
 class Runner:
@@ -324,7 +325,7 @@ class Runner:
             check_trace(trace, encoded, prompts)
             texts = self.family.decode(tokens, generation)
             lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
-            costs = self._costs(trace, lengths, seconds, str(method), notes)
+            costs = self._costs(trace, lengths, seconds, method, notes)
         for request, found in zip(requests, notes, strict=True):
             self._note(request, found)
         return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
@@ -335,8 +336,8 @@ class Runner:
         return time.perf_counter()
 
     def _costs(
-        self, trace: Trace, lengths: Sequence[int], seconds: float, method: str, notes: Sequence[tuple[str, ...]]
-    ) -> list[SampleCosts]:
+        self, trace: Trace, lengths: Sequence[int], seconds: float, method: Method, notes: Sequence[tuple[str, ...]]
+    ) -> list[TimedCosts]:
         rows = len(lengths)
         beams = trace.tokens_per_layer.shape[0] // rows  # generate repeats each row once per beam, side by side
         tokens = trace.tokens_per_layer[::beams]
@@ -344,7 +345,7 @@ class Runner:
         assert trace.reduction is not None, "generate has run"
         prompt = trace.reduction.prompt
         return [
-            SampleCosts(
+            TimedCosts(
                 input_tokens=int(prompt.valid[i * beams].sum()),
                 output_tokens=lengths[i],
                 vision_tokens=int(prompt.vision[i * beams].sum()),
@@ -353,8 +354,9 @@ class Runner:
                 prefill_flops=flops,
                 latency_s=seconds / rows,
                 batch_rows=rows,
-                method=method,
+                method=str(method),
                 asked=str(self.method),
+                method_code=foreign_code(method),
                 verified=str(self.verdict),
                 media=notes[i],
             )

@@ -6,7 +6,10 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
+
+from vtw_eval.record.costs import SampleCosts
+from vtw_eval.record.strict import Strict
 
 VERSION: Literal[1] = 1
 """Of the files; a cell of another version is not believed."""
@@ -15,12 +18,6 @@ Aggregate = Literal["mean", "f1", "mme", "other"]
 """How a metric follows from the samples: the mean of their scores; F1 of the class "yes" from predictions and targets;
 MME's sum over categories of 100 (accuracy + share of groups that are wholly right); or in another way, so that no
 interval can be computed."""
-
-
-class Strict(BaseModel):
-    """Takes no unknown keys, no infinities, and does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CellSpec(Strict):
@@ -60,6 +57,11 @@ class Metric(Strict):
     """Whether the value is a share of 1, which tables show times 100."""
     higher_is_better: bool = True
 
+    @property
+    def shown(self) -> float:
+        """The value as tables show it: percent for shares."""
+        return 100 * self.value if self.percent else self.value
+
 
 class Sample(Strict):
     """One document and its answer."""
@@ -76,8 +78,13 @@ class Sample(Strict):
     """As the task read it ("yes", "B"), where it tells."""
     scores: dict[str, float]
     """By metric: what the document contributes; 1 or 0 for right or wrong."""
-    costs: dict[str, Any] = Field(default_factory=dict)
-    """See :class:`vtw_eval.record.costs.SampleCosts`; empty for a model without costs."""
+    costs: SampleCosts | None = None
+    """None for a model without costs."""
+
+    @field_validator("costs", mode="before")
+    @classmethod
+    def _none(cls, costs: Any) -> Any:
+        return costs or None  # earlier versions wrote no costs as {}
 
 
 class CellCosts(Strict):

@@ -1,15 +1,15 @@
-"""What one answer cost, as it is written next to the answer."""
+"""What one answer cost, from the trace of its forward to the sample that is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from vtw_eval.record.strict import Strict
 
-@dataclass(frozen=True, kw_only=True)
-class SampleCosts:
-    """Costs of one answer, from the trace of the forward that made it."""
+
+class SampleCosts(Strict):
+    """Costs of one answer that belong to the result: equal results have equal costs."""
 
     input_tokens: int
     """Tokens of the prompt, vision tokens included, padding left out."""
@@ -23,38 +23,36 @@ class SampleCosts:
     """Vision tokens that entered each decoder layer."""
     prefill_flops: float
     """FLOPs of the prefill by :func:`vtw_eval.cost.eq1_prefill_flops`."""
-    latency_s: float
-    """Seconds of generation: those of the batch divided by its rows."""
-    batch_rows: int
-    """Rows of that batch; latencies compare between runs of the same batch size only."""
     method: str
     """The method with all its parameters, also those that were searched or depend on the model."""
-    asked: str
-    """The method before a search; the same if there was none."""
-    verified: str
+    asked: str = ""
+    """The method before a search; the same if there was none. Empty where an earlier version did not write it."""
+    method_code: str = ""
+    """Hash of the files of a method that is not of this project; empty for ours."""
+    verified: str = "not verified"
     """Whether the method was compared with masked attention on the installed packages, and on which."""
     media: tuple[str, ...] = ()
     """A short reason for each way in which the model was shown something else than a viewer shows of the media."""
 
+
+class TimedCosts(SampleCosts):
+    """Costs of an answer as it was made, with what belongs to the run alone."""
+
+    latency_s: float
+    """Seconds of generation: those of the batch divided by its rows."""
+    batch_rows: int
+    """Rows of that batch; latencies compare between runs of the same batch size only."""
+
+    def untimed(self) -> SampleCosts:
+        """Return what belongs to the result."""
+        return SampleCosts(**{name: getattr(self, name) for name in SampleCosts.model_fields})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the costs as JSON types."""
-        return {
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "vision_tokens": self.vision_tokens,
-            "tokens_per_layer": list(self.tokens_per_layer),
-            "vision_per_layer": list(self.vision_per_layer),
-            "prefill_flops": self.prefill_flops,
-            "latency_s": self.latency_s,
-            "batch_rows": self.batch_rows,
-            "method": self.method,
-            "asked": self.asked,
-            "verified": self.verified,
-            "media": list(self.media),
-        }
+        return self.model_dump(mode="json")
 
 
-def mean_costs(costs: Sequence[SampleCosts]) -> dict[str, float]:
+def mean_costs(costs: Sequence[TimedCosts]) -> dict[str, float]:
     """Return means over samples by name; ``layer_tokens`` and ``layer_vision_tokens`` are means over layers too.
 
     ``verified`` is the share of answers whose method was verified: a harness keeps means of numbers only.

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from vtw_eval.record.cell import CellSpec, Strict
+from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.strict import Strict
 
 _SEED = re.compile(r"(?<![^,.])seed=0(?![^,])")
 """The parameter of a spec in full, also of a part of a composite."""

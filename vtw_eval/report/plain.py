@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vtw_eval.media import summary
-from vtw_eval.model_adapters.lmms.samples import is_called_share, label_of, numbers_of
 from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.metrics import is_called_share
+from vtw_eval.record.reported import label_of, numbers_of
 from vtw_eval.report.columns import Column, columns_of
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.results import Outcome, Result, Results

@@ -135,7 +135,7 @@ def _has(cell: Cell, column: Column) -> bool:
 
 def _outcome(cell: Cell, samples: Sequence[Sample], column: Column) -> Outcome:
     metrics = [cell.metrics[name] for name in column.metrics]
-    shown = math.fsum(100 * m.value if m.percent else m.value for m in metrics)
+    shown = math.fsum(m.shown for m in metrics)
     evidence, scale, note = _evidence(metrics, samples, column, shown)
     return Outcome(column.metrics, shown, scale, metrics[0].higher_is_better, evidence, note)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from vtw_eval.cost import Geometry, exact_prefill_flops, kv_cache_bytes, profiler_prefill_flops
-from vtw_eval.record.cell import CellCosts
+from vtw_eval.record.cell import CellCosts, Sample
+from vtw_eval.record.metrics import mean
 
 
 class CostModel:
@@ -32,32 +32,33 @@ class CostModel:
         except ValueError:
             self.geometry = None  # remote code, say: Eq. 1 and the cache are still known
 
-    def of(self, costs: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> CellCosts | None:
+    def of(self, samples: Sequence[Sample], seconds: Sequence[float]) -> CellCosts | None:
         """Return the mean costs of the documents of a cell, None if there are none.
 
         Parameters
         ----------
-        costs
-            Of each document, as :class:`vtw_eval.record.costs.SampleCosts` writes them.
+        samples
+            The documents.
         seconds
             Seconds of each document.
         """
-        if not costs or not all(costs):
+        costs = [sample.costs for sample in samples if sample.costs is not None]
+        if not costs or len(costs) < len(samples):
             return None
-        tokens = np.array([cost["tokens_per_layer"] for cost in costs], dtype=np.float64)
-        vision = np.array([cost["vision_per_layer"] for cost in costs], dtype=np.float64)
-        flops = {"eq1": _mean([cost["prefill_flops"] for cost in costs])}
+        tokens = np.array([cost.tokens_per_layer for cost in costs], dtype=np.float64)
+        vision = np.array([cost.vision_per_layer for cost in costs], dtype=np.float64)
+        flops = {"eq1": mean([cost.prefill_flops for cost in costs])}
         if self.geometry is not None:
-            flops["profiler"] = _mean(profiler_prefill_flops(tokens, self.geometry).tolist())
-            flops["exact"] = _mean(exact_prefill_flops(tokens, self.geometry).tolist())
+            flops["profiler"] = mean(profiler_prefill_flops(tokens, self.geometry).tolist())
+            flops["exact"] = mean(exact_prefill_flops(tokens, self.geometry).tolist())
         return CellCosts(
             prefill_flops=flops,
-            kv_bytes=_mean([self._cache(row) for row in tokens]),
-            input_tokens=_mean([cost["input_tokens"] for cost in costs]),
-            vision_tokens=_mean([cost["vision_tokens"] for cost in costs]),
+            kv_bytes=mean([self._cache(row) for row in tokens]),
+            input_tokens=mean([cost.input_tokens for cost in costs]),
+            vision_tokens=mean([cost.vision_tokens for cost in costs]),
             tokens_per_layer=tokens.mean(axis=0).tolist(),
             vision_per_layer=vision.mean(axis=0).tolist(),
-            latency_s=_mean(seconds) if len(seconds) else 0.0,
+            latency_s=mean(seconds) if len(seconds) else 0.0,
         )
 
     def _cache(self, tokens: np.ndarray) -> float:
@@ -68,7 +69,3 @@ class CostModel:
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return float(2 * heads * width * self.bytes * tokens.sum())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

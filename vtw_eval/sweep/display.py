@@ -118,11 +118,7 @@ def main_metric(cell: Cell) -> str:
 
 def headline(cell: Cell) -> str:
     """Return the metrics of a cell in one line, shares in percent; those without a value are named."""
-    told = [
-        f"{name} {value:.2f}"
-        for name, metric in cell.metrics.items()
-        for value in [metric.value * (100 if metric.percent else 1)]
-    ]
+    told = [f"{name} {value:.2f}" for name, metric in cell.metrics.items() for value in [metric.shown]]
     return ", ".join([*told, *(f"{name} undefined ({instead})" for name, instead in cell.undefined.items())])
 
 
@@ -182,7 +178,7 @@ def _short(entry: Entry) -> str:
     if entry.cell is None or not entry.cell.metrics:
         return {"missing": "-", "done": "undefined"}.get(entry.state, entry.state)
     metric = entry.cell.metrics[main_metric(entry.cell)]
-    return f"{metric.value * (100 if metric.percent else 1):.2f}"
+    return f"{metric.shown:.2f}"
 
 
 def _flops(value: float) -> str:

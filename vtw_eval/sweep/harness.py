@@ -78,6 +78,10 @@ class PartialError(RuntimeError):
         self.samples = list(samples)
 
 
+class SampleError(RuntimeError):
+    """Results of a harness that do not hold together."""
+
+
 Progress = Callable[[int, int], None]
 """Told how many documents of how many are answered."""
 
@@ -141,7 +145,7 @@ class Harness(Protocol):
     def code(self, spec: CellSpec) -> Mapping[str, str]:
         """Return hashes of the source on the harness's side that evaluates a cell, by part.
 
-        See :func:`vtw_eval.sweep.provenance.source_hash`; parts that all harnesses share are not the harness's to name.
+        See :func:`vtw_eval.versions.source_hash`; parts that all harnesses share are not the harness's to name.
         """
 
     def touch_points(self) -> Sequence[TouchPoint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -20,11 +20,13 @@ from pydantic import (
 )
 
 from vtw_eval.errors import suggest
-from vtw_eval.methods import METHODS, Method, make_method, parse_method
+from vtw_eval.methods import Method, make_method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
+from vtw_eval.methods.registry import parameters
 from vtw_eval.names import check_names
-from vtw_eval.record.cell import CellSpec, Strict
+from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.index import Index
+from vtw_eval.record.strict import Strict
 from vtw_eval.sweep.harness import find_harness
 
 PRESETS = Path(__file__).parent / "presets"
@@ -35,28 +37,6 @@ Value = str | int | float | bool | None
 
 class PlanError(ValueError):
     """A plan that cannot be carried out; the message names the place and what would be right."""
-
-
-def canonical(method: Method) -> str:
-    """Return the spec of a method in one spelling, so that equal methods are one cell.
-
-    It is ``str(method)`` wherever that can be read back; a path to a gates file, which ``str`` shortens, is kept.
-    """
-    text = str(method)
-    if parse_method(text) == method:
-        return text
-    parts = parts_of(method)
-    prefix = "{}." if len(parts) > 1 else ""
-    values = [
-        f"{prefix.format(part.key)}{name}={value}"
-        for part in parts
-        for name, value in {
-            **part.params(),
-            **{f.name: getattr(part, f.name) for f in fields(part) if getattr(part, f.name) != f.default},
-        }.items()
-        if value is not None
-    ]
-    return ",".join(["+".join(part.key for part in parts), *values])
 
 
 def expand_method(entry: Any) -> list[str]:
@@ -73,7 +53,7 @@ def expand_method(entry: Any) -> list[str]:
         For a method, a parameter or a value that does not exist; the message lists the valid ones.
     """
     if isinstance(entry, str):
-        return [canonical(parse_method(entry))]
+        return [str(parse_method(entry))]
     if not isinstance(entry, Mapping):
         raise ValueError(f"{entry!r} is neither a spec such as 'vtw,k=16' nor a mapping such as {{method: vtw, k: 16}}")
     if not isinstance(entry.get("method"), str):
@@ -87,16 +67,17 @@ def expand_method(entry: Any) -> list[str]:
     if empty:
         raise ValueError(f"{empty[0]} is an empty list: name at least one value")
     return [
-        canonical(make_method(entry["method"], dict(zip(names, values, strict=True))))
+        str(make_method(entry["method"], dict(zip(names, values, strict=True))))
         for values in itertools.product(*lists)
     ]
 
 
 def _parameter_type(method: str, name: str) -> Any:
     """Return the declared type of a method's parameter, such as ``fastv.k`` of ``fastv+vtw``; None if there is none."""
-    part, dot, parameter = name.partition(".")
-    cls = METHODS.get(part if dot else method)
-    return get_type_hints(cls).get(parameter if dot else name) if cls is not None else None
+    try:
+        return parameters(method).get(name)
+    except ValueError:  # make_method() tells it
+        return None
 
 
 def _refuse_truth(name: str, value: Any, kind: Any) -> None:
@@ -117,7 +98,7 @@ def with_seed(spec: str, seed: int) -> str | None:
 
     method = parse_method(spec)
     parts = parts_of(method)
-    return canonical(reseed(method)) if any(hasattr(part, "seed") for part in parts) else None
+    return str(reseed(method)) if any(hasattr(part, "seed") for part in parts) else None
 
 
 def _unique(values: Iterable[str]) -> list[str]:

@@ -18,7 +18,7 @@ from vtw_eval.methods import parse_method
 from vtw_eval.methods.composite import parts_of
 from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.sweep.harness import find_harness
-from vtw_eval.versions import PACKAGE, engine_hash, installed
+from vtw_eval.versions import PACKAGE, engine_hash, installed, source_hash
 
 BIG = 64 * 2**20
 """Bytes above which a file is known by its size, its time of change and samples of its content. A checkpoint has many
@@ -35,7 +35,7 @@ _TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml", ".y
 
 _PARTS = {
     "model": ("models", "media.py"),
-    "scoring": ("cost", "record/costs.py", "sweep/costs.py"),
+    "scoring": ("cost", "record/costs.py", "record/metrics.py", "record/reported.py", "sweep/costs.py"),
 }
 """Files and folders of our source that evaluate cells whatever the harness, by part; the engine has its own hash."""
 
@@ -63,14 +63,6 @@ def _files(path: Path) -> Iterable[Path]:
 def _method_code(method: str) -> str:
     """Return a hash of the files that define a method and its parts; they need not be ours."""
     return source_hash({Path(inspect.getfile(type(part))) for part in parts_of(parse_method(method))})
-
-
-def source_hash(files: Iterable[Path]) -> str:
-    """Return a short hash of the names and contents of files."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 @functools.cache

@@ -55,7 +55,7 @@ class CellRunner:
         except (Exception, SystemExit) as error:
             kept = error.samples if isinstance(error, PartialError) else []
             return self.store.save(failed_cell(spec, traceback.format_exc(), time.perf_counter() - start), kept)
-        methods = sorted({str(sample.costs["method"]) for sample in found.samples if "method" in sample.costs})
+        methods = sorted({sample.costs.method for sample in found.samples if sample.costs is not None})
         cell = Cell(
             spec=spec,
             status="done",
@@ -92,7 +92,7 @@ def noted_media(samples: Sequence[Sample]) -> dict[str, str]:
     """Return an entry ``media`` that names the documents whose media the model was shown otherwise than a viewer."""
     noted: dict[str, list[str]] = {}
     for sample in samples:
-        for note in sample.costs.get("media", []):
+        for note in sample.costs.media if sample.costs is not None else ():
             noted.setdefault(note, []).append(sample.doc_id)
     return {"media": "; ".join(summary(noted))} if noted else {}
 
