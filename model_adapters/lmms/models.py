@@ -20,7 +20,7 @@ from vtw_eval.media import Found, Media, inspected, noting_damage, once
 from vtw_eval.model_adapters.lmms.picture_marks import AtMarks
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.failures import DocumentError, Failures, document_errors
-from vtw_eval.models.family import Family, Prompt
+from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.runner import Answer, Request, Runner
 from vtw_eval.record.costs import TimedCosts, mean_costs
 from vtw_eval.runtime import pick_device
@@ -163,15 +163,18 @@ class VTWModel(lmms):
         show = AtMarks(doc_to_messages, self._runner.options.media)
         build = self._builder((task, split, doc_id), show, _of_chat)
 
-        def noted(family: Family[Any]) -> Prompt:
+        def noted(family: Family[Any]) -> DocumentPrompt:
             prompt = build(family)
             return replace(prompt, notes=once([*prompt.notes, *show.notes]))
 
         return Request(document_name(task, split, doc_id), len(context), generation, noted, task)
 
     def _builder(
-        self, place: tuple[str, str, int], show: Callable[[Any], Any], prompt_of: Callable[[Family[Any], Any], Prompt]
-    ) -> Callable[[Family[Any]], Prompt]:
+        self,
+        place: tuple[str, str, int],
+        show: Callable[[Any], Any],
+        prompt_of: Callable[[Family[Any], Any], DocumentPrompt],
+    ) -> Callable[[Family[Any]], DocumentPrompt]:
         """Return what makes the prompt of a document, with the notes on the pictures that the task's code converts.
 
         Parameters
@@ -184,7 +187,7 @@ class VTWModel(lmms):
             Makes the family's prompt of these.
         """
 
-        def build(family: Family[Any]) -> Prompt:
+        def build(family: Family[Any]) -> DocumentPrompt:
             given, found, damage = self._read(place, show)
             return _noted(prompt_of(family, given), found, damage, family.options.media)
 
@@ -203,7 +206,7 @@ class VTWModel(lmms):
         (given, found), damage = noting_damage(shown)
         return given, found, damage
 
-    def _document(self, place: tuple[str, str, int]) -> tuple[Any, Callable[[Prompt], Prompt]]:
+    def _document(self, place: tuple[str, str, int]) -> tuple[Any, Callable[[DocumentPrompt], DocumentPrompt]]:
         """Return a document that is asked about in rounds, and what adds the notes on it to a prompt."""
         with document_errors(document_name(*place)):
             document, found, damage = self._read(place, lambda document: document)
@@ -276,7 +279,7 @@ def document_name(task: str, split: str, doc_id: int) -> str:
     return f"task {task}, split {split}, doc_id {doc_id}"
 
 
-def _noted(prompt: Prompt, found: Sequence[Found], damage: Sequence[str], media: Media) -> Prompt:
+def _noted(prompt: DocumentPrompt, found: Sequence[Found], damage: Sequence[str], media: Media) -> DocumentPrompt:
     """Return a prompt with the notes on the pictures of its document."""
     # A picture that no code of the task has touched was looked at again, by what the adapter does with it.
     again = prompt.images if media == "harness" else ()
@@ -284,15 +287,17 @@ def _noted(prompt: Prompt, found: Sequence[Found], damage: Sequence[str], media:
     return replace(prompt, notes=once([*damage, *earlier, *prompt.notes]))
 
 
-def _then(build: Callable[[Family[Any]], Prompt], noted: Callable[[Prompt], Prompt]) -> Callable[[Family[Any]], Prompt]:
+def _then(
+    build: Callable[[Family[Any]], DocumentPrompt], noted: Callable[[DocumentPrompt], DocumentPrompt]
+) -> Callable[[Family[Any]], DocumentPrompt]:
     return lambda family: noted(build(family))
 
 
-def _of_chat(family: Family[Any], given: Sequence[Mapping[str, Any]]) -> Prompt:
+def _of_chat(family: Family[Any], given: Sequence[Mapping[str, Any]]) -> DocumentPrompt:
     return family.chat_prompt(ChatMessages(messages=given).model_dump()["messages"])
 
 
-def _of_simple(family: Family[Any], given: Any, context: str) -> Prompt:
+def _of_simple(family: Family[Any], given: Any, context: str) -> DocumentPrompt:
     return family.simple_prompt(context, [] if given is None else list(given))
 
 

@@ -308,7 +308,7 @@ def evaluate(
     from vlmeval.smp.status_report import flatten_summary_metrics
 
     with session({}) as kit:
-        kit.media = media_of(model)
+        kit.media = media_option(model)
         args = kit_arguments(run, [] if judge is None else ["--judge", judge])
         if isinstance(dataset, str):
             built = run.build_dataset(dataset)
@@ -364,7 +364,7 @@ class ScoredDataset(Protocol):
         """
 
 
-def media_of(model: Any) -> Media:
+def media_option(model: Any) -> Media:
     """Return how a model is shown media: as its option says, and as the kit shows them to a model of its own."""
     runner = getattr(model, "runner", None)
     return "harness" if runner is None else runner.options.media

@@ -13,9 +13,9 @@ from vlmeval.vlm.base import BaseModel
 from vtw_eval.media import once
 from vtw_eval.model_adapters.vlmeval.adapters import KIT_ADAPTERS
 from vtw_eval.model_adapters.vlmeval.pictures import TablePictures
-from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, Part, Question, kit_family
+from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitQuestion, Part, kit_family
 from vtw_eval.models.adapters import Adapter
-from vtw_eval.models.family import Family, Prompt
+from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.options import parse_options
 from vtw_eval.models.runner import Request, Runner
 from vtw_eval.runtime import pick_device
@@ -139,11 +139,11 @@ class VTWKitModel(BaseModel):
             If the question cannot be answered; it is never turned into an empty answer.
         """
         self.runner.refuse_search("VLMEvalKit, which asks one question at a time")
-        question = Question(message, dataset, self.nframe, self.fps)
+        question = KitQuestion(message, dataset, self.nframe, self.fps)
         row = self.pictures.asked() if self.pictures else ""
         notes = self.pictures.notes_on(question.values("image")) if self.pictures else ()
 
-        def build(family: Family[Any]) -> Prompt:
+        def build(family: Family[Any]) -> DocumentPrompt:
             prompt = kit_family(family).kit_prompt(question)
             return replace(prompt, notes=once([*notes, *prompt.notes]))
 
@@ -161,7 +161,7 @@ class VTWKitModel(BaseModel):
         return {"prediction": answer.text, "extra_records": costs}
 
 
-def _name(question: Question) -> str:
+def _name(question: KitQuestion) -> str:
     words = " ".join(" ".join(question.values("text")).split())
     media = [part["value"].rsplit("/", 1)[-1] for part in question.parts if part["type"] != "text"]
     return f"{question.dataset or 'a message'}: {' '.join(media[:1])} {words[:60]!r}"

@@ -20,8 +20,8 @@ from vtw_eval.methods.dyvte.gates import Gates, gate_features, load_gates
 from vtw_eval.methods.dyvte.method import exit_layers
 from vtw_eval.methods.dyvte.train import (
     GateTrainer,
-    Sample,
-    Settings,
+    TrainingSample,
+    TrainingSettings,
     encode,
     exit_labels,
     features_and_labels,
@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def samples(data: Path) -> list[Sample]:
+def samples(data: Path) -> list[TrainingSample]:
     return read_samples(data)[0]
 
 
@@ -123,7 +123,7 @@ def test_a_folder_must_hold_one_file_and_an_image_must_be_one(tmp_path: Path, pr
     with pytest.raises(ValueError, match=r"a\.json, b\.json"):
         read_samples(tmp_path)
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.json"):
-        encode(processor, [Sample(tmp_path / "a.json", "?", "Yes")])
+        encode(processor, [TrainingSample(tmp_path / "a.json", "?", "Yes")])
 
 
 def test_gate_data_come_from_training_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_gate_data_come_from_training_scenes(tmp_path: Path, monkeypatch: pytest
 # Labels
 
 
-def full_sequence(processor: Any, sample: Sample) -> tuple[dict[str, torch.Tensor], int]:
+def full_sequence(processor: Any, sample: TrainingSample) -> tuple[dict[str, torch.Tensor], int]:
     """Tokenize one sample by hand."""
     text = f"<s>USER: <image>\n{sample.question} ASSISTANT:"
     with Image.open(sample.image) as image:
@@ -154,7 +154,9 @@ def full_sequence(processor: Any, sample: Sample) -> tuple[dict[str, torch.Tenso
 
 
 @torch.no_grad()
-def test_labels_and_features_equal_those_of_two_separate_masked_runs(processor: Any, samples: list[Sample]) -> None:
+def test_labels_and_features_equal_those_of_two_separate_masked_runs(
+    processor: Any, samples: list[TrainingSample]
+) -> None:
     model = build_model(processor.tokenizer, 0, SIZE).double()
     anatomy = find_anatomy(model)
     seen = set()
@@ -213,18 +215,18 @@ def test_features_of_a_last_token_alone() -> None:
 
 
 def test_the_order_is_a_function_of_seed_and_step_and_uses_all_samples_equally() -> None:
-    settings = Settings(steps=100, batch_size=4, seed=1)
+    settings = TrainingSettings(steps=100, batch_size=4, seed=1)
     chosen = [settings.choose(step, 10) for step in range(5)]
     assert sorted(number for batch in chosen for number in batch) == sorted([*range(10), *range(10)])
     assert chosen == [settings.choose(step, 10) for step in range(5)]
-    assert chosen != [Settings(steps=100, batch_size=4).choose(step, 10) for step in range(5)]
+    assert chosen != [TrainingSettings(steps=100, batch_size=4).choose(step, 10) for step in range(5)]
     layers = [settings.exit_layer(step, LAYERS) for step in range(100)]
     assert set(layers) == set(range(LAYERS - 1))
     assert layers == [settings.exit_layer(step, LAYERS) for step in range(100)]
 
 
 def test_the_rate_warms_up_and_ends_at_zero() -> None:
-    settings = Settings(steps=200, lr=2.0)
+    settings = TrainingSettings(steps=200, lr=2.0)
     rates = [settings.rate(step) for step in range(201)]
     assert rates[5] == max(rates) == 2.0
     assert rates[0] == pytest.approx(2 / 6)
@@ -232,8 +234,8 @@ def test_the_rate_warms_up_and_ends_at_zero() -> None:
     assert rates[200] == pytest.approx(0)
 
 
-def test_a_gate_learns_a_rule_and_the_others_stay(model: Any, processor: Any, samples: list[Sample]) -> None:
-    trainer = GateTrainer(model, processor, samples, Settings(steps=300, lr=1e-2, inner=32))
+def test_a_gate_learns_a_rule_and_the_others_stay(model: Any, processor: Any, samples: list[TrainingSample]) -> None:
+    trainer = GateTrainer(model, processor, samples, TrainingSettings(steps=300, lr=1e-2, inner=32))
     before = [gate.w1.clone() for gate in trainer.gates.after]
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
@@ -247,8 +249,10 @@ def test_a_gate_learns_a_rule_and_the_others_stay(model: Any, processor: Any, sa
         assert torch.equal(gate.w1, weights) == (number != 1)
 
 
-def test_a_resumed_run_ends_in_the_same_file(model: Any, processor: Any, samples: list[Sample], tmp_path: Path) -> None:
-    settings = Settings(steps=8, batch_size=4, lr=1e-2, inner=8)
+def test_a_resumed_run_ends_in_the_same_file(
+    model: Any, processor: Any, samples: list[TrainingSample], tmp_path: Path
+) -> None:
+    settings = TrainingSettings(steps=8, batch_size=4, lr=1e-2, inner=8)
     train(GateTrainer(model, processor, samples, settings), tmp_path / "once.safetensors", save_every=3)
 
     output = tmp_path / "twice.safetensors"
@@ -274,7 +278,7 @@ def test_a_resumed_run_ends_in_the_same_file(model: Any, processor: Any, samples
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"lr": 0.0}, {"alpha": -1.0}, {"inner": 0}])
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*out of range"):
-        Settings(**{"steps": 1, **wrong})
+        TrainingSettings(**{"steps": 1, **wrong})
 
 
 # The command

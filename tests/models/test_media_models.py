@@ -18,13 +18,13 @@ from PIL import Image, ImageFile
 
 from tests.support.harness_data import picture
 from vtw_eval.media import strictly
-from vtw_eval.methods.dyvte.train import Sample, encode
+from vtw_eval.methods.dyvte.train import TrainingSample, encode
 from vtw_eval.model_adapters.lmms.models import LlavaVTW as LmmsLlava
 from vtw_eval.model_adapters.lmms.models import LlavaVTWSimple
 from vtw_eval.model_adapters.vlmeval.adapters import KIT_ADAPTERS
 from vtw_eval.model_adapters.vlmeval.models import LlavaVTW as KitLlava
-from vtw_eval.model_adapters.vlmeval.prompts.base import Question
-from vtw_eval.models.family import Family, Prompt
+from vtw_eval.model_adapters.vlmeval.prompts.base import KitQuestion
+from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.runner import DocumentError, Request, Runner
 from vtw_eval.shapes.processor import build_processor
 
@@ -61,11 +61,11 @@ def opened(checkpoint: Callable[[str], str]) -> Callable[..., Runner]:
     return make
 
 
-def prompt_of(family: Any, harness: str, path: Path, *, as_path: bool = True, text: str = "?") -> Prompt:
+def prompt_of(family: Any, harness: str, path: Path, *, as_path: bool = True, text: str = "?") -> DocumentPrompt:
     given = str(path) if as_path else Image.open(path)
     if harness == "kit":
         parts = [{"type": "image", "value": str(path)}, {"type": "text", "value": text}]
-        return family.kit_prompt(Question(parts, "MME"))
+        return family.kit_prompt(KitQuestion(parts, "MME"))
     if harness == "simple":
         return family.simple_prompt(text, [given])
     return family.chat_prompt([{"role": "user", "content": [{"type": "image", "url": given}, text_part(text)]}])
@@ -75,7 +75,7 @@ def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def pixels(family: Any, prompt: Prompt) -> torch.Tensor:
+def pixels(family: Any, prompt: DocumentPrompt) -> torch.Tensor:
     inputs = family.encode([prompt]).inputs
     return inputs.get("pixel_values", inputs.get("pixel_values_images")).float()
 
@@ -133,7 +133,7 @@ def test_turned_pictures(opened: Callable[..., Runner], tmp_path: Path, family: 
 
 
 def requests(*content: tuple[str, int]) -> list[Request]:
-    def build(text: str, count: int) -> Callable[[Family[Any]], Prompt]:
+    def build(text: str, count: int) -> Callable[[Family[Any]], DocumentPrompt]:
         images = [{"type": "image", "url": picture(i)} for i in range(count)]
         return lambda family: family.chat_prompt([{"role": "user", "content": [*images, text_part(text)]}])
 
@@ -170,8 +170,8 @@ def test_rows_whose_mismatches_cancel(opened: Callable[..., Runner]) -> None:
     made = opened("llava", "simple")
     made.batch_size = 2
 
-    def build(text: str, count: int) -> Callable[[Family[Any]], Prompt]:
-        return lambda family: Prompt(f"USER: {text} ASSISTANT:", tuple(picture(i) for i in range(count)))
+    def build(text: str, count: int) -> Callable[[Family[Any]], DocumentPrompt]:
+        return lambda family: DocumentPrompt(f"USER: {text} ASSISTANT:", tuple(picture(i) for i in range(count)))
 
     asked = [
         Request(f"doc_id {i}", 0, {"max_new_tokens": 3}, build(text, 1))
@@ -184,7 +184,7 @@ def test_rows_whose_mismatches_cancel(opened: Callable[..., Runner]) -> None:
 def test_after_many_failures_in_a_row_nothing_more_is_tried(opened: Callable[..., Runner]) -> None:
     tried = []
 
-    def broken(family: Family[Any]) -> Prompt:
+    def broken(family: Family[Any]) -> DocumentPrompt:
         tried.append(1)
         raise KeyError("image")
 
@@ -204,7 +204,7 @@ def test_words_stay_words_where_internvls_own_code_keeps_them(opened: Callable[.
     for family in ("internvl", "internvl_remote"):
         made = opened(family, "kit").family
         path = [{"type": "image", "value": ""}, {"type": "text", "value": words}]
-        prompt = made.kit_prompt(Question([path[1]], "MME"))
+        prompt = made.kit_prompt(KitQuestion([path[1]], "MME"))
         assert words in made.tokenizer.decode(made.encode([prompt]).inputs["input_ids"][0])
 
 
@@ -348,7 +348,7 @@ def test_pictures_of_the_kits_tables(
         dataset = table(images)
         model.set_dump_image(dataset.dump_image)
         model.set_dump_image(dataset.dump_image)  # the next model on the same dataset
-        shown: list[Prompt] = []
+        shown: list[DocumentPrompt] = []
         answer = model.runner.answer
 
         def watched(asked: list[Request], *, progress: bool) -> Any:
@@ -390,5 +390,7 @@ def test_gates_are_trained_on_what_a_viewer_shows(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "deep.png", exif=exif)
     Image.fromarray(np.rot90(np.asarray(EIGHT_BITS))).save(tmp_path / "seen.png")
     processor = build_processor()
-    deep, seen = (encode(processor, [Sample(tmp_path / f"{name}.png", "?", "Yes")]) for name in ("deep", "seen"))
+    deep, seen = (
+        encode(processor, [TrainingSample(tmp_path / f"{name}.png", "?", "Yes")]) for name in ("deep", "seen")
+    )
     torch.testing.assert_close(deep.inputs["pixel_values"], seen.inputs["pixel_values"])

@@ -17,7 +17,7 @@ pytest.importorskip("qwen_vl_utils")
 from qwen_vl_utils import fetch_image, fetch_video
 
 from tests.support.videos import edit, smooth, write_clip
-from vtw_eval.models.qwen2_vl import SECONDS, fetch, sides
+from vtw_eval.models.qwen2_vl import SECONDS, resize_image, resized_sides
 from vtw_eval.models.runner import DocumentError, Request, Runner
 from vtw_eval.models.video import EDITED, REPEATED, SHORT
 
@@ -50,10 +50,10 @@ def runner(checkpoint: Callable[[str], str]) -> Callable[..., Runner]:
 def prompt_of(runner: Runner, path: str, kind: str, file: Path, nframe: int | None, fps: float | None) -> Any:
     """Build the prompt of a document with one picture or video."""
     if path == "kit":
-        from vtw_eval.model_adapters.vlmeval.prompts.base import Question
+        from vtw_eval.model_adapters.vlmeval.prompts.base import KitQuestion
 
         parts = [{"type": kind, "value": str(file)}, {"type": "text", "value": "?"}]
-        return runner.family.kit_prompt(Question(parts, "Video-MME" if kind == "video" else "MME", nframe, fps))
+        return runner.family.kit_prompt(KitQuestion(parts, "Video-MME" if kind == "video" else "MME", nframe, fps))
     visual = str(file) if kind == "video" else Image.open(file)
     if path == "simple":
         return runner.family.simple_prompt("?", [visual])
@@ -85,7 +85,7 @@ NARROW = [
 def test_a_narrow_picture_keeps_one_patch_and_the_most_others(
     height: int, width: int, most: int, expected: tuple[int, int]
 ) -> None:
-    assert sides(height, width, 784, most) == expected
+    assert resized_sides(height, width, 784, most) == expected
     # By trying: one patch on the short side, and as many on the other as the bound allows.
     length = max(n for n in range(1, 1000) if 28 * 28 * n <= most)
     assert sorted(expected) == [28, 28 * length]
@@ -101,8 +101,10 @@ def test_other_sizes_are_those_of_qwen_vl_utils() -> None:
             continue
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         bounds = {"min_pixels": 3136, "max_pixels": 784 * int(rng.integers(20, 60))}
-        np.testing.assert_array_equal(np.asarray(fetch(image, **bounds)), fetch_image({"image": image, **bounds}))
-        np.testing.assert_array_equal(np.asarray(fetch(image)), fetch_image({"image": image}))
+        np.testing.assert_array_equal(
+            np.asarray(resize_image(image, **bounds)), fetch_image({"image": image, **bounds})
+        )
+        np.testing.assert_array_equal(np.asarray(resize_image(image)), fetch_image({"image": image}))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -13,7 +13,7 @@ from tests.support.harness_data import picture, question, write_video
 from vtw_eval.engine.calls import cache_of_output, with_cache
 from vtw_eval.methods import VTW, parse_method
 from vtw_eval.models import runner as core
-from vtw_eval.models.family import Family, Prompt
+from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.internvl_remote import tile_grid, tiles, to_tensor
 from vtw_eval.models.runner import DocumentError, Request, Runner
 from vtw_eval.verify.verdict import VerificationError
@@ -69,7 +69,7 @@ def requests_of(video: str | None, generation: Mapping[str, Any] | None = None) 
     if video is not None:
         documents.append(message("What happens?", {"type": "video", "url": video}))
 
-    def build(messages: list[dict[str, Any]]) -> Callable[[Family[Any]], Prompt]:
+    def build(messages: list[dict[str, Any]]) -> Callable[[Family[Any]], DocumentPrompt]:
         return lambda family: family.chat_prompt(messages)
 
     given = {"max_new_tokens": 6} if generation is None else generation
@@ -176,7 +176,7 @@ def test_out_of_memory_for_one_document_is_raised(
 def test_other_errors_name_the_document(runner: Callable[..., Runner], error: BaseException) -> None:
     requests = requests_of(None)
 
-    def broken(family: Family[Any]) -> Prompt:
+    def broken(family: Family[Any]) -> DocumentPrompt:
         raise error
 
     requests[4] = Request("task t, split s, doc_id 4", 1, requests[4].generation, broken)
@@ -281,7 +281,7 @@ def test_log_likelihood_of_an_option_that_the_method_does_not_see(runner: Callab
     inputs = made.family.encode([prompt]).inputs
     length = inputs["input_ids"].shape[1]
     for text in (" yes", " no it is a red disc", " A"):
-        option = made.family.encode([Prompt(prompt.text + text, prompt.images)]).inputs["input_ids"][0, length:]
+        option = made.family.encode([DocumentPrompt(prompt.text + text, prompt.images)]).inputs["input_ids"][0, length:]
         # the prompt alone under the method, then the option's tokens one by one in its cache
         total, mask = 0.0, inputs["attention_mask"]
         with torch.no_grad(), made.method(made.family.model):
@@ -338,7 +338,7 @@ def test_tiles_are_those_of_lmms_eval(size: tuple[int, int], monkeypatch: pytest
 
 
 def test_remote_code_cannot_score(runner: Callable[..., Runner]) -> None:
-    request = Request("task t, split s, doc_id 0", 1, {}, lambda family: Prompt("Is it?"))
+    request = Request("task t, split s, doc_id 0", 1, {}, lambda family: DocumentPrompt("Is it?"))
     with pytest.raises(NotImplementedError, match="internvl_chat checkpoints cannot score"):
         runner("internvl_remote", simple=True).log_likelihood(request, " yes")
 

@@ -22,7 +22,7 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class DocumentPrompt:
     """One document, ready to be encoded: text with the family's placeholders, and media in their order."""
 
     text: str
@@ -197,7 +197,7 @@ class Family(ABC, Generic[AnyOptions]):
         """Convert a picture as lmms-eval's own adapter does, to find out what is lost: as transformers' processors."""
         return processor_rgb(image)
 
-    def opened(self, visuals: Sequence[Visual]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    def open_images(self, visuals: Sequence[Visual]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
         """Open the images of a document, and return them with the notes on them, each once."""
         images: list[Image.Image] = []
         notes: list[str] = []
@@ -212,18 +212,18 @@ class Family(ABC, Generic[AnyOptions]):
         """Return the text of chat messages up to the place where the answer begins."""
         return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
-    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+    def chat_prompt(self, messages: Sequence[Message]) -> DocumentPrompt:
         """Return the prompt of a document under the chat protocol."""
         visuals, videos = media_of(messages)
-        images, notes = self.opened(visuals)
-        return Prompt(self.render(messages), images, videos, notes)
+        images, notes = self.open_images(visuals)
+        return DocumentPrompt(self.render(messages), images, videos, notes)
 
-    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
+    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> DocumentPrompt:
         """Return the prompt of a document under the simple protocol."""
         return self.chat_prompt([{"role": "user", "content": content_of(context, visuals)}])
 
     @abstractmethod
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Return a left-padded batch on the model's device."""
 
     @abstractmethod
@@ -239,7 +239,7 @@ class Family(ABC, Generic[AnyOptions]):
         """Return the answers."""
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
-    def check_marks(self, prompt: Prompt) -> None:
+    def check_marks(self, prompt: DocumentPrompt) -> None:
         """Check that a prompt has one mark per image and video of its own.
 
         The processor counts marks and media of a whole batch, so that a mark in the words of one question would take
@@ -258,7 +258,7 @@ class Family(ABC, Generic[AnyOptions]):
                 why = f"; words of the text that are {mark} cannot be told from it" if found > count else ""
                 raise ValueError(f"the prompt has {found} {kind} marks ({mark}) for {count} {kind}s{why}.")
 
-    def process(self, prompts: Sequence[Prompt], **media: Any) -> Encoded:
+    def process(self, prompts: Sequence[DocumentPrompt], **media: Any) -> Encoded:
         """Encode texts with the processor, together with media given as its keyword arguments.
 
         Raises
@@ -282,6 +282,6 @@ class Family(ABC, Generic[AnyOptions]):
         return Encoded(placed)
 
 
-def all_images(prompts: Sequence[Prompt]) -> list[Image.Image] | None:
+def all_images(prompts: Sequence[DocumentPrompt]) -> list[Image.Image] | None:
     """Return the images of a batch in one list, None when there are none."""
     return [image for prompt in prompts for image in prompt.images] or None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vtw_eval.models.family import Encoded, Family, Prompt, all_images, generation_arguments
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family, all_images, generation_arguments
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import notes_on, read_clips
 
@@ -43,7 +43,7 @@ class InternVL(Family[InternVLOptions]):
     options_class: ClassVar[type[Options]] = InternVLOptions
     model_types = frozenset({"internvl"})
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode a batch with images in tiles and videos as single-tile frames."""
         media: dict[str, Any] = {}
         if images := all_images(prompts):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from vtw_eval.media import PALETTE, Visual
-from vtw_eval.models.family import Encoded, Family, Message, Prompt
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family, Message
 from vtw_eval.models.internvl import InternVLOptions
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import notes_on, read_clips, reader_of
@@ -131,12 +131,12 @@ class InternVLRemote(Family[InternVLOptions]):
         """Convert as ``internvl2`` does."""
         return image.convert("RGB")
 
-    def opened(self, visuals: Sequence[Visual]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    def open_images(self, visuals: Sequence[Visual]) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
         """Open the images of a document; ``internvl2`` resizes them before it converts them, palettes roughly."""
-        images, notes = super().opened(visuals)
+        images, notes = super().open_images(visuals)
         return images, (*notes, PALETTE) if any(image.mode in ("1", "P") for image in images) else notes
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode a batch of tiles and texts whose image marks are as many vision tokens as features follow."""
         config = self.model.config
         tile = config.force_image_size or config.vision_config.image_size
@@ -164,7 +164,7 @@ class InternVLRemote(Family[InternVLOptions]):
             notes=notes_on(clips),
         )
 
-    def most_tiles(self, prompt: Prompt) -> int:
+    def most_tiles(self, prompt: DocumentPrompt) -> int:
         """Return the largest number of tiles that an image of a prompt is cut into."""
         return 6 if self.options.max_patches is None else self.options.max_patches
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from vtw_eval.media import is_video
 from vtw_eval.models.family import (
+    DocumentPrompt,
     Encoded,
     Family,
     Message,
-    Prompt,
     Visual,
     all_images,
     generation_arguments,
@@ -61,10 +61,10 @@ class Llava(Family[LlavaOptions]):
             list(messages), tokenize=False, add_generation_prompt=True, **template
         )
 
-    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
+    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> DocumentPrompt:
         """Put one placeholder per visual before a context without any, and apply the tokenizer's chat template."""
         videos = tuple(str(visual) for visual in visuals if is_video(visual))
-        images, notes = self.opened([visual for visual in visuals if not is_video(visual)])
+        images, notes = self.open_images([visual for visual in visuals if not is_video(visual)])
         if visuals and "<image>" not in context:
             context = " ".join("<video>" if is_video(visual) else "<image>" for visual in visuals) + f"\n{context}"
         template = self.options.chat_template or self.tokenizer.chat_template
@@ -75,9 +75,9 @@ class Llava(Family[LlavaOptions]):
             text = self.tokenizer.apply_chat_template(
                 [message], tokenize=False, add_generation_prompt=True, chat_template=template
             )
-        return Prompt(text, images, videos, notes)
+        return DocumentPrompt(text, images, videos, notes)
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode a batch; every image counts as the only one of its row, as in ``llava_hf``."""
         media: dict[str, Any] = {}
         if images := all_images(prompts):

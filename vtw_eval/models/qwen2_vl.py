@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from vtw_eval.models.family import (
+    DocumentPrompt,
     Encoded,
     Family,
     Message,
-    Prompt,
     Visual,
     all_images,
     content_of,
@@ -56,7 +56,7 @@ class QwenOptions(Options):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class QwenRecipe:
     """What differs between lmms-eval's adapters of the family."""
 
     min_pixels: int
@@ -72,28 +72,28 @@ class Recipe:
     """Answers lose white space at both ends."""
 
 
-QWEN2 = Recipe(min_pixels=3136, max_pixels=602112, jpeg=True, max_new_tokens=128, fps=2.0, stop=True, strip=True)
+QWEN2 = QwenRecipe(min_pixels=3136, max_pixels=602112, jpeg=True, max_new_tokens=128, fps=2.0, stop=True, strip=True)
 """``qwen2_vl``, which has the simple protocol only; the chat protocol takes over everything but the messages."""
 
-QWEN2_5_CHAT = Recipe(
+QWEN2_5_CHAT = QwenRecipe(
     min_pixels=200704, max_pixels=1605632, jpeg=False, max_new_tokens=128, fps=None, stop=False, strip=False
 )
 """``qwen2_5_vl`` under the chat protocol."""
 
-QWEN2_5_SIMPLE = Recipe(
+QWEN2_5_SIMPLE = QwenRecipe(
     min_pixels=200704, max_pixels=1605632, jpeg=True, max_new_tokens=32768, fps=2.0, stop=True, strip=False
 )
 """``qwen2_5_vl`` under the simple protocol."""
 
 
-def recipe_for(model_type: str, simple: bool) -> Recipe:
+def recipe_for(model_type: str, simple: bool) -> QwenRecipe:
     """Return the recipe of a checkpoint under a protocol."""
     if model_type == "qwen2_vl":
         return QWEN2
     return QWEN2_5_SIMPLE if simple else QWEN2_5_CHAT
 
 
-def area_bounds(options: QwenOptions, recipe: Recipe) -> tuple[int, int]:
+def area_bounds(options: QwenOptions, recipe: QwenRecipe) -> tuple[int, int]:
     """Return the smallest and the largest area of an image or a frame, in pixels."""
     low = recipe.min_pixels if options.min_pixels is None else options.min_pixels
     high = recipe.max_pixels if options.max_pixels is None else options.max_pixels
@@ -111,7 +111,7 @@ SECONDS = "seconds per patch of a video are not those between its frames"
 """Reason, as it stands in results, why a model is told another pace than a video has."""
 
 
-def sides(height: int, width: int, low: int, high: float) -> tuple[int, int]:
+def resized_sides(height: int, width: int, low: int, high: float) -> tuple[int, int]:
     """Return the sides that an image or a frame is resized to: multiples of 28 that keep area and shape about right.
 
     Parameters
@@ -142,7 +142,7 @@ def sides(height: int, width: int, low: int, high: float) -> tuple[int, int]:
     return (factor, long) if width >= height else (long, factor)
 
 
-def fetch(image: Image.Image, min_pixels: int | None = None, max_pixels: int | None = None) -> Image.Image:
+def resize_image(image: Image.Image, min_pixels: int | None = None, max_pixels: int | None = None) -> Image.Image:
     """Return an image in RGB, resized as ``qwen_vl_utils.fetch_image`` resizes it.
 
     Parameters
@@ -155,14 +155,14 @@ def fetch(image: Image.Image, min_pixels: int | None = None, max_pixels: int | N
     Raises
     ------
     ValueError
-        See :func:`sides`.
+        See :func:`resized_sides`.
     """
     from qwen_vl_utils import vision_process as qwen
 
     area = (14 * qwen.SPATIAL_MERGE_SIZE) ** 2
     low = qwen.IMAGE_MIN_TOKEN_NUM * area if min_pixels is None else min_pixels
     high = qwen.IMAGE_MAX_TOKEN_NUM * area if max_pixels is None else max_pixels
-    height, width = sides(image.height, image.width, low, high)
+    height, width = resized_sides(image.height, image.width, low, high)
     return qwen.to_rgb(image).resize((width, height))
 
 
@@ -182,7 +182,7 @@ def seconds_per_patch(clip: Clip, frames: int) -> float:
     return frames / clip.fps if clip.fps > 0 else 1.0  # one patch: it has no neighbour
 
 
-def even(frames: int, fps: float) -> dict[str, Any]:
+def every_frame(frames: int, fps: float) -> dict[str, Any]:
     """Return the metadata of a video of which each frame is shown."""
     return {"fps": fps, "frames_indices": list(range(frames)), "total_num_frames": frames}
 
@@ -206,7 +206,7 @@ class Qwen2VL(Family[QwenOptions]):
         return {"size": {"shortest_edge": low, "longest_edge": high}}
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> QwenRecipe:
         """What lmms-eval's adapter does for this checkpoint and protocol."""
         return recipe_for(self.model_type, self.simple)
 
@@ -239,25 +239,30 @@ class Qwen2VL(Family[QwenOptions]):
             messages = [{"role": "system", "content": self.options.system_prompt}, *messages]
         return super().render(messages)
 
-    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> Prompt:
+    def simple_prompt(self, context: str, visuals: Sequence[Visual]) -> DocumentPrompt:
         """Show all visuals before the text, from which image marks are removed."""
         return self.chat_prompt([{"role": "user", "content": content_of(context.replace("<image>", ""), visuals)}])
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode a batch with images and frames resized as ``qwen_vl_utils`` does."""
         qwen_frames()
         media: dict[str, Any] = {}
         if images := all_images(prompts):
             bounds = self.bounds
             if self.recipe.jpeg:
-                media["images"] = [fetch(through_jpeg(image), **bounds) for image in images]
+                media["images"] = [resize_image(through_jpeg(image), **bounds) for image in images]
             else:
-                media["images"] = [fetch(image) for image in images]
+                media["images"] = [resize_image(image) for image in images]
         clips = read_clips(prompts, self.choose_frames, reader_of(self.options.media, "decord"))
         return self.with_videos(prompts, media, clips, places=self.recipe.fps is None)
 
     def with_videos(
-        self, prompts: Sequence[Prompt], media: Mapping[str, Any], clips: Sequence[Sequence[Clip]], *, places: bool
+        self,
+        prompts: Sequence[DocumentPrompt],
+        media: Mapping[str, Any],
+        clips: Sequence[Sequence[Clip]],
+        *,
+        places: bool,
     ) -> Encoded:
         """Encode a batch with videos; Qwen2.5-VL is told the seconds per patch.
 
@@ -282,7 +287,9 @@ class Qwen2VL(Family[QwenOptions]):
             return replace(self.process(prompts, **arguments), notes=notes_on(clips))
         patch = self.processor.video_processor.temporal_patch_size
         if self.options.media == "upright":
-            arguments["video_metadata"] = [even(len(v.frames), patch / seconds_per_patch(v, patch)) for v in videos]
+            arguments["video_metadata"] = [
+                every_frame(len(v.frames), patch / seconds_per_patch(v, patch)) for v in videos
+            ]
         elif places:
             arguments["video_metadata"] = [
                 {"fps": clip.fps, "frames_indices": list(clip.indices), "total_num_frames": clip.total}
@@ -325,7 +332,7 @@ class Qwen2VL(Family[QwenOptions]):
         total = qwen.MODEL_SEQ_LEN * factor**2 * 0.9
         share = min(qwen.VIDEO_MAX_TOKEN_NUM * factor**2, total / len(frames) * qwen.FRAME_FACTOR)
         most = int(min(high, max(share, int(low * 1.05))))
-        size = sides(frames.shape[2], frames.shape[3], low, most)
+        size = resized_sides(frames.shape[2], frames.shape[3], low, most)
         return resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float()
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:

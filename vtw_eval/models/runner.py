@@ -23,7 +23,7 @@ from vtw_eval.methods.vtw.search import Direction, SearchResult, search_layer
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.failures import DocumentError, Failures, document_errors
-from vtw_eval.models.family import Encoded, Family, Prompt
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
 from vtw_eval.record.costs import TimedCosts
@@ -41,7 +41,7 @@ class Request:
     """Rough length of the prompt, to put prompts of similar length into a batch."""
     generation: Mapping[str, Any]
     """Generation arguments of the task."""
-    build: Callable[[Family[Any]], Prompt]
+    build: Callable[[Family[Any]], DocumentPrompt]
     """Makes the prompt; called when its turn has come, because it opens images."""
     task: str = ""
     """Name of the task, for methods that search a parameter on its first documents."""
@@ -304,7 +304,7 @@ class Runner:
         self.batch_size = batch_size
         self.log(f"out of memory: going on with batch size {batch_size}")
 
-    def _build(self, request: Request) -> Prompt:
+    def _build(self, request: Request) -> DocumentPrompt:
         with _named(request):
             prompt = request.build(self.family)
         self._note(request, prompt.notes)
@@ -364,7 +364,7 @@ class Runner:
         ]
 
 
-def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[Prompt]) -> None:
+def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[DocumentPrompt]) -> None:
     """Check that a trace is that of one generation from these prompts.
 
     Parameters
@@ -393,7 +393,7 @@ def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[Prompt]) -> No
             raise UpstreamChangedError(f"prompt {row} of the batch has media, but no vision tokens", "transformers")
 
 
-def _notes(prompts: Sequence[Prompt], encoded: Encoded) -> list[tuple[str, ...]]:
+def _notes(prompts: Sequence[DocumentPrompt], encoded: Encoded) -> list[tuple[str, ...]]:
     """Return the notes on each row's media, each once."""
     added = encoded.notes or ((),) * len(prompts)
     return [once((*p.notes, *more)) for p, more in zip(prompts, added, strict=True)]

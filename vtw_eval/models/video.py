@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtw_eval.media import Media, once
-from vtw_eval.models.family import Prompt
+from vtw_eval.models.family import DocumentPrompt
 
 Choose = Callable[[int, float], Sequence[int]]
 """Places of the frames to show, for the number of frames and the frames per second of a video; repetitions allowed."""
@@ -142,7 +142,7 @@ def read_clip(path: str, choose: Choose, reader: Reader = "player") -> Clip:
     return right
 
 
-def read_clips(prompts: Sequence[Prompt], choose: Choose, reader: Reader) -> list[list[Clip]]:
+def read_clips(prompts: Sequence[DocumentPrompt], choose: Choose, reader: Reader) -> list[list[Clip]]:
     """Read the videos of a batch, and return those of each prompt; see :func:`read_clip`."""
     return [[read_clip(video, choose, reader) for video in prompt.videos] for prompt in prompts]
 
@@ -198,7 +198,7 @@ def frames_of(path: str) -> Iterator[tuple[NDArray[np.uint8], float]]:
         for place, frame in enumerate(_decode(container, file.stream, _Decoded(), strict=True)):
             first = first or frame
             known = frame.time is not None and first.time is not None
-            picture = shown(rgb(frame, (first.width, first.height)), _matrix(first))
+            picture = apply_display_matrix(rgb(frame, (first.width, first.height)), _matrix(first))
             yield picture, frame.time - first.time if known else place * beat
 
 
@@ -380,7 +380,9 @@ def _as_player(file: _File, decoded: _Decoded, indices: tuple[int, ...]) -> Clip
     total = len(decoded.times)
     first = decoded.frames[min(decoded.frames)]
     size = (first.width, first.height)
-    pictures = {place: shown(rgb(frame, size), decoded.matrix) for place, frame in decoded.frames.items()}
+    pictures = {
+        place: apply_display_matrix(rgb(frame, size), decoded.matrix) for place, frame in decoded.frames.items()
+    }
     times, duration = _clock(decoded, file.rate)
     notes = [
         *[DAMAGED] * bool(decoded.damaged),
@@ -488,7 +490,7 @@ def _mirrored(matrix: tuple[int, ...] | None) -> bool:
     return (_turn(matrix) or (False, 0))[0]
 
 
-def shown(picture: NDArray[np.uint8], matrix: tuple[int, ...] | None) -> NDArray[np.uint8]:
+def apply_display_matrix(picture: NDArray[np.uint8], matrix: tuple[int, ...] | None) -> NDArray[np.uint8]:
     """Return a picture ``[height, width, 3]`` turned and mirrored as a display matrix says.
 
     A matrix that turns by other than quarters leaves it as it is, which is what decord and ffmpeg's own tools do

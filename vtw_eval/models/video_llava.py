@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vtw_eval.models.family import (
+    DocumentPrompt,
     Encoded,
     Family,
     Message,
-    Prompt,
     all_images,
     generation_arguments,
 )
@@ -60,7 +60,7 @@ class VideoLlava(Family[VideoLlavaOptions]):
                 text += f"USER: {images}\n{words} " if images else f"USER: {words} "
         return text + "ASSISTANT:"
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode a batch; videos shorter than eight frames repeat some."""
         media: dict[str, Any] = {}
         if images := all_images(prompts):

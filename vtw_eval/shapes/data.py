@@ -30,7 +30,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShapesSample:
     """A test scene, its image (uint8, [64, 64, 3]) and a question about it."""
 
     scene: Scene
@@ -38,7 +38,7 @@ class Sample:
     question: Question
 
 
-def held_out(type: str, count: int, seed: int = SEED) -> list[Sample]:
+def held_out(type: str, count: int, seed: int = SEED) -> list[ShapesSample]:
     """Return held-out questions of one type, one per scene; number ``i`` does not depend on ``count``.
 
     Parameters
@@ -52,7 +52,7 @@ def held_out(type: str, count: int, seed: int = SEED) -> list[Sample]:
 
     Returns
     -------
-    list of Sample
+    list of ShapesSample
         Scenes that do not allow such a question are skipped.
     """
     samples = []
@@ -63,7 +63,7 @@ def held_out(type: str, count: int, seed: int = SEED) -> list[Sample]:
             question = ask(type, scene, rng)
             if question is not None:
                 break
-        samples.append(Sample(scene, render(scene, rng), question))
+        samples.append(ShapesSample(scene, render(scene, rng), question))
     return samples
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from vtw_eval.media import open_pictures, strictly
-from vtw_eval.models.family import Family, Prompt, all_images, generation_arguments
+from vtw_eval.models.family import DocumentPrompt, Family, all_images, generation_arguments
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import Clip
 
@@ -75,7 +75,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class KitPrompt(Prompt):
+class KitPrompt(DocumentPrompt):
     """A prompt with what only this protocol varies from question to question."""
 
     clips: tuple[Clip, ...] = ()
@@ -133,7 +133,7 @@ class KitFamily(ABC):
         """Return the message for a row, where :meth:`has_own_prompt`."""
         raise NotImplementedError(f"{dataset} has the prompt of its dataset.")
 
-    def pictures(self, question: Question) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    def pictures(self, question: KitQuestion) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
         """Return the images of a question in mode RGB, as the kit's classes open them, and the notes on them.
 
         Raises
@@ -146,7 +146,7 @@ class KitFamily(ABC):
         return tuple(image.convert("RGB") for image in images), notes
 
     @abstractmethod
-    def kit_prompt(self, question: Question) -> KitPrompt:
+    def kit_prompt(self, question: KitQuestion) -> KitPrompt:
         """Return the prompt of a question."""
 
 
@@ -163,7 +163,7 @@ def kit_family(family: Family[Any]) -> KitFamily:
     return family
 
 
-def images_and_videos(prompts: Sequence[Prompt], frames: Callable[[Clip], Any]) -> dict[str, Any]:
+def images_and_videos(prompts: Sequence[DocumentPrompt], frames: Callable[[Clip], Any]) -> dict[str, Any]:
     """Return the media of a batch, as processors of transformers take them.
 
     Parameters

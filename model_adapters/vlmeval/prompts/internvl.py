@@ -19,11 +19,11 @@ from vtw_eval.model_adapters.vlmeval.prompts.base import (
     KitFamily,
     KitOptions,
     KitPrompt,
-    Question,
+    KitQuestion,
     Row,
     dataset_type,
 )
-from vtw_eval.models.family import Encoded, Prompt, all_images
+from vtw_eval.models.family import DocumentPrompt, Encoded, all_images
 from vtw_eval.models.internvl import InternVL, InternVLOptions, middles
 from vtw_eval.models.video import Clip, notes_on, read_clip
 
@@ -76,7 +76,7 @@ def most_tiles(dataset: str | None, images: int) -> int:
     return max(1, min(words.max_num, words.total_max_num // max(1, images)))
 
 
-def mark_images(question: Question) -> str:
+def mark_images(question: KitQuestion) -> str:
     """Return the texts with a mark for each image: before them, numbered where there are several."""
     text = reorganize_prompt(question.parts, len(question.values("image")), dataset=question.dataset)
     return build_video_prompt(text, question.dataset) if question.of_video else text
@@ -97,7 +97,7 @@ class InternVLPrompts(KitFamily):
         """Put the question, with its options or the form of its answer, before the images."""
         return InternVLWords(images=images).build_prompt(row, dataset)
 
-    def kit_prompt(self, question: Question) -> KitPrompt:
+    def kit_prompt(self, question: KitQuestion) -> KitPrompt:
         """Return texts, images and the most tiles for each; a video's file becomes frames, one tile each."""
         question, clips = self._framed(question)
         shown, notes = self.pictures(question)
@@ -116,7 +116,7 @@ class InternVLPrompts(KitFamily):
             tiles=tiles,
         )
 
-    def _framed(self, question: Question) -> tuple[Question, list[Clip]]:
+    def _framed(self, question: KitQuestion) -> tuple[KitQuestion, list[Clip]]:
         """Replace a video by image parts without a path, and return it."""
         if not (videos := question.values("video")):
             return question, []
@@ -127,7 +127,7 @@ class InternVLPrompts(KitFamily):
         parts: list[Mapping[str, str]] = []
         for part in question.parts:
             parts += [{"type": "image", "value": ""}] * count if part["type"] == "video" else [part]
-        return Question(parts, question.dataset), [clip]
+        return KitQuestion(parts, question.dataset), [clip]
 
     def text_of(self, marked: str, count: int) -> str:
         """Return the whole prompt for a text with image marks; behind as many as there are images they are words."""
@@ -148,7 +148,7 @@ class InternVLKit(InternVLPrompts, InternVL):
             content += [{"type": "image"}, {"type": "text", "text": piece.removeprefix("\n")}]
         return self.render([{"role": "user", "content": content}])
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode one prompt with its images in tiles."""
         media: dict[str, Any] = {}
         if images := all_images(prompts):

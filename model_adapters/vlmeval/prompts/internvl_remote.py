@@ -7,7 +7,7 @@ from typing import Any
 
 from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitPrompt
 from vtw_eval.model_adapters.vlmeval.prompts.internvl import InternVLKitOptions, InternVLPrompts
-from vtw_eval.models.family import Prompt
+from vtw_eval.models.family import DocumentPrompt
 from vtw_eval.models.internvl_remote import MARK, InternVLRemote
 
 
@@ -27,7 +27,7 @@ class InternVLRemoteKit(InternVLPrompts, InternVLRemote):
         text = marked.replace("<image>", MARK, count)
         return self.render([{"role": "user", "content": [{"type": "text", "text": text}]}])
 
-    def most_tiles(self, prompt: Prompt) -> int:
+    def most_tiles(self, prompt: DocumentPrompt) -> int:
         """As the prompt says."""
         return prompt.tiles if isinstance(prompt, KitPrompt) else super().most_tiles(prompt)
 

@@ -20,12 +20,12 @@ from vtw_eval.model_adapters.vlmeval.prompts.base import (
     KitFamily,
     KitOptions,
     KitPrompt,
-    Question,
+    KitQuestion,
     Row,
     dataset_type,
     images_and_videos,
 )
-from vtw_eval.models.family import Encoded, Prompt
+from vtw_eval.models.family import DocumentPrompt, Encoded
 from vtw_eval.models.llava import Llava, LlavaOptions
 from vtw_eval.models.video import read_clip
 
@@ -115,7 +115,7 @@ class LlavaKit(KitFamily, Llava):
         text = {"type": "text", "value": build_multi_choice_prompt(row, dataset)}
         return [*({"type": "image", "value": image} for image in images), text]
 
-    def kit_prompt(self, question: Question) -> KitPrompt:
+    def kit_prompt(self, question: KitQuestion) -> KitPrompt:
         """Return the prompt as the kit's class for the checkpoint builds it."""
         images, notes = self.pictures(question)
         if self.model_type == "llava_onevision":
@@ -135,7 +135,7 @@ class LlavaKit(KitFamily, Llava):
         ]
         return KitPrompt(self.render([{"role": "user", "content": content}]), images, notes=notes)
 
-    def _onevision(self, question: Question, images: tuple[Image.Image, ...], notes: tuple[str, ...]) -> KitPrompt:
+    def _onevision(self, question: KitQuestion, images: tuple[Image.Image, ...], notes: tuple[str, ...]) -> KitPrompt:
         """Put image marks into the text, and the times of its frames before a question about a video.
 
         The kit writes an image mark before those times too, which stands for no image: transformers 5 refuses it.
@@ -160,7 +160,7 @@ class LlavaKit(KitFamily, Llava):
         content: list[dict[str, str]] = [{"type": "text", "text": text}]
         return self.render([{"role": "user", "content": [*content, {"type": "video"}] if video else content}])
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode images, or the frames of videos."""
         return self.process(prompts, **images_and_videos(prompts, lambda clip: clip.frames))
 

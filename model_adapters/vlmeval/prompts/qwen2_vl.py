@@ -11,9 +11,9 @@ from torch import Tensor
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
 
 from vtw_eval.media import once, open_pictures, strictly
-from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitOptions, KitPrompt, Question, Row
-from vtw_eval.models.family import Encoded, Family, Message, Prompt, all_images
-from vtw_eval.models.qwen2_vl import Qwen2VL, QwenOptions, fetch
+from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitOptions, KitPrompt, KitQuestion, Row
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family, Message, all_images
+from vtw_eval.models.qwen2_vl import Qwen2VL, QwenOptions, resize_image
 from vtw_eval.models.video import Choose, notes_on, read_clip, reader_of
 from vtw_eval.verify.touch_guards import qwen_frames
 
@@ -101,7 +101,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         given: list[Message] = [{"role": "system", "content": system}] if system else []
         return Family.render(self, [*given, *messages])
 
-    def kit_prompt(self, question: Question) -> KitPrompt:
+    def kit_prompt(self, question: KitQuestion) -> KitPrompt:
         """Interleave texts, images resized as ``qwen_vl_utils`` does, and videos."""
         from qwen_vl_utils.vision_process import to_rgb
 
@@ -119,12 +119,12 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         clips = [read_clip(path, self._chooser(question), reader) for path in question.values("video")]
         return KitPrompt(
             self.render([{"role": "user", "content": content}]),
-            tuple(fetch(image, **bounds) for image in images),
+            tuple(resize_image(image, **bounds) for image in images),
             notes=once((*notes, *notes_on([clips])[0])),
             clips=tuple(clips),
         )
 
-    def _chooser(self, question: Question) -> Choose:
+    def _chooser(self, question: KitQuestion) -> Choose:
         from qwen_vl_utils.vision_process import smart_nframes
 
         def choose(total: int, fps: float) -> list[int]:
@@ -140,7 +140,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
 
         return choose
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode images, and the frames of videos, whose places and rate the kit's class does not tell."""
         images = all_images(prompts)
         clips = [prompt.clips if isinstance(prompt, KitPrompt) else () for prompt in prompts]

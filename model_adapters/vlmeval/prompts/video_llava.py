@@ -13,10 +13,10 @@ from vtw_eval.model_adapters.vlmeval.prompts.base import (
     KitFamily,
     KitOptions,
     KitPrompt,
-    Question,
+    KitQuestion,
     images_and_videos,
 )
-from vtw_eval.models.family import Encoded, Prompt
+from vtw_eval.models.family import DocumentPrompt, Encoded
 from vtw_eval.models.video import notes_on, read_clip, reader_of
 from vtw_eval.models.video_llava import FRAMES, VideoLlava, VideoLlavaOptions
 
@@ -49,7 +49,7 @@ class VideoLlavaKit(KitFamily, VideoLlava):
         """Eight, whatever their rate."""
         return FRAMES, None
 
-    def kit_prompt(self, question: Question) -> KitPrompt:
+    def kit_prompt(self, question: KitQuestion) -> KitPrompt:
         """Show one video or images, which the kit's class does not take, before all texts."""
         words = "\n".join(question.values("text"))
         images, notes = self.pictures(question)
@@ -64,7 +64,7 @@ class VideoLlavaKit(KitFamily, VideoLlava):
         clips = (read_clip(videos[0], steps, reader_of(self.options.media, "pyav")),)
         return KitPrompt(f"USER: <video>\n{words} ASSISTANT:", notes=notes_on([clips])[0], clips=clips)
 
-    def encode(self, prompts: Sequence[Prompt]) -> Encoded:
+    def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode images, or the frames of a video."""
         return self.process(prompts, **images_and_videos(prompts, lambda clip: clip.frames))
 

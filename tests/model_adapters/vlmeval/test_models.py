@@ -25,7 +25,7 @@ from vtw_eval.model_adapters.vlmeval.models import (
     VideoLlavaVTW,
     check_arguments,
 )
-from vtw_eval.model_adapters.vlmeval.prompts.base import Question
+from vtw_eval.model_adapters.vlmeval.prompts.base import KitQuestion
 from vtw_eval.model_adapters.vlmeval.prompts.internvl import mark_images, most_tiles
 from vtw_eval.model_adapters.vlmeval.prompts.llava import VICUNA_SYSTEM, first_turn, pad_to_square
 from vtw_eval.model_adapters.vlmeval.registry import CHECKPOINTS, METHODS, entries, register
@@ -72,7 +72,7 @@ def test_costs_are_the_runners(model: Callable[..., Any], media: Path, family: s
     made = model(family)
     message = interleaved(media)
     answer = made.generate([dict(part) for part in message], dataset="MME")
-    question = Question(message, "MME", made.nframe, made.fps)
+    question = KitQuestion(message, "MME", made.nframe, made.fps)
     build = lambda found: found.kit_prompt(question)  # noqa: E731
     (expected,) = made.runner.answer([Request("one", 0, {"max_new_tokens": 8}, build)], progress=False)
     costs = {**expected.costs.to_dict(), "latency_s": answer["extra_records"]["latency_s"]}
@@ -107,7 +107,7 @@ def test_texts_images_and_videos(model: Callable[..., Any], media: Path, family:
 
 def test_prompts_of_llava_1_5(checkpoint: Callable[[str], str], media: Path) -> None:
     made = LlavaVTW(pretrained=checkpoint("llava"), k=1, device="cpu", conversation="llava_v1")
-    prompt = made.family.kit_prompt(Question(interleaved(media)))
+    prompt = made.family.kit_prompt(KitQuestion(interleaved(media)))
     assert prompt.text == f"{VICUNA_SYSTEM}USER: Compare  <image>  with  <image> . ASSISTANT: "
     assert [image.size for image in prompt.images] == [(64, 64), (96, 96)]
     assert prompt.images[1].getpixel((0, 0)) == tuple(
@@ -149,11 +149,11 @@ def test_questions_in_chinese_end_in_chinese(model: Callable[..., Any]) -> None:
 
 def test_marks_of_internvl() -> None:
     image, text = {"type": "image", "value": "i.png"}, {"type": "text", "value": "Q"}
-    assert mark_images(Question([text, image])) == "<image>\nQ"
-    assert mark_images(Question([text, image, image])) == "Image-1: <image>\nImage-2: <image>\nQ"
-    assert mark_images(Question([image, text, image])) == "Image-1: <image>\nImage-2: <image>\n<Image-1>Q<Image-2>"
+    assert mark_images(KitQuestion([text, image])) == "<image>\nQ"
+    assert mark_images(KitQuestion([text, image, image])) == "Image-1: <image>\nImage-2: <image>\nQ"
+    assert mark_images(KitQuestion([image, text, image])) == "Image-1: <image>\nImage-2: <image>\n<Image-1>Q<Image-2>"
     frames = [*([image] * 2), text, {"type": "text", "value": "\nAnswer: "}]
-    assert mark_images(Question(frames, "Video-MME")) == (
+    assert mark_images(KitQuestion(frames, "Video-MME")) == (
         "Frame-1: <image>\nFrame-2: <image>\nQ \nAnswer with the option's letter from the given choices directly."
     )
     assert [most_tiles(name, n) for name, n in (("MME", 1), ("MMMU_DEV_VAL", 1), ("DocVQA_VAL", 4), ("MME", 100))] == [

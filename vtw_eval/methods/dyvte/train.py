@@ -42,7 +42,7 @@ PLACEHOLDER = "<image>"
 
 
 @dataclass(frozen=True)
-class Sample:
+class TrainingSample:
     """One question about one image, with its answer."""
 
     image: Path
@@ -50,7 +50,7 @@ class Sample:
     answer: str
 
 
-def read_samples(data: Path, image_folder: Path | None = None) -> tuple[list[Sample], int]:
+def read_samples(data: Path, image_folder: Path | None = None) -> tuple[list[TrainingSample], int]:
     """Read single-turn samples with one image from a file in LLaVA's conversation format.
 
     Parameters
@@ -62,7 +62,7 @@ def read_samples(data: Path, image_folder: Path | None = None) -> tuple[list[Sam
 
     Returns
     -------
-    samples : list of Sample
+    samples : list of TrainingSample
         In the order of the file.
     skipped : int
         How many others there were: without an image, with several, or with several turns.
@@ -114,7 +114,7 @@ def _json_file(data: Path) -> Path:
     return found[0]
 
 
-def _sample(entry: Any, folder: Path) -> Sample | None:
+def _sample(entry: Any, folder: Path) -> TrainingSample | None:
     turns = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
     image = entry.get("image")
     if not isinstance(image, str) or [speaker for speaker, _ in turns] != ["human", "gpt"]:
@@ -122,7 +122,7 @@ def _sample(entry: Any, folder: Path) -> Sample | None:
     question, answer = (value for _, value in turns)
     if question.count(PLACEHOLDER) > 1:
         return None
-    return Sample(folder / image, question.replace(PLACEHOLDER, "").strip(), answer.strip())
+    return TrainingSample(folder / image, question.replace(PLACEHOLDER, "").strip(), answer.strip())
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Batch:
         return Batch(inputs, self.answers.to(device), self.counted.to(device))
 
 
-def encode(processor: Any, samples: Sequence[Sample]) -> Batch:
+def encode(processor: Any, samples: Sequence[TrainingSample]) -> Batch:
     """Turn samples into a batch: the image first, then the question, in the model's chat template.
 
     Parameters
@@ -277,7 +277,7 @@ def features_and_labels(anatomy: Anatomy, batch: Batch, layer: int, alpha: float
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """All that decides the gates, given model and samples.
 
     Attributes
@@ -345,7 +345,9 @@ class GateTrainer:
         How.
     """
 
-    def __init__(self, model: Any, processor: Any, samples: Sequence[Sample], settings: Settings) -> None:
+    def __init__(
+        self, model: Any, processor: Any, samples: Sequence[TrainingSample], settings: TrainingSettings
+    ) -> None:
         self.model, self.processor, self.samples, self.settings = model, processor, samples, settings
         self.anatomy = find_anatomy(model)
         self.gates = Gates(
@@ -468,7 +470,7 @@ def run(
     device
         Where to train; None means a GPU if there is one.
     **settings
-        The other :class:`Settings`.
+        The other :class:`TrainingSettings`.
 
     Raises
     ------
@@ -479,7 +481,7 @@ def run(
 
     samples, skipped = read_samples(data, image_folder)
     once = math.ceil(len(samples) / max(1, settings["batch_size"]))
-    chosen = Settings(steps=once if steps is None else steps, **settings)
+    chosen = TrainingSettings(steps=once if steps is None else steps, **settings)
     try:
         opened = checkpoints.checkpoint(checkpoint)
         processor = AutoProcessor.from_pretrained(opened)
