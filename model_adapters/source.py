@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from vtw_eval.sweep.provenance import source_hash
+from vtw_eval.versions import source_hash
 
 
 @functools.cache

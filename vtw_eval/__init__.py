@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         Rand,
         RandomK,
         RandomVision,
+        Reads,
+        Scorer,
         ToMe,
         make_method,
         parse_method,
@@ -36,6 +38,8 @@ __all__ = [
     "Rand",
     "RandomK",
     "RandomVision",
+    "Reads",
+    "Scorer",
     "ToMe",
     "Trace",
     "__version__",
@@ -55,7 +59,7 @@ def __getattr__(name: str) -> Any:
         from vtw_eval.methods.vtw.search import search_layer
 
         return search_layer
-    if name in __all__:
+    if name in __all__ or name[0].isupper():  # a class of a method; submodules are lower-case
         from vtw_eval import methods
 
         return getattr(methods, name)

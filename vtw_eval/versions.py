@@ -70,6 +70,14 @@ def blame(packages: Iterable[str]) -> str:
     return " ".join(sentences)
 
 
+def source_hash(files: Iterable[Path]) -> str:
+    """Return a short hash of the names and contents of files."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
 @functools.cache
 def engine_hash() -> str:
     """Return a short hash of our own code that decides what a method computes: results of other code may differ."""

@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 from vtw_eval.engine.reads import Reads
 from vtw_eval.errors import named, suggest
 from vtw_eval.methods.base import Method, is_plain
+from vtw_eval.versions import source_hash
 
 GROUP = "vtw_eval.methods"
 """Group of entry points by which a package adds methods: ``edge_first = pkg.module:EdgeFirst``."""
@@ -175,10 +176,14 @@ def foreign_code(method: Method) -> str:
     method
         A method; of a composition, all parts count.
     """
-    parts = getattr(method, "parts", (method,))
-    classes = {cls for part in parts for cls in type(part).__mro__ if issubclass(cls, Method)}
-    files = {Path(inspect.getfile(cls)) for cls in classes if cls.__module__.partition(".")[0] != "vtw_eval"}
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12] if files else ""
+    classes = {cls for part in getattr(method, "parts", (method,)) for cls in type(part).__mro__}
+    return _code(frozenset(cls for cls in classes if issubclass(cls, Method) and not _is_ours(cls)))
+
+
+def _is_ours(cls: type[Method]) -> bool:
+    return cls.__module__.partition(".")[0] == "vtw_eval"
+
+
+@functools.cache  # what is loaded does not change with its file
+def _code(classes: frozenset[type[Method]]) -> str:
+    return source_hash({Path(inspect.getfile(cls)) for cls in classes}) if classes else ""

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from vtw_eval.errors import suggest
 from vtw_eval.media import Media
-from vtw_eval.methods import METHODS, Method, make_method
+from vtw_eval.methods import Method, make_method
+from vtw_eval.methods.registry import parameters
 from vtw_eval.runtime import DTYPES, parse_dtype
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
@@ -142,11 +143,10 @@ def check_unique_names(text: str) -> None:
 
 def _parameters(method: str) -> list[str] | None:
     """Return the names that parameters of a method or composition have; None if there is no such method."""
-    parts = method.split("+")
-    if not all(part in METHODS for part in parts):
+    try:
+        return list(parameters(method))
+    except ValueError:  # make_method() tells it
         return None
-    prefix = "" if len(parts) == 1 else "{}."
-    return [prefix.format(part) + f.name for part in dict.fromkeys(parts) for f in fields(METHODS[part])]
 
 
 def _convert(adapter: str, name: str, value: Any, hint: Any) -> Any:

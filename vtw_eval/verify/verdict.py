@@ -19,6 +19,7 @@ from vtw_eval.anatomy import check_support, find_anatomy
 from vtw_eval.engine.masks import mask_kind
 from vtw_eval.files import cache_home, write_atomically
 from vtw_eval.methods import Method
+from vtw_eval.methods.sockets import foreign_code
 from vtw_eval.runtime import is_out_of_memory
 from vtw_eval.verify.check import MismatchError, Subject, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import shrink
@@ -165,7 +166,7 @@ def _text(config: PreTrainedConfig) -> str:
 
 def _path(small: PreTrainedConfig, method: Method, attention: str, dtype: torch.dtype, device: torch.device) -> Path:
     """Return where a verdict is kept: a hash of all that it depends on."""
-    facts = [_text(small), str(method), attention, str(dtype), device.type, environment()]
+    facts = [_text(small), str(method), foreign_code(method), attention, str(dtype), device.type, environment()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache_home() / "verified" / f"{digest[:24]}.json"
 

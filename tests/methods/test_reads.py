@@ -1,0 +1,171 @@
+"""A method gets what it declares to read, nothing else, and pays for what it has read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.methods.test_methods import EXAMPLES
+from tests.support.families import make_inputs, make_model
+from tests.support.gates import fitted
+from vtw_eval import VTW, Composite, FastV, Method, Scorer
+from vtw_eval.anatomy import find_anatomy
+from vtw_eval.cost import Geometry
+from vtw_eval.cost.choice import choice_flops
+from vtw_eval.cost.measure.flops import torch_flops
+from vtw_eval.engine import LayerView, Reads
+
+READINGS: dict[Reads, Callable[[LayerView], Any]] = {
+    Reads.IDS: lambda view: view.generator(0, 0),
+    Reads.HIDDEN: lambda view: view.hidden,
+    Reads.KEYS: lambda view: view.keys(),
+    Reads.ATTENTION: lambda view: view.attention(view.layer),
+    Reads.ATTENTION_BEFORE: lambda view: view.attention(view.layer - 1),
+}
+EVERYTHING = Reads.IDS | Reads.HIDDEN | Reads.KEYS | Reads.ATTENTION | Reads.ATTENTION_BEFORE
+
+
+def reader(declared: Reads, read: Callable[[LayerView], Any], times: int = 1) -> Method:
+    """Return a method that reads something some times at layers 1 and 3, and keeps everything."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Reader(Method):
+        key: ClassVar[str] = "reader"
+        reads = declared
+
+        def layers(self, num_layers: int) -> Sequence[int]:
+            return (1, 3)
+
+        def keep(self, view: LayerView) -> Tensor:
+            for _ in range(times):
+                read(view)
+            return view.valid
+
+    return Reader()
+
+
+@torch.no_grad()
+def run(method: Method) -> Any:
+    model = make_model("llava", attn="sdpa")
+    with method(model) as trace:
+        model(**make_inputs("llava", model, [["t3", "i", "t4"], ["t2", "i", "i", "t1"]]))
+    return trace
+
+
+@pytest.mark.parametrize("what", READINGS, ids=str)
+def test_what_is_not_declared_is_not_read(what: Reads) -> None:
+    run(reader(what, READINGS[what]))
+    with pytest.raises(ValueError, match=rf"^reader uses view\..* does not declare it: write reads = {what}\b"):
+        run(reader(EVERYTHING & ~what, READINGS[what]))
+    with pytest.raises(ValueError, match=rf"Reads.{what.name}\b"):
+        run(reader(Reads.ROLES, READINGS[what]))
+
+
+@pytest.mark.parametrize("what", READINGS, ids=str)
+def test_a_part_of_a_composition_reads_what_it_declares_itself(what: Reads) -> None:
+    run(Composite(parts=(VTW(k=4), reader(what, READINGS[what]))))
+    with pytest.raises(ValueError, match=r"^reader uses"):
+        run(Composite(parts=(FastV(k=1), reader(EVERYTHING & ~what, READINGS[what]))))
+
+
+@pytest.mark.parametrize("offset", [-2, 1])
+def test_attention_of_other_layers_is_no_reading(offset: int) -> None:
+    with pytest.raises(ValueError, match=r"only that of layers \d and \d can be read there"):
+        run(reader(EVERYTHING, lambda view: view.attention(view.layer + offset)))
+
+
+def test_the_tower_is_not_read_yet() -> None:
+    with pytest.raises(ValueError, match="reader reads the vision tower, which is not possible yet"):
+        run(reader(Reads.TOWER, lambda view: None))
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+@pytest.mark.parametrize("what", READINGS, ids=str)
+@torch.no_grad()
+def test_what_is_read_is_what_is_charged(what: Reads, times: int) -> None:
+    model = make_model("llava_gqa", attn="sdpa")
+    inputs = make_inputs("llava_gqa", model, [["t3", "i", "t4"], ["t2", "i", "i", "t1"]])
+    method = Composite(parts=(VTW(k=2), reader(what, READINGS[what], times)))
+    with method(model) as trace:
+        model(**inputs)
+        closed = choice_flops(trace, Geometry.from_config(model.config))
+        assert sum(closed.values()) == torch_flops(model, {**inputs, "use_cache": False}).method
+    assert bool(closed) == (times > 0 and what not in (Reads.IDS, Reads.HIDDEN))
+    # The second pass, which the counter has run, replaces what the first one has read.
+    assert len(trace.looks) == (2 * times if closed else 0)
+
+
+def test_methods_that_read_no_layer_are_asked_before_the_first_one_runs() -> None:
+    for label, method in EXAMPLES.items():
+        model = make_model("llava", attn="sdpa")
+        method = fitted(method, model)
+        widths: list[int] = []
+        for part in getattr(method, "parts", (method,)):
+            keep = type(part).keep
+
+            def noted(self: Method, view: LayerView, keep: Any = keep, widths: list[int] = widths) -> Any:
+                widths.append(view.states.shape[-1])
+                return keep(self, view)
+
+            with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+                patch.setattr(type(part), "keep", noted)
+                with method(model):
+                    model(**make_inputs("llava", model, [["t3", "i", "t4"]]))
+        assert (set(widths) <= {0}) == method.reads.before_layers, label
+
+
+def test_only_roles_are_independent_of_the_question() -> None:
+    independent = {label for label, method in EXAMPLES.items() if method.question_independent}
+    assert independent == {"baseline", "vtw"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongKeys(Scorer):
+    """Keep the vision tokens with the longest keys."""
+
+    key: ClassVar[str] = "long_keys"
+    reads = Reads.KEYS
+
+    def score(self, view: LayerView) -> Tensor:
+        return view.keys().norm(dim=-1)
+
+
+@torch.no_grad()
+def test_a_scorer_is_its_key_its_reads_and_its_score() -> None:
+    model = make_model("llava", attn="sdpa")
+    inputs = make_inputs("llava", model, [["t3", "i", "t4"], ["t2", "i", "i", "t1"]])
+    seen: list[Tensor] = []
+    hook = find_anatomy(model).layers[2].self_attn.k_proj.register_forward_hook(lambda _, __, out: seen.append(out))
+    model(**inputs)
+    hook.remove()
+    keys = seen[0].unflatten(-1, (-1, find_anatomy(model).layers[2].self_attn.head_dim)).mean(dim=2)
+    with LongKeys(r=0.25)(model) as trace:
+        model(**inputs)
+    for row in range(2):
+        vision = trace.reduction.prompt.vision[row].nonzero().flatten()
+        best = keys[row, vision].norm(dim=-1).argsort(descending=True, stable=True)
+        assert trace.kept(2)[row, vision].sum() == round(len(vision) * 0.75)
+        assert trace.kept(2)[row, vision[best[: round(len(vision) * 0.75)]]].all()
+        assert trace.kept(2)[row].sum() == trace.kept(1)[row].sum() - len(vision) + round(len(vision) * 0.75)
+    assert str(LongKeys(k=3)) == "long_keys,k=3,r=0.5"
+    with pytest.raises(ValueError, match="r=2 is out of range"):
+        LongKeys(r=2)
+    with pytest.raises(ValueError, match=r"k=9 .* 0\.\.4"):
+        LongKeys(k=9).bind(find_anatomy(model))
+
+
+def test_a_score_of_another_shape_is_refused() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Short(Scorer):
+        key: ClassVar[str] = "short"
+
+        def score(self, view: LayerView) -> Tensor:
+            return view.vision[0].float()
+
+    with pytest.raises(ValueError, match=r"short: score\(\) gave \(\d+,\) before layer 2; it must be \[rows, tokens\]"):
+        run(Short())
