@@ -52,7 +52,7 @@ class KitOptions(Options):
 
 
 @dataclass(frozen=True)
-class Question:
+class KitQuestion:
     """One question as VLMEvalKit asks it."""
 
     parts: Sequence[Part]
