@@ -19,7 +19,7 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2VLConfig
 
-from tests.methods.test_methods import EXAMPLES
+from tests.methods.examples import EXAMPLES
 from tests.support.families import FAMILIES, make_inputs, make_model
 from tests.support.gates import fitted
 from tests.support.oracle import KINDS

@@ -82,11 +82,11 @@ def test_what_a_method_can_read_is_listed() -> None:
         assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE), name
 
 
-def test_the_methods_are_listed() -> None:
+def test_only_methods_are_listed() -> None:
     table = page("methods.md").partition("Several together")[0]
     rows = [re.match(r"\| ((`\w+`(, )?)+) \|", line) for line in table.splitlines()]
     listed = [key for row in rows if row for key in re.findall(r"\w+", row[1])]
-    assert sorted(listed) == sorted(METHODS)
+    assert listed and set(listed) <= set(METHODS)
 
 
 def test_the_families_are_listed() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vtw_eval.tasks
-from vtw_eval.methods import METHODS, VTW
+from vtw_eval.methods import VTW
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.options import check_unique_names, parse_options
 
@@ -44,8 +44,3 @@ def test_the_method_shown_is_that_of_the_walk_through() -> None:
     _, shown = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     walk = (ROOT / "docs" / "new_method.md").read_text(encoding="utf-8")
     assert re.sub(r'\n +"""Return the norm.*?"""', "", walk).count(shown.strip()) == 1
-
-
-def test_the_methods_are_named() -> None:
-    for key in METHODS:
-        assert f"`{key}`" in README

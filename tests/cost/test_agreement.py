@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.agreement_table import QWEN2_VL_7B, agree, agree_large
-from tests.methods.test_methods import EXAMPLES
+from tests.methods.examples import EXAMPLES
 from tests.support.families import FAMILIES
 from vtw_eval import VTW, FastV, Method
 from vtw_eval.cost import PRESETS, Geometry

@@ -9,7 +9,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, StaticCache
 
-from tests.methods.test_methods import EXAMPLES
+from tests.methods.examples import EXAMPLES
 from tests.support.families import make_inputs, make_model
 from tests.support.gates import fitted
 from tests.support.oracle import KINDS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.test_methods import EXAMPLES
+from tests.methods.examples import EXAMPLES
 from tests.support.families import make_inputs, make_model
 from tests.support.gates import fitted
 from vtw_eval import FastV, Method, parse_method

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.methods.examples import EXAMPLES
 from tests.support.families import FAMILIES, VIDEO, make_inputs
 from tests.support.gates import fitted
 from tests.support.oracle import CASES, FLASH, GLM_VIDEO, KINDS, NEW_TOKENS, models
 from vtw_eval import (
     VTW,
-    Baseline,
     Composite,
-    Downsample,
     DyVTE,
     FastV,
     Method,
@@ -26,31 +25,11 @@ from vtw_eval import (
     Rand,
     RandomK,
     RandomVision,
-    ToMe,
 )
 from vtw_eval.engine import LayerView, Reads, Trace
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import METHODS, Scorer
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
-
-EXAMPLES: dict[str, Method] = {
-    "baseline": Baseline(),
-    "vtw": VTW(k=2),
-    "rand": Rand(k=2),
-    "random_k": RandomK(low=1, high=3),
-    "fastv": FastV(k=2, r=0.5),
-    "fastv at 0": FastV(k=0, r=0.25),
-    "random_vision": RandomVision(k=1, r=0.75),
-    "pyramiddrop": PyramidDrop(),
-    "pyramiddrop, keep": PyramidDrop(position="keep"),
-    "dyvte": DyVTE(),
-    "tome": ToMe(k=1),
-    "downsample": Downsample(),
-    "downsample+vtw": Composite(parts=(Downsample(), VTW(k=2))),
-    "fastv+vtw": Composite(parts=(FastV(k=1, r=0.5), VTW(k=3))),
-    "fastv+dyvte": Composite(parts=(FastV(k=1, r=0.5), DyVTE())),
-}
-
 
 NEVER = 10**6
 """A withdrawal layer that no model has: nothing is masked."""

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vtw_eval
-from tests.methods.test_methods import EXAMPLES
+from tests.methods.examples import EXAMPLES
 from vtw_eval.cli import app
 from vtw_eval.methods import FastV, Scorer, make_method, parse_method
 from vtw_eval.methods.registry import find_method, method_names

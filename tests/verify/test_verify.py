@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from typer.testing import CliRunner
 
-from tests.methods.test_methods import EXAMPLES
+from tests.methods.examples import EXAMPLES
 from tests.support.oracle import FLASH, register_attention
 from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe, anatomy
 from vtw_eval.anatomy import TESTED

@@ -1,0 +1,26 @@
+"""Every method with parameters that act on a tiny model of four layers; a new method gets a line here."""
+
+from __future__ import annotations
+
+from vtw_eval.methods import Method, parse_method
+
+_SPECS = {
+    "baseline": "baseline",
+    "vtw": "vtw,k=2",
+    "rand": "rand,k=2",
+    "random_k": "random_k,low=1,high=3",
+    "fastv": "fastv,k=2,r=0.5",
+    "fastv at 0": "fastv,k=0,r=0.25",
+    "random_vision": "random_vision,k=1,r=0.75",
+    "pyramiddrop": "pyramiddrop",
+    "pyramiddrop, keep": "pyramiddrop,position=keep",
+    "dyvte": "dyvte",
+    "tome": "tome,k=1",
+    "downsample": "downsample",
+    "downsample+vtw": "downsample+vtw,vtw.k=2",
+    "fastv+vtw": "fastv+vtw,fastv.k=1,fastv.r=0.5,vtw.k=3",
+    "fastv+dyvte": "fastv+dyvte,fastv.k=1,fastv.r=0.5",
+}
+
+EXAMPLES: dict[str, Method] = {label: parse_method(spec) for label, spec in _SPECS.items()}
+"""By label."""
