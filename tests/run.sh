@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run all checks: ruff, mypy, pytest. Needs python3 and pip; makes .venv itself. Arguments go to pytest.
+# Run all checks: ruff, import contracts, mypy, pytest. Needs python3 and pip; makes .venv itself. Arguments go to pytest.
 #
 #   ./tests/run.sh             with the locked versions of all dependencies
 #   LATEST=1 ./tests/run.sh    with the newest that setup.cfg allows
@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 if [ -z "${OLDEST:-}" ]; then
     ruff check .
     ruff format --check .
+    lint-imports
     mypy
 fi
 # One thread per worker: the models are tiny and the workers share the cores.

@@ -18,7 +18,8 @@ from tests.sweep.conftest import PLAN, Finished
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.display import Display
 from vtw_eval.sweep.plan import PlanError, parse_plan, read_plan
-from vtw_eval.sweep.sweep import Cluster, run_sweep
+from vtw_eval.sweep.ray import Cluster
+from vtw_eval.sweep.sweep import run_sweep
 
 SMALL = 80 * 1024 * 1024
 

@@ -12,7 +12,7 @@ from vtw_eval.cli.app import app, user_errors
 
 if TYPE_CHECKING:
     from vtw_eval.sweep.plan import Plan
-    from vtw_eval.sweep.sweep import Cluster
+    from vtw_eval.sweep.ray import Cluster
 
 
 @app.command(
@@ -80,7 +80,8 @@ def sweep(
     from vtw_eval.sweep.display import dry_run_table, status_table
     from vtw_eval.sweep.harness import Settings
     from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, resolve, select
-    from vtw_eval.sweep.sweep import Cluster, outdated_cells, refuse_hopeless
+    from vtw_eval.sweep.ray import Cluster
+    from vtw_eval.sweep.sweep import outdated_cells, refuse_hopeless
 
     with user_errors("sweep", (PlanError, StoreError, OSError)):
         if status is not None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.store import Store, StoreError
@@ -15,11 +15,20 @@ from vtw_eval.sweep.harness import ModelKey, Settings
 from vtw_eval.sweep.plan import PlanError
 from vtw_eval.sweep.schedule import Schedule, Watcher
 
-if TYPE_CHECKING:
-    from vtw_eval.sweep.sweep import Cluster
-
 _POLL = 1.0
 """Seconds between two looks at how far the actors are."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster in place of this machine."""
+
+    address: str | None = None
+    """As for ``ray.init``; None starts or finds one as Ray does."""
+    num_gpus: float | None = None
+    """GPUs per worker; None: one where the plan's device is a GPU."""
+    retries: int = 2
+    """How often a cell is tried again after its worker has died."""
 
 
 class ActorBody:

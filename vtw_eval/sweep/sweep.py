@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from vtw_eval.record.cell import CellSpec
@@ -13,19 +12,8 @@ from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.local import run_local
 from vtw_eval.sweep.plan import Plan, PlanError, resolve, select
 from vtw_eval.sweep.provenance import code_changed, inputs_changed, packages_changed
+from vtw_eval.sweep.ray import Cluster, run_ray
 from vtw_eval.sweep.schedule import Watcher, worker_count
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster in place of this machine."""
-
-    address: str | None = None
-    """As for ``ray.init``; None starts or finds one as Ray does."""
-    num_gpus: float | None = None
-    """GPUs per worker; None: one where the plan's device is a GPU."""
-    retries: int = 2
-    """How often a cell is tried again after its worker has died."""
 
 
 def run_sweep(
@@ -84,8 +72,6 @@ def run_sweep(
             if cluster is None:
                 run_local(todo, store, settings, workers, watcher)
             else:
-                from vtw_eval.sweep.ray import run_ray
-
                 run_ray(todo, store, settings, workers, watcher, cluster)
         return [store.entry(spec) for spec in cells]
 
