@@ -8,7 +8,7 @@ import vlmeval.dataset as kit
 from vlmeval.dataset.video_dataset_config import supported_video_datasets
 
 from vtw_eval.errors import suggest
-from vtw_eval.papers.benchmarks import BENCHMARKS, TABLES, columns
+from vtw_eval.papers.benchmarks import BENCHMARKS, columns, table_of
 from vtw_eval.sweep.plan import PlanError
 from vtw_eval.tasks.kit import register_kit_datasets
 
@@ -26,7 +26,7 @@ def expand_datasets(names: Sequence[str]) -> list[str]:
     titles = {benchmark.title.casefold(): benchmark for benchmark in BENCHMARKS}
     found: list[str] = []
     for name in names:
-        if name in TABLES:
+        if table_of(name) is not None:
             found += [benchmark.kit.name for benchmark in columns(name) if benchmark.kit]
         elif name in known:
             found.append(name)

@@ -61,11 +61,11 @@ def test_images_scale_the_tower() -> None:
 
 
 def test_papers_are_printed_and_written() -> None:
-    text = run("--paper", "table3")
+    text = run("--paper", "vtw-table3")
     assert "53.125" in text and "53.13" in text and "yes" in text
-    tables = json.loads(run("--paper", "table8", "--json"))
+    tables = json.loads(run("--paper", "vtw-table8", "--json"))
     assert [row["match"] for row in tables[0]["rows"]] == ["yes"] * 4
-    assert run("--paper", "table4", "--markdown").startswith("## VTW, Table 4")
+    assert run("--paper", "vtw-table4", "--markdown").startswith("## VTW, Table 4")
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_papers_are_printed_and_written() -> None:
         (["--geometry", "qwen2-vl-2b", "--vision", "9", "--tower"], "native resolution"),
         (["--geometry", "qwen2-vl-2b", "--vision", "9", "--images", "2"], "native resolution"),
         (["--geometry", "llava-0.5b", "--images", "-2"], "0 or more"),
-        (["--paper", "tabel2"], "did you mean 'table2'"),
-        (["--paper", "table2", "--geometry", "llava-0.5b"], "--paper brings its own"),
-        (["--paper", "table2", "--json", "--markdown"], "not both"),
+        (["--paper", "tabel2"], "did you mean 'vtw-table2'"),
+        (["--paper", "vtw-table2", "--geometry", "llava-0.5b"], "--paper brings its own"),
+        (["--paper", "vtw-table2", "--json", "--markdown"], "not both"),
     ],
 )
 def test_bad_values_are_told_in_one_line(arguments: list[str], words: str) -> None:

@@ -12,11 +12,13 @@ pytest.importorskip("vlmeval")
 from lmms_eval.tasks import TaskManager
 
 from vtw_eval.cli import app
+from vtw_eval.model_adapters.lmms.names import expand_tasks
+from vtw_eval.model_adapters.vlmeval.names import expand_datasets
 from vtw_eval.papers.benchmarks import BENCHMARKS, TABLES, columns, lmms_tasks
 from vtw_eval.tasks.kit import register_kit_datasets
 
 TASKS = Path(__file__).parents[2] / "tasks"
-GROUPS = [table for table in TABLES if table != "vtw_table7"]
+GROUPS = [table for table in TABLES if table != "vtw-table7"]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +56,18 @@ def test_a_group_holds_the_tasks_of_its_table(manager, group):
     assert sorted(manager._get_config(group)["task"]) == sorted(lmms_tasks(columns(group)))
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_name_that_a_group_had_at_first_still_names_it(manager, group):
+    old = group.replace("-", "_")
+    assert old in manager.all_groups and manager._get_config(old)["task"] == [group]
+    assert expand_tasks([old]) == expand_tasks([group])
+    assert expand_datasets([old]) == expand_datasets([group])
+    assert columns(old) == columns(group)
+
+
 def test_every_table_has_benchmarks_and_every_benchmark_a_table():
     assert {table for entry in BENCHMARKS for table in entry.tables} == set(TABLES)
-    titles = [entry.title for entry in columns("vtw_table2")]
+    titles = [entry.title for entry in columns("vtw-table2")]
     assert titles == ["AI2D", "SQA_Img", "MMMU_Val", "MMB_EN", "POPE", "MME"]  # the columns of the printed table
     assert all(entry.lmms or entry.note for entry in BENCHMARKS)
 
@@ -68,7 +79,7 @@ def test_the_judge_is_named_where_one_is_needed():
 
 def test_the_command_prints_the_table():
     run = CliRunner()
-    rows = json.loads(run.invoke(app, ["tasks", "--json", "--table", "vtw_table3"]).stdout)
+    rows = json.loads(run.invoke(app, ["tasks", "--json", "--table", "vtw-table3"]).stdout)
     assert [row["lmms"]["name"] for row in rows] == ["tgif_frameqa", "videomme"]
     text = run.invoke(app, ["tasks"]).stdout
     assert all(entry.title in text for entry in BENCHMARKS)
@@ -81,5 +92,5 @@ def test_the_command_refuses_what_it_does_not_know():
     run = CliRunner()
     unknown = run.invoke(app, ["tasks", "--table", "table2"])
     assert unknown.exit_code == 2
-    assert "unknown table 'table2'; known: vtw_table2, " in unknown.stderr
+    assert "unknown table 'table2'; did you mean 'vtw-table2'? Known: vtw-table2, " in unknown.stderr
     assert run.invoke(app, ["tasks", "--json", "--markdown"]).exit_code == 2

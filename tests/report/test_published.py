@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from tests.report.made import make_store
 from vtw_eval.cli import app
 from vtw_eval.methods.registry import parse_method
-from vtw_eval.report.published_tables import PublishedRow, PublishedTable, published_tables
+from vtw_eval.papers.printed import PrintedRow, PrintedTable, printed_tables
 
 runner = CliRunner()
-TABLES = published_tables()
+TABLES = printed_tables()
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -22,22 +22,21 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.stdout if code == 0 else result.stderr
 
 
-def number(table: PublishedTable, row: PublishedRow, column: str) -> float:
+def number(table: PrintedTable, row: PrintedRow, column: str) -> float:
     value = table.value(row, column)
     assert isinstance(value, float | int)
     return float(value)
 
 
-def baseline(table: PublishedTable, row: PublishedRow) -> PublishedRow:
+def baseline(table: PrintedTable, row: PrintedRow) -> PrintedRow:
     return next(other for other in table.rows if other.model == row.model and other.method == "baseline")
 
 
 def test_all_tables_are_there() -> None:
-    assert list(TABLES) == [*(f"table{i}" for i in range(1, 10)), "dyvte1", "dyvte2", "dyvte4"]
-    assert {name: len(table.rows) for name, table in TABLES.items()} == {
-        "table1": 4, "table2": 15, "table3": 3, "table4": 7, "table5": 2, "table6": 3, "table7": 4, "table8": 4,
-        "table9": 9, "dyvte1": 10, "dyvte2": 10, "dyvte4": 5,
-    }  # fmt: skip
+    rows = {1: 4, 2: 15, 3: 3, 4: 7, 5: 2, 6: 3, 7: 4, 8: 4, 9: 9}
+    expected = {f"vtw-table{i}": number for i, number in rows.items()}
+    expected |= {"dyvte-table1": 10, "dyvte-table2": 10, "dyvte-table4": 5}
+    assert [(name, len(table.rows)) for name, table in TABLES.items()] == list(expected.items())
 
 
 def test_methods_are_ours() -> None:
@@ -48,7 +47,7 @@ def test_methods_are_ours() -> None:
 
 
 def test_sub_tasks_of_mme_add_up_to_the_total_except_where_a_note_says_so() -> None:
-    table = TABLES["table9"]
+    table = TABLES["vtw-table9"]
     wrong = []
     for row in table.rows:
         parts = sum(number(table, row, column) for column in table.columns if column not in ("TFLOPs", "MME"))
@@ -59,7 +58,7 @@ def test_sub_tasks_of_mme_add_up_to_the_total_except_where_a_note_says_so() -> N
 
 
 def test_table_9_repeats_totals_and_costs_of_table_2() -> None:
-    nine, two = TABLES["table9"], TABLES["table2"]
+    nine, two = TABLES["vtw-table9"], TABLES["vtw-table2"]
     for row in nine.rows:
         [other] = [r for r in two.rows if (r.model, r.method) == (row.model, row.method)]
         assert number(nine, row, "MME") == number(two, other, "MME")
@@ -67,14 +66,14 @@ def test_table_9_repeats_totals_and_costs_of_table_2() -> None:
 
 
 def test_shares_of_table_2_follow_from_its_tflops() -> None:
-    table = TABLES["table2"]
+    table = TABLES["vtw-table2"]
     for row in table.rows:
         share = 100 * number(table, row, "TFLOPs") / number(table, baseline(table, row), "TFLOPs")
         assert number(table, row, "share %") == pytest.approx(share, abs=0.011)
 
 
 def test_the_tables_of_one_setting_agree() -> None:
-    two, six, one = TABLES["table2"], TABLES["table6"], TABLES["table1"]
+    two, six, one = TABLES["vtw-table2"], TABLES["vtw-table6"], TABLES["vtw-table1"]
     for method, label in (("baseline", "LLaVA-1.5-7B"), ("vtw,k=16", "Keep")):
         first = next(r for r in two.rows if r.model == "LLaVA-1.5-7B" and r.method == method)
         second = next(r for r in six.rows if r.label == label)
@@ -85,7 +84,7 @@ def test_the_tables_of_one_setting_agree() -> None:
 
 
 def test_averages_and_shares_of_table_3() -> None:
-    table = TABLES["table3"]
+    table = TABLES["vtw-table3"]
     for row in table.rows:
         mean = (number(table, row, "TGIF") + number(table, row, "Video-MME")) / 2
         assert number(table, row, "Avg") == pytest.approx(mean, abs=0.00501)
@@ -95,11 +94,11 @@ def test_averages_and_shares_of_table_3() -> None:
 
 
 def test_vision_shares_of_table_8_are_those_of_the_layers() -> None:
-    table = TABLES["table8"]
+    table = TABLES["vtw-table8"]
     assert [number(table, row, "FLOPs %") for row in table.rows] == [100, round(100 * 18 / 28), 100, 50]
 
 
-@pytest.mark.parametrize("name", ["table8", "dyvte1", "dyvte2", "dyvte4"])
+@pytest.mark.parametrize("name", ["vtw-table8", "dyvte-table1", "dyvte-table2", "dyvte-table4"])
 def test_printed_changes_follow_from_the_values_except_where_a_note_says_so(name: str) -> None:
     table = TABLES[name]
     wrong = []
@@ -118,15 +117,18 @@ def test_printed_changes_follow_from_the_values_except_where_a_note_says_so(name
     assert (
         wrong
         == {
-            "table8": [],  # its 2.7 for 2.78 is within what the printed digits of both values allow
-            "dyvte1": [("VILA-DyVTE 7B", "MME (perception) change %")],
-            "dyvte2": [("Eagle-DyVTE 7B", "VQAv2 TFLOPs change %"), ("Eagle-DyVTE 7B", "SQA_Img TFLOPs change %")],
-            "dyvte4": [("FastV", "MM-Vet TFLOPs change %")],
+            "vtw-table8": [],  # its 2.7 for 2.78 is within what the printed digits of both values allow
+            "dyvte-table1": [("VILA-DyVTE 7B", "MME (perception) change %")],
+            "dyvte-table2": [
+                ("Eagle-DyVTE 7B", "VQAv2 TFLOPs change %"),
+                ("Eagle-DyVTE 7B", "SQA_Img TFLOPs change %"),
+            ],
+            "dyvte-table4": [("FastV", "MM-Vet TFLOPs change %")],
         }[name]
     )
 
 
-@pytest.mark.parametrize("name", ["dyvte2", "dyvte4"])
+@pytest.mark.parametrize("name", ["dyvte-table2", "dyvte-table4"])
 def test_averages_of_dyvte(name: str) -> None:
     table = TABLES[name]
     scores = [c for c in table.columns if f"{c} TFLOPs" in table.columns and c != "Average"]
@@ -138,7 +140,7 @@ def test_averages_of_dyvte(name: str) -> None:
 
 
 def test_dyvte_tables_agree_where_they_repeat_each_other() -> None:
-    four, others = TABLES["dyvte4"], (TABLES["dyvte1"], TABLES["dyvte2"])
+    four, others = TABLES["dyvte-table4"], (TABLES["dyvte-table1"], TABLES["dyvte-table2"])
     seen = 0
     for row in (four.rows[0], four.rows[3]):
         for table in others:
@@ -163,7 +165,7 @@ def test_every_table_is_rendered_with_its_notes(name: str, form: str) -> None:
 
 
 def test_table_2_has_the_paper_s_numbers_and_the_errata() -> None:
-    text = run("table2", "--published")
+    text = run("vtw-table2", "--published")
     assert "| LLaVA-1.5-7B | 8.48 (100.00 %) | 55.21 | 69.61 | 35.60 | 64.09 | 85.83 | 1866.10 |" in text
     assert "9.56 follows from layer weights 2/32 and 30/32 although this model has 40 layers" in text
     assert "Not the paper's Eq. 1" in text and "FastV uses K=3" in text and "the last prompt token included" in text
@@ -171,16 +173,14 @@ def test_table_2_has_the_paper_s_numbers_and_the_errata() -> None:
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_committed_tables_are_what_the_command_gives(name: str) -> None:
-    number = name.removeprefix("dyvte").removeprefix("table")
-    file = f"{'dyvte' if name.startswith('dyvte') else 'vtw'}-table{number}.md"
-    committed = Path(__file__).parents[2] / "results" / "published" / file
+    committed = Path(__file__).parents[2] / "results" / "published" / f"{name}.md"
     assert committed.read_text() == run(name, "--published")
 
 
 def test_an_unknown_table_is_named_with_the_valid_ones() -> None:
     message = run("tabel2", "--published", code=2)
-    assert "did you mean 'table2'" in message and "dyvte4" in message
-    assert "no CSV" in run("table2", "--published", "--format", "csv", code=2)
+    assert "did you mean 'vtw-table2'" in message and "dyvte-table4" in message
+    assert "no CSV" in run("vtw-table2", "--published", "--format", "csv", code=2)
 
 
 def test_ours_stand_beside_what_is_published_for_the_same_checkpoint_method_and_task(tmp_path: Path) -> None:

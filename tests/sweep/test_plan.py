@@ -170,7 +170,7 @@ def test_groups_and_benchmarks_are_written_out() -> None:
         "shapes_vqa",
         "shapes_caption",
     ]
-    assert expand_tasks(["SQA_Img", "vtw_table3"]) == ["scienceqa_img", "tgif_frameqa", "videomme"]
+    assert expand_tasks(["SQA_Img", "vtw-table3"]) == ["scienceqa_img", "tgif_frameqa", "videomme"]
     assert expand_tasks(["mmmu"]) == ["mmmu_val", "mmmu_test"]  # a group of lmms-eval's own
 
 

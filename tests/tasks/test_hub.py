@@ -19,11 +19,11 @@ from vtw_eval.papers.benchmarks import columns, lmms_tasks
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
-    "vtw_table2": ("llava_vtw", "llava"),
-    "vtw_table3": ("video_llava_vtw", "video_llava"),
-    "vtw_table8": ("qwen2vl_vtw", "qwen2_vl"),
-    "dyvte_table1": ("llava_vtw", "llava"),
-    "dyvte_table2": ("llava_vtw", "llava"),
+    "vtw-table2": ("llava_vtw", "llava"),
+    "vtw-table3": ("video_llava_vtw", "video_llava"),
+    "vtw-table8": ("qwen2vl_vtw", "qwen2_vl"),
+    "dyvte-table1": ("llava_vtw", "llava"),
+    "dyvte-table2": ("llava_vtw", "llava"),
 }
 """Adapter and family of the tiny checkpoint for each group."""
 REST = "--device cpu --limit 2 --batch_size 2 --gen_kwargs max_new_tokens=4 --verbosity WARNING --log_samples"
@@ -42,7 +42,7 @@ def run_all(base):
     make_hub(base / "hub")
     (base / "work").mkdir()
     jobs = {}
-    for name, (adapter, family) in {"missing file": MODELS["vtw_table2"], **MODELS}.items():
+    for name, (adapter, family) in {"missing file": MODELS["vtw-table2"], **MODELS}.items():
         task = "pope" if name == "missing file" else name
         source = f"--model {adapter} --model_args pretrained=acme/tiny-{family},k=2 --tasks {task}"
         jobs[name] = {"command": [*source.split(), *REST.split(), "--output_path", str(base / "out" / name)]}
@@ -117,7 +117,7 @@ def test_a_group_runs_under_its_name(base, outcomes, group):
 
 
 def test_the_judge_was_asked_and_its_score_counts(base, outcomes):
-    (file,) = (base / "out" / "dyvte_table1").glob("acme__*/*_results.json")
+    (file,) = (base / "out" / "dyvte-table1").glob("acme__*/*_results.json")
     found = json.loads(file.read_text())["results"]["mmvet_judged"]
     assert found["gpt_eval_score,none"] == pytest.approx(100 * float(SCORE))
     assert json.loads((base / "requests.json").read_text()).count("POST /v1/chat/completions") == 2

@@ -13,7 +13,7 @@ from vtw_eval.files import check_output
 
 @app.command(
     epilog="Examples: vtw-eval report runs/shapes -o results/shapes/README.md --compare results/shapes "
-    "· vtw-eval report table2 --published"
+    "· vtw-eval report vtw-table2 --published"
 )
 def report(
     source: Annotated[
@@ -21,7 +21,7 @@ def report(
         typer.Argument(
             help="Folder of a sweep, of committed results (summary.json), or of what lmms_eval --output_path "
             "--log_samples wrote (scores and costs, no intervals). With --published also a table of the "
-            "papers: table1 to table9 of VTW, dyvte1, dyvte2, dyvte4, or all."
+            "papers: vtw-table1 to vtw-table9, dyvte-table1, 2, 4, or all."
         ),
     ],
     output: Annotated[

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vtw_eval.errors import suggest
+
 TABLES = {
-    "vtw_table2": "VTW, Table 2: LLaVA-1.5-7B and 13B, LLaVA-NeXT-7B",
-    "vtw_table3": "VTW, Table 3: Video-LLaVA",
-    "vtw_table7": "VTW, Table 7: LISA",
-    "vtw_table8": "VTW, Table 8: Qwen2-VL-2B, InternVL2-4B",
-    "dyvte_table1": "DyVTE, Table 1: multimodal benchmarks",
-    "dyvte_table2": "DyVTE, Table 2: vision-language benchmarks",
+    "vtw-table2": "VTW, Table 2: LLaVA-1.5-7B and 13B, LLaVA-NeXT-7B",
+    "vtw-table3": "VTW, Table 3: Video-LLaVA",
+    "vtw-table7": "VTW, Table 7: LISA",
+    "vtw-table8": "VTW, Table 8: Qwen2-VL-2B, InternVL2-4B",
+    "dyvte-table1": "DyVTE, Table 1: multimodal benchmarks",
+    "dyvte-table2": "DyVTE, Table 2: vision-language benchmarks",
 }
-"""The papers' tables by name. All but ``vtw_table7`` are also groups of lmms-eval tasks."""
+"""The papers' tables by name. All but ``vtw-table7`` are also groups of lmms-eval tasks, each under its name with
+``_`` for ``-``, too."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,14 @@ class Benchmark:
     """What a reader of the number must know."""
 
 
-_VTW_IMAGE = ("vtw_table2", "vtw_table8")
+_VTW_IMAGE = ("vtw-table2", "vtw-table8")
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark("AI2D", "test", _VTW_IMAGE, Score("ai2d", ("exact_match",), 1), Score("AI2D_TEST", ("Overall",), 1)),
     Benchmark(
         "SQA_Img",
         "test, questions with an image",
-        (*_VTW_IMAGE, "dyvte_table2"),
+        (*_VTW_IMAGE, "dyvte-table2"),
         Score("scienceqa_img", ("exact_match",), 1),
         Score("ScienceQA_TEST", ("Overall",), 1),
     ),
@@ -79,7 +82,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "MMB_EN",
         "dev, English",
-        (*_VTW_IMAGE, "dyvte_table1"),
+        (*_VTW_IMAGE, "dyvte-table1"),
         Score("mmbench_en_dev_static", ("gpt_eval_score",), 100),
         Score("MMBench_DEV_EN", ("Overall",), 1),
         "The variants without a judge, despite the metric's name: mmbench_en_dev would ask one for answers without a "
@@ -88,7 +91,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "POPE",
         "test",
-        (*_VTW_IMAGE, "dyvte_table1"),
+        (*_VTW_IMAGE, "dyvte-table1"),
         Score("pope", ("pope_f1_score",), 1),
         Score("POPE", ("Overall",), 100),
         "The papers' column is F1, although DyVTE heads it accuracy.",
@@ -104,7 +107,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "MME (perception)",
         "test",
-        ("dyvte_table1",),
+        ("dyvte-table1",),
         Score("mme", ("mme_perception_score",), 2000),
         Score("MME", ("perception",), 2000),
         "DyVTE prints perception alone.",
@@ -112,7 +115,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "TGIF",
         "test, frame questions",
-        ("vtw_table3",),
+        ("vtw-table3",),
         Score("tgif_frameqa", ("exact_match",), 1),
         Score("TGIF-QA_8frame", ("exact_match",), 1),
         "Ours in both harnesses. The paper let a GPT model compare free answers; ours are short and matched exactly "
@@ -122,7 +125,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "Video-MME",
         "test, without subtitles",
-        ("vtw_table3",),
+        ("vtw-table3",),
         Score("videomme", ("videomme_perception_score",), 100),
         Score("Video-MME_8frame", ("overall|overall",), 1),
         "The paper used VLMEvalKit with 8 frames.",
@@ -130,7 +133,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "SEED",
         "images and videos",
-        ("dyvte_table1",),
+        ("dyvte-table1",),
         Score("seedbench", ("seed_all",), 1),
         Score("SEEDBench_IMG", ("Overall",), 1),
         "VLMEvalKit has the images only (lmms-eval's seed_image).",
@@ -138,7 +141,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "MM-Vet",
         "test",
-        ("dyvte_table1",),
+        ("dyvte-table1",),
         Score("mmvet_judged", ("gpt_eval_score",), 100, judge=True),
         Score("MMVet", ("acc",), 100, judge=True),
         "No number without a judge: set OPENAI_API_KEY (and OPENAI_API_URL, MODEL_VERSION). mmvet_judged is lmms-eval's"
@@ -147,14 +150,14 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "GQA",
         "test-dev, balanced",
-        ("dyvte_table2",),
+        ("dyvte-table2",),
         Score("gqa", ("exact_match",), 1),
         Score("GQA_TestDev_Balanced", ("Overall",), 100),
     ),
     Benchmark(
         "VQAv2",
         "validation",
-        ("dyvte_table2",),
+        ("dyvte-table2",),
         Score("vqav2_val", ("exact_match",), 1),
         None,
         "The paper's number is on test-dev, which only the benchmark's server scores; vqav2_test writes its file.",
@@ -162,7 +165,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "TextVQA",
         "validation",
-        ("dyvte_table2",),
+        ("dyvte-table2",),
         Score("textvqa_val", ("exact_match",), 1),
         Score("TextVQA_VAL", ("Overall",), 100),
         "LLaVA's own evaluation, whose baseline the paper prints, adds OCR tokens to the prompt; neither harness does.",
@@ -170,7 +173,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         "ReasonSeg",
         "validation",
-        ("vtw_table7",),
+        ("vtw-table7",),
         None,
         None,
         "Segmentation masks (gIoU, cIoU) from LISA, not text: neither harness offers it, nor do we. The table's 0.88 "
@@ -195,9 +198,16 @@ def columns(table: str | None = None) -> tuple[Benchmark, ...]:
     """
     if table is None:
         return BENCHMARKS
-    if table not in TABLES:
-        raise ValueError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
-    return tuple(benchmark for benchmark in BENCHMARKS if table in benchmark.tables)
+    name = table_of(table)
+    if name is None:
+        raise ValueError(f"unknown table {table!r}{suggest(table, TABLES)} Known: {', '.join(TABLES)}.")
+    return tuple(benchmark for benchmark in BENCHMARKS if name in benchmark.tables)
+
+
+def table_of(name: str) -> str | None:
+    """Return the name in :data:`TABLES` that is meant, None if there is none; ``vtw_table2`` is how it was once."""
+    name = name.replace("_", "-")
+    return name if name in TABLES else None
 
 
 def lmms_tasks(benchmarks: Sequence[Benchmark]) -> tuple[str, ...]:

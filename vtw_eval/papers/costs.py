@@ -15,13 +15,15 @@ from typing import Literal
 
 import torch
 
+from vtw_eval.checkpoints import KNOWN
 from vtw_eval.cost.dry_run import tokens_per_layer
 from vtw_eval.cost.exact import projector_flops, vision_tower_flops
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.cost.presets import PRESETS
 from vtw_eval.cost.profiler import profile_flops, profiler_prefill_flops
-from vtw_eval.methods import ToMe
 from vtw_eval.errors import suggest
+from vtw_eval.methods import ToMe
+from vtw_eval.papers.printed import papers, printed_tables
 
 Verdict = Literal["yes", "no", "implied", "not computable"]
 Share = tuple[float, float]
@@ -104,8 +106,6 @@ def mean_profile(geometry: Geometry, shares: Sequence[Share]) -> float:
 
 VTW_TEXT = 65.9
 """Mean text tokens on MME, inferred: the six numbers of LLaVA-1.5 in Table 2 together allow 65.85 to 65.94."""
-NEXT_VISION = 2108
-"""Mean vision tokens of LLaVA-NeXT on MME, from DivPrune's cost script; Table 2 allows 2107.9 to 2108.7."""
 SQA_TEXT, SQA_VISION = 124.0, 1609.0
 """Tokens of LLaVA-NeXT on ScienceQA, inferred: middle of 117.5 to 130.5 and 1599 to 1619, which Table 4 allows."""
 FASTV_LAYERS = (2, 30)
@@ -114,26 +114,26 @@ FASTV_LAYERS = (2, 30)
 _PROFILER = "profiler"
 
 
-@dataclass(frozen=True)
-class _VTWModel:
-    name: str
-    preset: str
-    vision: float
-    k: int
-    draws: tuple[int, int]
-    printed: tuple[str, str, str]
-    """Baseline, FastV and VTW in TFLOPs."""
-    shares: tuple[str, str]
-    """FastV and VTW in percent of the baseline."""
+def _printed(table: str, model: str, method: str, column: str) -> str:
+    """Return what a table prints for a model and method."""
+    known = printed_tables()[table]
+    return known.printed(known.row(model, method), column)
 
 
-_VTW_MODELS = (
-    _VTWModel("LLaVA-1.5-7B", "llava-1.5-7b", 576, 16, (8, 24), ("8.48", "4.91", "4.68"), ("57.90", "55.19")),
-    _VTWModel("LLaVA-1.5-13B", "llava-1.5-13b", 576, 20, (12, 28), ("16.50", "9.56", "9.10"), ("57.94", "55.15")),
-    _VTWModel(
-        "LLaVA-NeXT-7B", "llava-next-7b", NEXT_VISION, 16, (8, 24), ("28.73", "15.67", "14.80"), ("54.54", "51.51")
-    ),
-)
+def _layers(table: str, model: str, method: str) -> list[int]:
+    """Return the layers that the label of a printed row names: k, or low and high."""
+    parts = printed_tables()[table].row(model, method).method.split(",")[1:]
+    return [int(part.partition("=")[2]) for part in parts]
+
+
+def _geometry(model: str) -> Geometry:
+    """Return the sizes of a model by its name in the tables."""
+    return next(PRESETS[entry.geometry] for entry in KNOWN if entry.name == model)
+
+
+def _vision_of(geometry: Geometry) -> int:
+    assert geometry.vision_tokens is not None, "the models of the tables have a fixed number"
+    return geometry.vision_tokens
 
 
 def _withdrawn(k: float, layers: int, text: float, vision: float) -> list[Share]:
@@ -144,12 +144,12 @@ def _half_pruned(before: int, after: int, text: float, vision: float) -> list[Sh
     return [(before, text + vision), (after, text + vision / 2)]
 
 
-def _table2(key: str) -> PaperTable:
-    rows = [row for model in _VTW_MODELS for row in _table2_rows(model)]
+def _vtw2(key: str) -> PaperTable:
+    models = dict.fromkeys(row.model for row in printed_tables()["vtw-table2"].rows)
     return PaperTable(
         key=key,
         title="VTW, Table 2 (MME)",
-        rows=tuple(rows),
+        rows=tuple(row for model in models for row in _vtw2_rows(model)),
         footnote="Text 65.9 is inferred (the LLaVA-1.5 rows together allow 65.85 to 65.94); vision 2108 of NeXT is the "
         "mean that DivPrune's cost script lists for MME (the NeXT rows allow 2107.9 to 2108.7). Percentages are "
         "quotients of the rounded TFLOPs. All FastV rows take 2 and 30 of 32 layers, also for the 40 layers of the 13B "
@@ -158,20 +158,19 @@ def _table2(key: str) -> PaperTable:
     )
 
 
-def _table2_rows(model: _VTWModel) -> Iterator[PaperRow]:
-    geometry, text, vision, k = PRESETS[model.preset], VTW_TEXT, model.vision, model.k
-    layers, (low, high) = geometry.layers, model.draws
-    tokens = f"text {text}, vision {vision:g}"
-    tflops, percent = ("baseline", "FastV", "VTW"), ("100.00", *model.shares)
+def _vtw2_rows(model: str) -> Iterator[PaperRow]:
+    table, geometry, text = "vtw-table2", _geometry(model), VTW_TEXT
+    vision, layers = _vision_of(geometry), geometry.layers
+    [k], (low, high) = _layers(table, model, "vtw"), _layers(table, model, "random_k")
 
-    def row(method: str, like: str, shares: Sequence[Share], setting: str, convention: str = _PROFILER) -> PaperRow:
+    def row(method: str, key: str, shares: Sequence[Share], setting: str, convention: str = _PROFILER) -> PaperRow:
         return PaperRow(
-            model=model.name,
+            model=model,
             method=method,
-            inputs=tokens + setting,
+            inputs=f"text {text}, vision {vision:g}{setting}",
             convention=convention,
             unit="TFLOPs",
-            printed=model.printed[tflops.index(like)],
+            printed=_printed(table, model, key, "TFLOPs"),
             computed=mean_profile(geometry, shares) / 1e12,
         )
 
@@ -179,18 +178,18 @@ def _table2_rows(model: _VTWModel) -> Iterator[PaperRow]:
     withdrawn = _withdrawn(k, layers, text, vision)
     fastv = _half_pruned(*FASTV_LAYERS, text, vision)
     random = [share for draw in range(low, high + 1) for share in _withdrawn(draw, layers, text, vision)]
-    for like, made in (
+    for key, made in (
         ("baseline", whole),
-        ("FastV", row("FastV", "FastV", fastv, ", K=2, R=50%", f"{_PROFILER}, weights 2/32, 30/32")),
-        ("VTW", row("Rand", "VTW", withdrawn, f", K={k}")),
-        ("VTW", row("VTW†", "VTW", random, f", mean over K={low}..{high}")),
-        ("VTW", row("VTW", "VTW", withdrawn, f", K={k}")),
+        ("fastv", row("FastV", "fastv", fastv, ", K=2, R=50%", f"{_PROFILER}, weights 2/32, 30/32")),
+        ("rand", row("Rand", "rand", withdrawn, f", K={k}")),
+        ("random_k", row("VTW†", "random_k", random, f", mean over K={low}..{high}")),
+        ("vtw", row("VTW", "vtw", withdrawn, f", K={k}")),
     ):
         yield made
-        yield replace(made, unit="%", printed=percent[tflops.index(like)], computed=_share(made, whole))
+        yield replace(made, unit="%", printed=_printed(table, model, key, "share %"), computed=_share(made, whole))
     if layers != sum(FASTV_LAYERS):
         convention = f"{_PROFILER}, weights 2/{layers}, {layers - 2}/{layers}"
-        yield row("FastV, true weights", "FastV", _half_pruned(2, layers - 2, text, vision), ", K=2, R=50%", convention)
+        yield row("FastV, true weights", "fastv", _half_pruned(2, layers - 2, text, vision), ", K=2, R=50%", convention)
 
 
 def _share(row: PaperRow, baseline: PaperRow) -> float:
@@ -199,58 +198,61 @@ def _share(row: PaperRow, baseline: PaperRow) -> float:
     return 100 * round(row.computed, row.digits) / round(baseline.computed, baseline.digits)
 
 
-def _table3(key: str) -> PaperTable:
-    layers = PRESETS["video-llava-7b"].layers
+def _vtw3(key: str) -> PaperTable:
+    model = "Video-LLaVA-7B"
+    layers, [k] = _geometry(model).layers, _layers(key, model, "vtw")
     before, after = FASTV_LAYERS
     entries = (
-        ("baseline", "K=32", 1.0, "100.00"),
-        ("FastV", "K=2, R=50%", (before + after * 0.5) / (before + after), "53.13"),
-        ("VTW", "K=16", 16 / layers, "50.00"),
+        ("baseline", f"K={layers}", 1.0),
+        ("FastV", "K=2, R=50%", (before + after * 0.5) / (before + after)),
+        ("VTW", f"K={k}", k / layers),
     )
     return PaperTable(
         key=key,
         title="VTW, Table 3 (TGIF, Video-MME)",
         rows=tuple(
-            _share_row("Video-LLaVA", method, f"32 layers, {setting}", share, printed)
-            for method, setting, share, printed in entries
+            _share_row(key, model, method, f"{layers} layers, {setting}", share) for method, setting, share in entries
         ),
         footnote="Vision tokens only, as the caption says: the mean share of them that a layer sees.",
     )
 
 
-def _share_row(model: str, method: str, inputs: str, share: float, printed: str) -> PaperRow:
+def _share_row(table: str, model: str, method: str, inputs: str, share: float) -> PaperRow:
     return PaperRow(
         model=model,
         method=method,
         inputs=inputs,
         convention="vision tokens, linear",
         unit="%",
-        printed=printed,
+        printed=_printed(table, model, method.lower(), "FLOPs %"),
         computed=100 * share,
     )
 
 
-def _table4(key: str) -> PaperTable:
+def _vtw4(key: str) -> PaperTable:
     geometry = PRESETS["llava-next-7b"]
+    table = printed_tables()[key]
+    tflops = next(row for row in table.rows if row.label == "TFLOPs")
     tokens = f"text {SQA_TEXT:g}, vision {SQA_VISION:g}"
     entries = (
-        ("baseline", "", [(geometry.layers, SQA_TEXT + SQA_VISION)], "22.9"),
-        ("FastV", ", K=2, R=50%", _half_pruned(*FASTV_LAYERS, SQA_TEXT, SQA_VISION), "12.9"),
-        ("VTW", ", K=16", _withdrawn(16, geometry.layers, SQA_TEXT, SQA_VISION), "12.3"),
+        ("Baseline", "", [(geometry.layers, SQA_TEXT + SQA_VISION)]),
+        ("FastV", ", K=2, R=50%", _half_pruned(*FASTV_LAYERS, SQA_TEXT, SQA_VISION)),
+        ("VTW", ", K=16", _withdrawn(16, geometry.layers, SQA_TEXT, SQA_VISION)),
     )
     rows = [
         PaperRow(
             model="LLaVA-NeXT-7B",
-            method=method,
+            method="baseline" if column == "Baseline" else column,
             inputs=tokens + setting,
             convention=_PROFILER,
             unit="TFLOPs",
-            printed=printed,
+            printed=table.printed(tflops, column),
             computed=mean_profile(geometry, shares) / 1e12,
         )
-        for method, setting, shares, printed in entries
+        for column, setting, shares in entries
     ]
     assert rows[0].computed is not None and rows[2].computed is not None
+    # The quotient stands in the text below the table.
     rows.append(replace(rows[2], unit="of baseline", printed="0.54", computed=rows[2].computed / rows[0].computed))
     return PaperTable(
         key=key,
@@ -262,13 +264,12 @@ def _table4(key: str) -> PaperTable:
     )
 
 
-def _table8(key: str) -> PaperTable:
-    entries = (("Qwen2-VL-2B", "qwen2-vl-2b", 18, "64"), ("InternVL2-4B", "internvl2-4b", 16, "50"))
+def _vtw8(key: str) -> PaperTable:
     rows: list[PaperRow] = []
-    for model, preset, k, printed in entries:
-        layers = PRESETS[preset].layers
-        rows.append(_share_row(model, "baseline", f"{layers} layers", 1.0, "100"))
-        rows.append(_share_row(model, "VTW", f"{layers} layers, K={k}", k / layers, printed))
+    for model in dict.fromkeys(row.model for row in printed_tables()[key].rows):
+        layers, [k] = _geometry(model).layers, _layers(key, model, "vtw")
+        rows.append(_share_row(key, model, "baseline", f"{layers} layers", 1.0))
+        rows.append(_share_row(key, model, "VTW", f"{layers} layers, K={k}", k / layers))
     return PaperTable(
         key=key,
         title="VTW, Table 8",
@@ -277,18 +278,19 @@ def _table8(key: str) -> PaperTable:
     )
 
 
-def _table9(key: str) -> PaperTable:
+def _vtw9(key: str) -> PaperTable:
     names = ("baseline", "FastV", "VTW")
     rows = [
         replace(row, inputs=row.inputs.replace("K=20", "K=20 instead of the printed 16"))
-        for row in _table2(key).rows
+        for row in _vtw2("vtw-table2").rows
         if row.unit == "TFLOPs" and row.method in names
     ]
-    model = _VTW_MODELS[1]
-    geometry = PRESETS[model.preset]
-    as_printed = mean_profile(geometry, _withdrawn(16, geometry.layers, VTW_TEXT, model.vision))
-    at = next(i for i, row in enumerate(rows) if row.model == model.name and row.method == "VTW")
-    inputs = f"text {VTW_TEXT}, vision {model.vision:g}, K=16 as printed"
+    model = "LLaVA-1.5-13B"
+    geometry = _geometry(model)
+    vision = _vision_of(geometry)
+    as_printed = mean_profile(geometry, _withdrawn(16, geometry.layers, VTW_TEXT, vision))
+    at = next(i for i, row in enumerate(rows) if row.model == model and row.method == "VTW")
+    inputs = f"text {VTW_TEXT}, vision {vision:g}, K=16 as printed"
     rows.insert(at, replace(rows[at], inputs=inputs, computed=as_printed / 1e12))
     return PaperTable(
         key=key,
@@ -303,53 +305,20 @@ def _table9(key: str) -> PaperTable:
 
 DYVTE_TEXT: Mapping[str, float] = {
     "SEED": 92,
-    "MME": VTW_TEXT,
-    "MMB": 120,
+    "MME (perception)": VTW_TEXT,
+    "MMB_EN": 120,
     "POPE": 61,
     "MM-Vet": 55,
     "GQA": 61,
-    "VQA": 61,
+    "VQAv2": 61,
     "TextVQA": 112,
-    "SQA-I": 132,
+    "SQA_Img": 132,
 }
 """Mean text tokens by benchmark, inferred from the printed baselines of the 7B and the 13B model; MME: as in VTW."""
 
-DYVTE_EXITS: Mapping[str, float] = {"GQA": 16.4, "TextVQA": 19.7, "MM-Vet": 21.1, "SQA-I": 13.4}
-"""Mean exit layer of the 7B model, from the paper's Table 3, last row; counted from 0."""
-
 _TOWER = "profiler, head left, tower"
-_DYVTE1 = ("SEED", "MME", "MMB", "POPE", "MM-Vet")
-_DYVTE2 = ("GQA", "VQA", "TextVQA", "SQA-I")
-_DYVTE4 = ("SQA-I", "MM-Vet", "SEED", "MMB")
-_LLAVA = (("LLaVA-1.5 7B", "llava-1.5-7b"), ("LLaVA-1.5 13B", "llava-1.5-13b"))
-_PRINTED: Mapping[tuple[str, str, str], str] = {
-    ("dyvte1", "Eagle-X5 7B", "baseline"): "47.8 27.8 29.6 27.7 27.6",
-    ("dyvte1", "Eagle-X5 7B", "DyVTE"): "43.0 20.3 23.7 20.0 23.5",
-    ("dyvte1", "VILA 7B", "baseline"): "9.2 8.9 9.5 8.8 8.7",
-    ("dyvte1", "VILA 7B", "DyVTE"): "5.9 4.6 6.0 4.5 6.6",
-    ("dyvte1", "InternVL 7B", "baseline"): "16.0 15.5 16.2 15.4 15.4",
-    ("dyvte1", "InternVL 7B", "DyVTE"): "11.9 10.9 12.0 10.9 13.0",
-    ("dyvte1", "LLaVA-1.5 7B", "baseline"): "9.2 8.9 9.6 8.8 8.7",
-    ("dyvte1", "LLaVA-1.5 7B", "DyVTE"): "5.0 6.3 5.4 4.1 6.3",
-    ("dyvte1", "LLaVA-1.5 13B", "baseline"): "17.6 16.9 18.3 16.8 16.7",
-    ("dyvte1", "LLaVA-1.5 13B", "DyVTE"): "7.1 7.2 7.8 7.6 10.6",
-    ("dyvte2", "Eagle-X5 7B", "baseline"): "27.8 27.8 29.5 29.2",
-    ("dyvte2", "Eagle-X5 7B", "DyVTE"): "21.7 21.6 24.5 23.5",
-    ("dyvte2", "VILA 7B", "baseline"): "8.8 8.8 9.5 9.8",
-    ("dyvte2", "VILA 7B", "DyVTE"): "5.5 5.4 7.2 6.1",
-    ("dyvte2", "InternVL 7B", "baseline"): "15.4 15.4 16.1 16.4",
-    ("dyvte2", "InternVL 7B", "DyVTE"): "11.8 11.7 13.5 12.1",
-    ("dyvte2", "LLaVA-1.5 7B", "baseline"): "8.8 8.8 9.5 9.8",
-    ("dyvte2", "LLaVA-1.5 7B", "DyVTE"): "5.3 5.1 6.7 5.5",
-    ("dyvte2", "LLaVA-1.5 13B", "baseline"): "16.8 16.8 18.1 18.6",
-    ("dyvte2", "LLaVA-1.5 13B", "DyVTE"): "9.0 8.9 10.8 8.2",
-    ("dyvte4", "LLaVA-1.5 7B", "baseline"): "9.8 8.7 9.2 9.6",
-    ("dyvte4", "LLaVA-1.5 7B", "ToMe"): "5.9 4.9 5.5 5.7",
-    ("dyvte4", "LLaVA-1.5 7B", "FastV"): "6.2 5.2 5.8 6.0",
-    ("dyvte4", "LLaVA-1.5 7B", "DyVTE"): "5.5 6.3 5.0 5.4",
-    ("dyvte4", "LLaVA-1.5 7B", "DyVTE+FastV"): "4.8 4.0 4.6 4.6",
-}
-"""TFLOPs by table, model and method, in the order of the benchmarks of the table."""
+_LLAVA = ("LLaVA-1.5-7B", "LLaVA-1.5-13B")
+_KEYS: Mapping[str, str] = {"DyVTE": "dyvte", "ToMe": "tome", "FastV": "fastv", "DyVTE+FastV": "fastv+dyvte"}
 _UNKNOWN = {
     "Eagle-X5 7B": "its encoders (13.3 TFLOPs in all) and tokens per image are not given",
     "VILA 7B": "its image preprocessing and prompt are not given",
@@ -357,9 +326,10 @@ _UNKNOWN = {
 }
 
 
-def _printed(table: str, model: str, method: str, benchmark: str) -> str:
-    benchmarks = {"dyvte1": _DYVTE1, "dyvte2": _DYVTE2, "dyvte4": _DYVTE4}[table]
-    return _PRINTED[table, model, method].split()[benchmarks.index(benchmark)]
+def _benchmarks(table: str) -> list[str]:
+    """Return the benchmarks of a table that have a column of TFLOPs."""
+    columns = [name.removesuffix(" TFLOPs") for name in printed_tables()[table].columns if name.endswith(" TFLOPs")]
+    return [name for name in columns if name != "Average"]
 
 
 def _seen(k: float, layers: int) -> list[float]:
@@ -393,7 +363,7 @@ def _dyvte_row(
         inputs=f"{benchmark}: text {DYVTE_TEXT[benchmark]:g}, vision 576{setting}",
         convention=_TOWER,
         unit="TFLOPs",
-        printed=_printed(table, model, method, benchmark),
+        printed=_printed(table, model, _KEYS.get(method, method), f"{benchmark} TFLOPs"),
         computed=_dyvte_cost(geometry, tokens),
     )
 
@@ -406,9 +376,10 @@ def _baseline_row(table: str, model: str, geometry: Geometry, benchmark: str) ->
 def _exit_row(table: str, model: str, geometry: Geometry, benchmark: str) -> PaperRow:
     """DyVTE where the exit layer is known, else the number of layers that the printed cost implies."""
     text, layers = DYVTE_TEXT[benchmark], geometry.layers
-    if model == _LLAVA[0][0] and benchmark in DYVTE_EXITS:
-        k = DYVTE_EXITS[benchmark] + 1
-        setting = f", exit {DYVTE_EXITS[benchmark]} (K={k:g})"
+    exits = papers()["dyvte"].exits
+    if model == _LLAVA[0] and benchmark in exits:
+        k = exits[benchmark] + 1
+        setting = f", exit {exits[benchmark]} (K={k:g})"
         return _dyvte_row(table, model, geometry, "DyVTE", benchmark, _withdrawal(k, layers, text), setting)
     row = _dyvte_row(table, model, geometry, "DyVTE", benchmark, _withdrawal(0, layers, text))
     return _implied(row, geometry, partial(_withdrawal, layers=layers, text=text), start=0)
@@ -422,7 +393,8 @@ def _implied(row: PaperRow, geometry: Geometry, tokens: Callable[[float], Sequen
     return replace(row, computed=None, note=f"implies {layers:.1f} of {geometry.layers} layers with vision tokens")
 
 
-def _dyvte(key: str, benchmarks: Sequence[str], number: int) -> PaperTable:
+def _dyvte(key: str) -> PaperTable:
+    benchmarks = _benchmarks(key)
     rows = [
         PaperRow(
             model=model,
@@ -430,18 +402,18 @@ def _dyvte(key: str, benchmarks: Sequence[str], number: int) -> PaperTable:
             inputs=", ".join(benchmarks),
             convention=_TOWER,
             unit="TFLOPs",
-            printed=_PRINTED[key, model, method],
+            printed=" ".join(_printed(key, model, _KEYS.get(method, method), f"{name} TFLOPs") for name in benchmarks),
             note=reason,
         )
         for model, reason in _UNKNOWN.items()
         for method in ("baseline", "DyVTE")
     ]
-    for model, preset in _LLAVA:
-        rows += [_baseline_row(key, model, PRESETS[preset], benchmark) for benchmark in benchmarks]
-        rows += [_exit_row(key, model, PRESETS[preset], benchmark) for benchmark in benchmarks]
+    for model in _LLAVA:
+        rows += [_baseline_row(key, model, _geometry(model), benchmark) for benchmark in benchmarks]
+        rows += [_exit_row(key, model, _geometry(model), benchmark) for benchmark in benchmarks]
     return PaperTable(
         key=key,
-        title=f"DyVTE, Table {number}",
+        title=f"DyVTE, Table {key[-1]}",
         rows=tuple(rows),
         footnote="Profile of the reduced model (head on the tokens that are left), with vision tower and projector. "
         "Text tokens are inferred from the printed baselines, to within 2 tokens, except MME's, which is VTW's 65.9; "
@@ -452,27 +424,19 @@ def _dyvte(key: str, benchmarks: Sequence[str], number: int) -> PaperTable:
     )
 
 
-def _dyvte1(key: str) -> PaperTable:
-    return _dyvte(key, _DYVTE1, 1)
-
-
-def _dyvte2(key: str) -> PaperTable:
-    return _dyvte(key, _DYVTE2, 2)
-
-
 TOME_TOWER = 12
 """Tokens merged in each of the 24 layers of the vision tower in DyVTE's ToMe rows: half of 576 (inferred)."""
 
 
 def _dyvte4(key: str) -> PaperTable:
-    model, preset = _LLAVA[0]
-    geometry = PRESETS[preset]
+    model = _LLAVA[0]
+    geometry = _geometry(model)
     assert geometry.vision is not None
     layers = geometry.layers
     merged = (_merging_tower_flops(geometry.vision, TOME_TOWER) + projector_flops(geometry) / 2) / 1e12
     own = ToMe(k=0, per_layer=18)
     rows: list[PaperRow] = []
-    for benchmark in _DYVTE4:
+    for benchmark in _benchmarks(key):
         text = DYVTE_TEXT[benchmark]
         rows.append(_baseline_row(key, model, geometry, benchmark))
         tome = _dyvte_row(key, model, geometry, "ToMe", benchmark, [text + 288] * layers)
@@ -510,13 +474,13 @@ def _merging_tower_flops(tower: VisionGeometry, merged: int) -> float:
 
 
 TABLES: Mapping[str, Callable[[str], PaperTable]] = {
-    "table2": _table2,
-    "table3": _table3,
-    "table4": _table4,
-    "table8": _table8,
-    "table9": _table9,
-    "dyvte1": _dyvte1,
-    "dyvte2": _dyvte2,
-    "dyvte4": _dyvte4,
+    "vtw-table2": _vtw2,
+    "vtw-table3": _vtw3,
+    "vtw-table4": _vtw4,
+    "vtw-table8": _vtw8,
+    "vtw-table9": _vtw9,
+    "dyvte-table1": _dyvte,
+    "dyvte-table2": _dyvte,
+    "dyvte-table4": _dyvte4,
 }
-"""The tables by the name under which ``vtw-eval cost --paper`` knows them."""
+"""The tables that print costs, by the names of :func:`~vtw_eval.papers.printed.printed_tables`."""

@@ -1,1 +1,0 @@
-"""The numbers that the papers print, as data: ``vtw.yaml`` and ``dyvte.yaml``."""
