@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.costs import COSTS
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.make import Request, make_report
 from vtw_eval.report.source import read_results
@@ -16,7 +17,7 @@ from vtw_eval.report.source import read_results
 def write(folder: Path, time: str, method: str, flops: list[float], values: dict[str, Any], **cost: Any) -> None:
     """Write what one run leaves, with the layout of lmms-eval 0.7.3."""
     folder.mkdir(parents=True, exist_ok=True)
-    shared = {"method": method, "asked": method, "tokens_per_layer": [9, 9], "verified": "verified", **cost}
+    shared = {**COSTS.to_dict(), "method": method, "asked": method, "media": [], **cost}
     told = {
         "results": {"pope": {"alias": "pope", **values}},
         "configs": {"pope": {"task": "pope"}},
@@ -26,7 +27,7 @@ def write(folder: Path, time: str, method: str, flops: list[float], values: dict
         "model_name": "org/tiny",
     }
     (folder / f"{time}_results.json").write_text(json.dumps(told))
-    costs = [{"prefill_flops": f, **shared} for f in flops]
+    costs = [{**shared, "prefill_flops": f} for f in flops]
     rows = [{"doc_id": i, "filtered_resps": "yes", "token_counts": [c]} for i, c in enumerate(costs)]
     (folder / f"{time}_samples_pope.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

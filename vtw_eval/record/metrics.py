@@ -65,12 +65,17 @@ def yes_counts(prediction: str, target: str) -> tuple[int, int, int]:
 
     A "yes" is missed only where the answer is "no": one that is neither is wrong, but no false negative.
     """
-    told, there = prediction.strip().lower(), target.strip().lower()
-    return (
-        int(told == "yes" and there == "yes"),
-        int(told == "yes" and there != "yes"),
-        int(told == "no" and there == "yes"),
-    )
+    told, there = is_yes(prediction), is_yes(target)
+    return int(told and there), int(told and not there), int(_word(prediction) == "no" and there)
+
+
+def is_yes(text: str) -> bool:
+    """Tell whether a prediction or a target is "yes"."""
+    return _word(text) == "yes"
+
+
+def _word(text: str) -> str:
+    return text.strip().lower()
 
 
 def f1_parts(right: Number, false: Number, missed: Number) -> tuple[Number, Number]:

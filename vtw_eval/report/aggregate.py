@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vtw_eval.record.metrics import f1_parts, pair_points
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.evidence import Evidence, Kind
 
@@ -65,8 +66,7 @@ def metric(kind: Kind, sums: Array) -> Array:
         float64 ``[...]``: a share of 1, or MME's points.
     """
     if kind == "f1":
-        doubled = 2 * sums[..., 0]
-        total = doubled + sums[..., 1] + sums[..., 2]
+        doubled, total = f1_parts(sums[..., 0], sums[..., 1], sums[..., 2])
         return cast("Array", np.divide(doubled, total, out=np.zeros_like(total), where=total > 0))
     points, counts = sums[..., 0::2], sums[..., 1::2]
     means = np.divide(points, counts, out=np.zeros_like(points), where=counts > 0)
@@ -164,7 +164,7 @@ def _mme_sums(evidence: Evidence) -> GroupSums:
     right = sum_by(pair, evidence.scores[:, None])[:, 0]
     rows = np.zeros((len(first), 2 * len(names)))
     places = np.arange(len(first))
-    rows[places, 2 * category[first]] = 50 * right + 100 * (right == 2)
+    rows[places, 2 * category[first]] = pair_points(right)
     rows[places, 2 * category[first] + 1] = 1
     wrong_rows = np.zeros((len(names), 2 * len(names)))
     wrong_rows[np.arange(len(names)), 2 * np.arange(len(names)) + 1] = 1

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtw_eval.record.cell import Sample
+from vtw_eval.record.metrics import is_yes, yes_counts
 from vtw_eval.report.errors import ReportError
 
 Kind = Literal["mean", "f1", "mme"]
 """The aggregates of :data:`vtw_eval.record.cell.Aggregate` that follow from the samples."""
-
-YES, NO = "yes", "no"
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def evidence_of(samples: Sequence[Sample], metrics: Sequence[str], kind: Kind) -
     samples
         Of one cell. Those that have none of the metrics do not take part.
     metrics
-        Names in :attr:`vtw_eval.sweep.Sample.scores`; several are one sum, as MME's perception and cognition.
+        Names in :attr:`vtw_eval.record.cell.Sample.scores`; several are one sum, as MME's perception and cognition.
     kind
         How the metric follows from the documents.
 
@@ -122,15 +121,7 @@ def repeated(runs: Sequence[Evidence]) -> Evidence:
 
 
 def _f1_row(sample: Sample, score: float) -> list[float]:
-    # As lmms-eval counts for POPE: an answer that is neither yes nor no is wrong, but no false negative.
-    told, there = sample.prediction.strip().lower(), sample.target.strip().lower()
-    return [
-        score,
-        float(told == YES and there == YES),
-        float(told == YES and there != YES),
-        float(told == NO and there == YES),
-        float(there == YES),
-    ]
+    return [score, *map(float, yes_counts(sample.prediction, sample.target)), float(is_yes(sample.target))]
 
 
 def check_same_documents(first: Documents, second: Documents) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vtw_eval.media import summary
 from vtw_eval.record.cell import CellSpec
-from vtw_eval.record.metrics import is_called_share
+from vtw_eval.record.costs import TimedCosts
+from vtw_eval.record.metrics import is_called_share, mean
 from vtw_eval.record.reported import label_of, numbers_of
 from vtw_eval.report.columns import Column, columns_of
 from vtw_eval.report.errors import ReportError
@@ -69,14 +72,17 @@ def _run(file: Path) -> Iterator[Result]:
             rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines() if line]
         except (OSError, ValueError) as error:
             raise ReportError(f"{samples} cannot be read ({error}): run lmms_eval with --log_samples.") from error
-        costs = [(row.get("token_counts") or [None])[0] for row in rows]
-        if not rows or not all(isinstance(cost, dict) and "prefill_flops" in cost for cost in costs):
+        try:
+            costs = [TimedCosts.model_validate((row.get("token_counts") or [None])[0]) for row in rows]
+        except ValidationError:
+            costs = []
+        if not costs:
             raise ReportError(f"{samples} holds no costs: it is not of one of vtw-eval's models (llava_vtw, ...).")
         yield _result(told, task, rows, costs)
 
 
 def _result(
-    told: Mapping[str, Any], task: str, rows: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, Any]]
+    told: Mapping[str, Any], task: str, rows: Sequence[Mapping[str, Any]], costs: Sequence[TimedCosts]
 ) -> Result:
     config = told.get("config", {})
     limit = config.get("limit")
@@ -84,7 +90,7 @@ def _result(
         model=str(told.get("model_name") or "model"),
         adapter=str(told.get("model_source") or config.get("model") or "unknown"),
         pretrained=str(told.get("model_name") or "unknown"),
-        method=str(costs[0].get("asked") or costs[0]["method"]),
+        method=costs[0].asked or costs[0].method,
         task=task,
         limit=int(limit) if limit and limit >= 1 else None,
     )
@@ -92,20 +98,20 @@ def _result(
     better = told.get("higher_is_better", {}).get(task, {})
     noted: dict[str, list[str]] = {}
     for row, cost in zip(rows, costs, strict=True):
-        for note in cost.get("media", []):
+        for note in cost.media:
             noted.setdefault(note, []).append(str(row["doc_id"]))
     answers = json.dumps([(str(row["doc_id"]), row.get("filtered_resps")) for row in rows], default=str)
     return Result(
         spec=spec,
         state="done",
-        methods=tuple(dict.fromkeys(str(cost["method"]) for cost in costs)),
+        methods=tuple(dict.fromkeys(cost.method for cost in costs)),
         documents=len(rows),
-        flops={"eq1": math.fsum(cost["prefill_flops"] for cost in costs) / len(costs)},
-        layers=len(costs[0].get("tokens_per_layer", ())),
+        flops={"eq1": mean([cost.prefill_flops for cost in costs])},
+        layers=len(costs[0].tokens_per_layer),
         environment={
             "device": str(config.get("device")),
             "batch_size": str(config.get("batch_size")),
-            "methods": "; ".join(dict.fromkeys(str(cost.get("verified", "not verified")) for cost in costs)),
+            "methods": "; ".join(dict.fromkeys(cost.verified for cost in costs)),
             **({"media": "; ".join(summary(noted))} if noted else {}),
         },
         outcomes={column.title: _outcome(column, metrics, better) for column in columns_of(task, metrics)},
