@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vtw_eval.files import check_output
-from vtw_eval.importing import HarnessImportError, culprits_of, importing
+from vtw_eval.importing import HarnessImportError, importing
+from vtw_eval.model_adapters.errors import describe_error
 from vtw_eval.model_adapters.lmms.datasets import explain_dataset_errors
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
 from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
@@ -26,7 +27,7 @@ from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.options import check_unique_names
 from vtw_eval.verify.touch_points import check_touch_points
-from vtw_eval.versions import UpstreamChangedError, blame
+from vtw_eval.versions import UpstreamChangedError
 
 _WITHOUT_TASKS = frozenset({"--help", "-h", "mcp", "models", "version"})
 """First arguments after which lmms-eval reads no task, so that its slow modules need not be loaded."""
@@ -52,21 +53,6 @@ def include_paths(given: str | Sequence[str] | None) -> list[str]:
         if not Path(folder).is_dir():
             raise ValueError(f"--include_path {folder} is not a folder.")
     return [str(tasks_folder()), *named]
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an exception's message in one line, with its type unless it is written for users.
-
-    An import that fails, perhaps in the middle of an evaluation, comes with the packages that are to blame.
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, HarnessImportError):
-        return text
-    if isinstance(error, ImportError):
-        return f"{type(error).__name__}: {text.rstrip('.')}. {blame(culprits_of(error))}".strip()
-    if isinstance(error, ValueError | OSError | NotImplementedError | RuntimeError) and text:
-        return text
-    return f"{type(error).__name__}: {text}"
 
 
 def check_results(arguments: argparse.Namespace, results: dict[str, Any] | None, since: float) -> None:

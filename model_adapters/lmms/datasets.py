@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vtw_eval.errors import named
+from vtw_eval.model_adapters.errors import DatasetError
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
 from vtw_eval.model_adapters.patches import Patches
 
 _LONGEST = 400
 """Characters of a loader's own message that are shown; ``datasets`` lists every file type it knows."""
-
-
-class DatasetError(OSError):
-    """A dataset is missing or damaged."""
 
 
 def place_of(dataset: str) -> str:

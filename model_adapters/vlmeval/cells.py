@@ -17,7 +17,7 @@ from vlmeval.smp import LMUDataRoot
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.errors import named
 from vtw_eval.methods import parse_method
-from vtw_eval.model_adapters.lmms.datasets import DatasetError
+from vtw_eval.model_adapters.errors import DatasetError
 from vtw_eval.model_adapters.vlmeval.evaluate import evaluate
 from vtw_eval.model_adapters.vlmeval.models import CLASSES
 from vtw_eval.record.cell import Aggregate, CellSpec, Metric, Sample

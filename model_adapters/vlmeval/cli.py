@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtw_eval.errors import suggest
 from vtw_eval.importing import HarnessImportError, importing
-from vtw_eval.model_adapters.lmms.cli import describe_error
+from vtw_eval.model_adapters.errors import describe_error
 from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, replace_model
 from vtw_eval.model_adapters.vlmeval.touch_points import TOUCH_POINTS

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vtw_eval.methods import VTW, Baseline
-from vtw_eval.model_adapters.lmms.cli import describe_error, include_paths, tasks_folder
+from vtw_eval.model_adapters.errors import describe_error
+from vtw_eval.model_adapters.lmms.cli import include_paths, tasks_folder
 from vtw_eval.model_adapters.lmms.manifest import manifests
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.options import check_unique_names, parse_options

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from tests.support.harness_data import make_pope
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
+from vtw_eval.model_adapters.errors import DatasetError
 from vtw_eval.model_adapters.lmms.cli import collect_failures
-from vtw_eval.model_adapters.lmms.datasets import DatasetError
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL
 from vtw_eval.model_adapters.lmms.search import search_task
 from vtw_eval.model_adapters.patches import Patches

@@ -9,6 +9,7 @@ import typer
 
 from vtw_eval.cli.app import app, user_errors
 from vtw_eval.files import check_output
+from vtw_eval.models.adapters import ADAPTERS
 
 
 @app.command(
@@ -18,9 +19,7 @@ from vtw_eval.files import check_output
 def search_k(
     model: Annotated[str, typer.Option(help="Checkpoint: Hub name or folder, or shapes.")],
     task: Annotated[str, typer.Option(help="Task of lmms-eval whose first documents are used.")],
-    adapter: Annotated[
-        str, typer.Option(help="llava_vtw, qwen2vl_vtw, internvl_vtw or video_llava_vtw.")
-    ] = "llava_vtw",
+    adapter: Annotated[str, typer.Option(help=f"One of {', '.join(ADAPTERS)}.")] = "llava_vtw",
     samples: Annotated[int, typer.Option(min=1, help="Documents. 20 as in the paper often do not settle k.")] = 20,
     eta: Annotated[
         float | None,

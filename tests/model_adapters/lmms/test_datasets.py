@@ -12,7 +12,8 @@ from lmms_eval.tasks import TaskManager
 from tenacity import wait_none
 
 from tests.support.harness_data import write_table
-from vtw_eval.model_adapters.lmms.datasets import DatasetError, explain_dataset_errors, place_of
+from vtw_eval.model_adapters.errors import DatasetError
+from vtw_eval.model_adapters.lmms.datasets import explain_dataset_errors, place_of
 
 
 @pytest.fixture
