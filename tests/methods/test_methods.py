@@ -26,7 +26,7 @@ from vtw_eval import (
     RandomK,
     RandomVision,
 )
-from vtw_eval.engine import LayerView, Reads, Trace
+from vtw_eval.engine import LayerView, Reads, Trace, probes
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import METHODS, Scorer
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
@@ -49,6 +49,8 @@ class Peek(Method):
     key: ClassVar[str] = "peek"
     reads = Reads.ATTENTION | Reads.ATTENTION_BEFORE
     seen: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    received: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    """Means over several queries."""
 
     def layers(self, num_layers: int) -> Sequence[int]:
         return (1, 3)
@@ -56,12 +58,15 @@ class Peek(Method):
     def keep(self, view: LayerView) -> Tensor:
         for layer in (view.layer - 1, view.layer):
             self.seen[view.layer, layer] = view.attention(layer)
+            for label, queries in {"vision": view.vision, "all": torch.ones_like(view.valid)}.items():
+                self.received[view.layer, layer, label] = view.attention(layer, queries)
         return view.valid
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)
 @torch.no_grad()
-def test_attention_rows_equal_eager_attention(name: str, attention: str) -> None:
+def test_attention_rows_equal_eager_attention(name: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_CHUNK", 5)  # several chunks of queries in each prompt
     model, _ = models(name, attention)
     eager, _ = models(name, "eager")
     for kind, rows in KINDS.items():
@@ -76,6 +81,14 @@ def test_attention_rows_equal_eager_attention(name: str, attention: str) -> None
         assert set(peek.seen) == {(1, 0), (1, 1), (3, 2), (3, 3)}
         for (_, layer), row in peek.seen.items():
             torch.testing.assert_close(row, weights[layer][:, :, -1].mean(dim=1).to(row), atol=2e-6, rtol=1e-5)
+        valid = inputs["attention_mask"].bool()
+        vision = vision_positions(model, inputs["input_ids"]) & valid
+        assert len(peek.received) == 8
+        for (_, layer, label), mean in peek.received.items():
+            for row, queries in enumerate(vision if label == "vision" else valid):
+                of = weights[layer][row, :, queries].mean(dim=0).to(mean)
+                expected = of.mean(dim=0) if len(of) else torch.zeros_like(mean[row])
+                torch.testing.assert_close(mean[row], expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

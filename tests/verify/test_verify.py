@@ -21,7 +21,7 @@ from vtw_eval.anatomy import TESTED
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.engine import cache as engine_cache
-from vtw_eval.engine import hooks, masks
+from vtw_eval.engine import arguments, choose, hooks, masks
 from vtw_eval.methods import parse_method
 from vtw_eval.verify import touch_points, verdict
 from vtw_eval.verify.check import MismatchError, check_method, check_search, make_subject
@@ -82,7 +82,7 @@ def test_half_precision_is_judged_by_its_own_rounding() -> None:
     assert done == ("counts",) or "masking" in done
 
 
-advance, last_query_attention, gathered_mask = hooks.advance, hooks.last_query_attention, masks.gathered_mask
+advance, last_query_attention, gathered_mask = choose.advance, choose.last_query_attention, masks.gathered_mask
 Reduced = engine_cache.ReducedCache
 
 
@@ -100,7 +100,7 @@ def padding_seen(mask: Any, queries: Any, keys: Any, valid: Tensor, **more: Any)
 
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "the accident: no cache is found": (hooks, "cache_of", lambda arguments: None),
-    "masks of removed tokens are forgotten": (hooks, "reduced_mask", lambda *args, **more: None),
+    "masks of removed tokens are forgotten": (arguments, "reduced_mask", lambda *args, **more: None),
     "the cache tells how long it really is": (
         Reduced,
         "get_mask_sizes",
@@ -111,10 +111,10 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
         "get_seq_length",
         lambda self, i=0: super(Reduced, self).get_seq_length(i),
     ),
-    "all rows keep what the first keeps": (hooks, "advance", first_row_for_all),
-    "scores of another query": (hooks, "last_query_attention", another_query),
+    "all rows keep what the first keeps": (choose, "advance", first_row_for_all),
+    "scores of another query": (choose, "last_query_attention", another_query),
     "padding is seen": (masks, "gathered_mask", padding_seen),
-    "nothing goes": (hooks, "pick", lambda tensor, index, dim: tensor),
+    "nothing goes": (choose, "pick", lambda tensor, index, dim: tensor),
 }
 
 

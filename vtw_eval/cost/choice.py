@@ -71,7 +71,7 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
 
     * "scores" (attention): the layer is run up to its attention function, so its k matrix works once more on all its
       tokens, q and v on one, and one query meets all keys: ``2 (n h d_kv + h (d_q + d_kv) + n d_q)`` for n tokens,
-      d_q = heads x head width and d_kv likewise.
+      d_q = heads x head width and d_kv likewise. For m queries q works on all tokens, and m queries meet all keys.
     * "keys": the k matrix works once more on all tokens, ``2 n h d_kv``.
 
     Hidden states, roles and ids are there anyway.
@@ -89,5 +89,8 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
         if look.what is Reads.KEYS:
             found["keys"] += 2 * rows * look.slots * keys
         else:
-            found["scores"] += 2 * rows * (look.slots * (keys + width) + geometry.hidden * width + keys)
+            # One query is known beforehand; several are picked from those of all tokens.
+            projected, queries = (1, 1) if look.queries is None else (look.slots, look.queries)
+            products = look.slots * keys + projected * geometry.hidden * width + keys + queries * look.slots * width
+            found["scores"] += 2 * rows * products
     return dict(found)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.arguments import Arguments
 from vtw_eval.engine.layout import Layout, advance, last_slot, pick, rearranged
-from vtw_eval.engine.probes import last_query_attention, rotation_free_keys
+from vtw_eval.engine.probes import last_query_attention, mean_attention, rotation_free_keys
 from vtw_eval.engine.step import Step
 from vtw_eval.engine.view import LayerView, Merge, Reducer, check_answer
 
@@ -129,9 +129,14 @@ class Chooser:
         def entering() -> tuple[Tensor, Mapping[str, Any]]:
             return hidden, kwargs if layout is None else self.arguments.cut(i, step, layout, kwargs)
 
+        def seen(at: int) -> tuple[Tensor, Mapping[str, Any]]:
+            return entering() if at == i else step.entered[at]
+
         def probe(at: int) -> Tensor:
-            seen = entering() if at == i else step.entered[at]
-            return last_query_attention(self.anatomy.layers[at], *seen, self.anatomy.text_config, last, valid)
+            return last_query_attention(self.anatomy.layers[at], *seen(at), self.anatomy.text_config, last, valid)
+
+        def mean_probe(at: int, queries: Tensor) -> Tensor:
+            return mean_attention(self.anatomy.layers[at], *seen(at), self.anatomy.text_config, queries, valid)
 
         def keys() -> Tensor:
             return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
@@ -149,6 +154,7 @@ class Chooser:
             last=last,
             size=size,
             probe=probe,
+            mean_probe=mean_probe,
             key_probe=keys,
             looks=step.looks,
         )

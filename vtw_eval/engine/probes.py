@@ -1,8 +1,8 @@
-"""The attention weights of one query, without eager attention.
+"""The attention weights of some queries, without eager attention.
 
 A layer is run up to its attention function, where the query and key states are complete (norms, rotary embedding,
-scaling), and stopped there; one row of weights is then computed from them. So SDPA and FlashAttention stay on, and no
-modelling code is copied. Projections whose output is not read work on one token only.
+scaling), and stopped there; rows of weights are then computed from them, few at a time. So SDPA and FlashAttention stay
+on, and no modelling code is copied. Projections whose output is not read work on one token only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from vtw_eval.engine.calls import changed, without_cache
+from vtw_eval.engine.layout import right_aligned
 
 _PROBE = "vtw_eval_probe"
+_CHUNK = 64
+"""Queries whose rows of weights are in memory at a time."""
 
 
 class _AtAttentionError(Exception):
@@ -75,7 +78,45 @@ def last_query_attention(
             if (projection := getattr(attention, name, None)) is not None:
                 stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))
         found = _run_to_attention(layer, hidden, arguments, config)
-    return _weights(found, last, valid)
+    return _weights(found, last[:, None], valid)[:, :, 0]
+
+
+def mean_attention(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any, queries: Tensor, valid: Tensor
+) -> Tensor:
+    """Return the attention that tokens receive in a layer that has not run, mean over heads and some queries.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config, valid
+        As in :func:`last_query_attention`.
+    queries
+        Boolean ``[rows, tokens]``, those among ``valid`` over whose rows of weights the mean is taken.
+
+    Returns
+    -------
+    Tensor
+        float32 (float64 for float64 states), ``[rows, tokens]``; a row sums to 1, or to 0 without any query.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    attention = getattr(layer, "self_attn", None)
+    with ExitStack() as stack:
+        if (projection := getattr(attention, "v_proj", None)) is not None:
+            place = torch.zeros_like(valid[:, 0], dtype=torch.long)
+            stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))
+        found = _run_to_attention(layer, hidden, arguments, config)
+    queries = queries & valid
+    count = queries.sum(dim=1)
+    places, chosen = right_aligned(queries, max(int(count.max()), 1))
+    total = torch.zeros(hidden.shape[:2], device=found.query.device)
+    for some, are in zip(places.split(_CHUNK, dim=1), chosen.split(_CHUNK, dim=1), strict=True):
+        weights = _weights(found, some, valid).mean(dim=1) * are.to(total.device)[:, :, None]
+        total = total + weights.sum(dim=1)
+    return total / count.clamp(min=1).to(total.device)[:, None]
 
 
 def keys_and_values(
@@ -183,29 +224,49 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"this model's attention depends on {name}: its weights cannot be read by a method.")
 
 
-def _weights(found: _AtAttentionError, last: Tensor, valid: Tensor) -> Tensor:
+def _weights(found: _AtAttentionError, places: Tensor, valid: Tensor) -> Tensor:
+    """Return the rows of weights of some queries.
+
+    Parameters
+    ----------
+    found
+        What the layer would have handed to its attention function.
+    places
+        Which tokens are the queries, long ``[rows, queries]``.
+    valid
+        Boolean ``[rows, tokens]``.
+
+    Returns
+    -------
+    Tensor
+        ``[rows, heads, queries, tokens]``; the row of a query that is padding means nothing, but is finite.
+    """
     query, key, options = found.query, found.key, found.options
     _check_options(options)
-    rows = torch.arange(query.shape[0], device=query.device)
-    query = query[rows, :, last.to(query.device)]  # [rows, heads, width]
+    rows = torch.arange(query.shape[0], device=query.device)[:, None]
+    query = query[rows, :, places.to(query.device)].transpose(1, 2)  # [rows, heads, queries, width]
     grouped = query.unflatten(1, (key.shape[1], -1))  # heads that share a key stand side by side
     scaling = options["scaling"]
-    scores = torch.einsum("bghd,bgkd->bghk", grouped, key).flatten(1, 2)
+    scores = torch.einsum("bghqd,bgkd->bghqk", grouped, key).flatten(1, 2)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     softcap = options.get("softcap")
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    hidden = ~valid.to(scores.device)[:, None, :]
+    hidden = ~valid.to(scores.device)[:, None, None, :]
     mask = found.mask
     if mask is not None and mask.ndim == 4:
-        mask = mask.expand(len(rows), *mask.shape[1:])[rows, :, last.to(mask.device)][..., : scores.shape[-1]]
+        mask = mask.expand(len(rows), *mask.shape[1:]).transpose(1, 2)
+        mask = mask[rows.to(mask.device), places.to(mask.device)].transpose(1, 2)[..., : scores.shape[-1]]
         if mask.dtype == torch.bool:
             hidden = hidden | ~mask
         else:
             scores = scores + mask
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    behind = last.to(scores.device)[:, None] - places
-    window = options.get("sliding_window")
-    outside = behind < 0 if window is None else (behind < 0) | (behind >= window)
-    scores = scores.masked_fill(hidden | outside[:, None, :], -torch.inf)
+    else:  # nothing but padding is told: the attention function itself knows the future and the window
+        keys = torch.arange(scores.shape[-1], device=scores.device)
+        behind = places.to(scores.device)[:, :, None] - keys
+        window = options.get("sliding_window")
+        outside = behind < 0 if window is None else (behind < 0) | (behind >= window)
+        hidden = hidden | outside[:, None]
+    nothing = torch.finfo(scores.dtype).min  # finite, for padding that sees nothing
+    scores = scores.masked_fill(hidden, nothing).clamp(min=nothing)
     return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -38,6 +38,8 @@ class Look:
     """Of which layer."""
     slots: int
     """Tokens of each row that the layer computed on, padding included."""
+    queries: int | None = None
+    """How many of each row's tokens were queries, the most of any row; None for the last token of the prompt alone."""
 
 
 @dataclass
@@ -63,7 +65,9 @@ class LayerView:
     size: Tensor
     """How many tokens of the prompt each stands for, ``[rows, tokens]``; ones unless a method merges."""
     probe: Callable[[int], Tensor] = field(repr=False)
-    """Attention row of a layer, see :meth:`attention`."""
+    """Attention row of a layer for each head, see :meth:`attention`."""
+    mean_probe: Callable[[int, Tensor], Tensor] = field(repr=False)
+    """Mean of attention rows of a layer, see :meth:`attention`."""
     key_probe: Callable[[], Tensor] = field(repr=False)
     """Keys of the layer about to run, see :meth:`keys`."""
     looks: list[Look] = field(repr=False)
@@ -103,21 +107,24 @@ class LayerView:
         """Number of vision tokens of each prompt, long ``[rows]``."""
         return self.prompt.vision.sum(dim=1)
 
-    def attention(self, layer: int) -> Tensor:
-        """Attention weights of each prompt's last token over the current tokens, mean over heads.
+    def attention(self, layer: int, queries: Tensor | None = None) -> Tensor:
+        """Attention weights of some tokens over the current tokens, mean over heads and these queries.
 
-        Computed from that one query and all keys, so that SDPA and FlashAttention stay on.
+        Computed from these queries and all keys, so that SDPA and FlashAttention stay on.
 
         Parameters
         ----------
         layer
             Either :attr:`layer`, the layer about to run, on the tokens as they enter it (``Reads.ATTENTION``); or the
             one before, on the tokens as they entered that (``Reads.ATTENTION_BEFORE``).
+        queries
+            Boolean ``[rows, tokens]``: which of the current tokens; padding does not count. None: each prompt's last
+            token.
 
         Returns
         -------
         Tensor
-            ``[rows, tokens]``; a row sums to 1.
+            ``[rows, tokens]``; a row sums to 1, or to 0 where it has no query.
 
         Raises
         ------
@@ -132,8 +139,13 @@ class LayerView:
         before = layer < self.layer
         what = Reads.ATTENTION_BEFORE if before else Reads.ATTENTION
         self._read(what, f"view.attention(view.layer{' - 1' if before else ''})")
-        self.looks.append(Look(what, layer, self.index.shape[1]))
-        return self.probe(layer).mean(dim=1)
+        slots = self.index.shape[1]
+        if queries is None:
+            self.looks.append(Look(what, layer, slots))
+            return self.probe(layer).mean(dim=1)
+        queries = queries & self.valid
+        self.looks.append(Look(what, layer, slots, max(int(queries.sum(dim=1).max()), 1)))
+        return self.mean_probe(layer, queries)
 
     def keys(self) -> Tensor:
         """Keys of the layer about to run, before the rotary embedding, mean over heads; ``[rows, tokens, head]``."""

@@ -139,7 +139,7 @@ def _difference(mine: _Generation, other: _Generation) -> float:
 
 @dataclass(frozen=True)
 class _Attention:
-    """Attention weights of the last prompt token, as a method saw them."""
+    """Attention weights of the last prompt token or of several tokens, as a method saw them."""
 
     asked: int
     """Layer before which the method was asked."""
@@ -148,7 +148,9 @@ class _Attention:
     places: Tensor
     """Long ``[rows, tokens]``."""
     weights: Tensor
-    """``[rows, heads, tokens]``."""
+    """``[rows, heads, tokens]``; one head, the mean, where there are several queries."""
+    queries: Tensor | None = None
+    """Boolean ``[rows, tokens]``; None for the last token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,12 @@ class _Watched(Wrapped):
             self.rows.append(_Attention(view.layer, layer, view.index, weights))
             return weights
 
-        answer = self.method.keep(replace(view, probe=probe))
+        def mean_probe(layer: int, queries: Tensor) -> Tensor:
+            weights = view.mean_probe(layer, queries)
+            self.rows.append(_Attention(view.layer, layer, view.index, weights[:, None], queries))
+            return weights
+
+        answer = self.method.keep(replace(view, probe=probe, mean_probe=mean_probe))
         if isinstance(answer, Merge):
             self.merges.append(view.layer)
         return answer
@@ -229,7 +236,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         _close(subject, "with removed and with masked tokens after the prompt", float(answered[0]))
     _close(subject, "with removed and with masked tokens while decoding", float(answered[1:].max()))
     for seen in rows:
-        _check_attention(subject, ran, seen, weights[seen.layer][:, :, inputs.length - 1])
+        _check_attention(subject, ran, seen, _rows_of(weights[seen.layer], seen, inputs.length))
     return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []))
 
 
@@ -283,10 +290,19 @@ def _oracle(
     return output.logits.float(), output.attentions or ()
 
 
+def _rows_of(weights: Tensor, seen: _Attention, length: int) -> Tensor:
+    """Return what of eager attention ``[rows, heads, tokens, tokens]`` a method should have seen."""
+    if seen.queries is None:
+        return weights[:, :, length - 1]
+    queries = torch.zeros_like(weights[:, 0, :, 0]).scatter(1, seen.places, seen.queries.to(weights))
+    mean = (weights.mean(dim=1) * queries[:, :, None]).sum(dim=1) / queries.sum(dim=1).clamp(min=1)[:, None]
+    return mean[:, None]
+
+
 def _check_attention(subject: Subject, trace: Trace, seen: _Attention, expected: Tensor) -> None:
     mine = seen.weights
     if seen.layer == seen.asked:  # the oracle's layer hides already what the method removes here
-        if trace.method.positions == "rearrange":
+        if trace.method.positions == "rearrange" or seen.queries is not None:
             return
         mine = mine * trace.kept(seen.layer).gather(1, seen.places)[:, None]
         mine = mine / mine.sum(dim=-1, keepdim=True)
