@@ -11,10 +11,12 @@ import pandas as pd
 from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.smp import dump, get_intermediate_file_path
 
-from vtw_eval.shapes.questions import SHORT_PROMPT
 from vtw_eval.tasks.kit_tables import read_exactly
 from vtw_eval.tasks.tgif.data import TABLE, VIDEOS, prepared, video_path
 from vtw_eval.tasks.tgif.scoring import scores
+
+SHORT_PROMPT = "\nAnswer the question using a single word or phrase."
+"""What follows a question, as in tgif_frameqa.yaml."""
 
 
 class TGIFQA(VideoBaseDataset):

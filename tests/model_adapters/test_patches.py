@@ -122,6 +122,21 @@ def test_what_evaluates(words: str, expected: bool) -> None:
     assert evaluates(words.split()) is expected
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--tasks mme --verbosity DEBUG", "DEBUG"),
+        ("--verbosity=DEBUG", "DEBUG"),
+        ("--tasks mme --output_path DEBUG --model_args pretrained=DEBUG/run", None),
+        ("--verbosity INFO --output_path DEBUG", "INFO"),
+    ],
+)
+def test_tracebacks_are_asked_for_by_verbosity_alone(words: str, expected: str | None) -> None:
+    from vtw_eval.model_adapters.lmms.cli import _verbosity
+
+    assert _verbosity(words.split()) == expected
+
+
 @pytest.fixture
 def lmms(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run our command line of lmms-eval with other code in the place of lmms-eval's; return exit status and errors."""
