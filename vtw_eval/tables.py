@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from tabulate import tabulate
 
-Cell = TypeVar("Cell")
+Cell = TypeVar("Cell", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def layout(table: Table[Cell], form: str, show: Callable[[Cell], str]) -> str:
     show
         Turns a cell into text of that format.
     """
-    headers = [show(header) for header in table.headers]
-    rows = [[show(cell) for cell in row] for row in table.rows]
+    headers = [show(header).strip() for header in table.headers]
+    rows = [[show(cell).strip() for cell in row] for row in table.rows]
     align = ["left" if i < table.words else "right" for i in range(len(headers))]
     if form == "markdown":
         rule = "|".join(":---" if side == "left" else "---:" for side in align)

@@ -9,8 +9,8 @@ import numpy as np
 
 from vtw_eval.record.cell import Cell, CellCosts, CellSpec, Metric, Sample
 from vtw_eval.record.store import Store
-from vtw_eval.report.aggregate import value_of
-from vtw_eval.report.evidence import Documents, Evidence, Kind, evidence_of
+from vtw_eval.report.stats.aggregate import value_of
+from vtw_eval.report.stats.evidence import Documents, Evidence, Kind, evidence_of
 from vtw_eval.sweep.plan import parse_plan
 
 TASKS: Mapping[str, tuple[Kind, str]] = {

@@ -9,9 +9,9 @@ from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
 from tests.report.made import documents, samples_of, scored
 from vtw_eval.record.cell import Sample
-from vtw_eval.report.aggregate import by_category, group_sums, value_of
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import evidence_of
+from vtw_eval.report.stats.aggregate import by_category, group_sums, value_of
+from vtw_eval.report.stats.evidence import evidence_of
 
 
 def sample(number: int, **fields: object) -> Sample:

@@ -15,12 +15,12 @@ from tests.report.made import documents, make_store, scored, yes_no
 from tests.report.test_report import markdown_tables, run
 from vtw_eval.record.store import Store
 from vtw_eval.report import analyse, compare, read_results
-from vtw_eval.report.aggregate import by_category, value_of
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import repeated
 from vtw_eval.report.labels import families
 from vtw_eval.report.part import parse_only
 from vtw_eval.report.seeds import seed_groups
+from vtw_eval.report.stats.aggregate import by_category, value_of
+from vtw_eval.report.stats.evidence import repeated
 
 SEEDED = ["baseline", "vtw,k=4", *(f"random_vision,k={k},seed={seed}" for k in (2, 4) for seed in (0, 1, 2))]
 

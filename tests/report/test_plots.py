@@ -12,10 +12,10 @@ import torch
 from tests.report.made import make_store
 from vtw_eval.methods.vtw.search import SearchResult
 from vtw_eval.report import analyse, read_results
-from vtw_eval.report.blocks import Image
 from vtw_eval.report.labels import families
 from vtw_eval.report.make import Request, make_report
 from vtw_eval.report.plots import apart, model_plots, pareto_front, picture_name, render
+from vtw_eval.report.render.blocks import Image
 from vtw_eval.report.search import read_divergence, save_divergence
 
 

@@ -19,7 +19,7 @@ from vtw_eval.cli import app
 from vtw_eval.record.store import Store
 from vtw_eval.report import ReportError, analyse, read_results
 from vtw_eval.report.labels import families, labels_of
-from vtw_eval.report.statistics import compare
+from vtw_eval.report.stats.statistics import compare
 from vtw_eval.report.tables import ablation_table, main_table, paired_table, subtask_table
 
 runner = CliRunner()

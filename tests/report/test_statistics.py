@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from tests.report.made import documents, scored, yes_no
-from vtw_eval.report import statistics
-from vtw_eval.report.aggregate import value_of
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import Evidence
-from vtw_eval.report.statistics import compare, holm, interval
+from vtw_eval.report.stats import statistics
+from vtw_eval.report.stats.aggregate import value_of
+from vtw_eval.report.stats.evidence import Evidence
+from vtw_eval.report.stats.statistics import compare, holm, interval
 
 RUNS = 500
 IMAGES = documents(400, [f"image{i // 4}" for i in range(400)])
@@ -222,6 +223,12 @@ def test_equivalence_agrees_with_statsmodels(seed: int) -> None:
 def test_holm_is_the_adjustment_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_equals_statsmodels(seed: int) -> None:
+    values = np.random.default_rng(seed).random(seed * 7 + 1).round(1 + seed % 2)  # with ties
+    assert holm(values.tolist()) == multipletests(values, method="holm")[1].tolist()
 
 
 def test_other_documents_are_not_compared() -> None:

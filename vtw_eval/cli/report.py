@@ -91,11 +91,11 @@ def report(
 ) -> None:
     """Tables of methods by tasks with intervals, tests against the baseline, costs and plots."""
     from vtw_eval.report.errors import ReportError
-    from vtw_eval.report.formats import RENDERERS
     from vtw_eval.report.make import Request, make_report
     from vtw_eval.report.names import parse_names
     from vtw_eval.report.part import parse_only
     from vtw_eval.report.published_tables import published_blocks
+    from vtw_eval.report.render.formats import RENDERERS
     from vtw_eval.report.write import form_of
 
     with user_errors("report", (ReportError, OSError)):

@@ -5,7 +5,7 @@ from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.results import Results
 from vtw_eval.report.source import read_results
-from vtw_eval.report.statistics import Comparison, Interval, compare, holm, interval
+from vtw_eval.report.stats.statistics import Comparison, Interval, compare, holm, interval
 
 __all__ = [
     "Changes",

@@ -13,7 +13,7 @@ from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import group_label, labels_of, method_called, same_method
 from vtw_eval.report.results import Outcome, Result, Results
 from vtw_eval.report.seeds import pool, seed_groups
-from vtw_eval.report.statistics import Comparison, Interval, compare, holm, interval
+from vtw_eval.report.stats.statistics import Comparison, Interval, compare, holm, interval
 from vtw_eval.report.trust import BASELINE, withheld_flops
 
 SIGNIFICANT = 0.05

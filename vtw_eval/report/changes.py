@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from vtw_eval.names import but_for_seeds, names_of
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.report.analysis import Verdict, verdict
-from vtw_eval.report.blocks import Block, Details, Inline, Items, Paragraph, Table, Text
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import group_label, named_labels
+from vtw_eval.report.render.blocks import Block, Details, Inline, Items, Paragraph, Text
 from vtw_eval.report.results import Outcome, Result, Results
 from vtw_eval.report.seeds import pool
-from vtw_eval.report.statistics import Comparison, compare, holm
+from vtw_eval.report.stats.statistics import Comparison, compare, holm
 from vtw_eval.report.tables import MARKS, difference_text, p_text
+from vtw_eval.tables import Table
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def changes_blocks(changes: Changes) -> list[Block]:
     return blocks + [Details(summary, inner) for summary, inner in folded if inner]
 
 
-def _changes_table(changes: list[Change]) -> Table:
+def _changes_table(changes: list[Change]) -> Table[Inline]:
     rows: list[list[Inline]] = [
         [
             c.spec.model,

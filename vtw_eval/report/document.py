@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vtw_eval.report.analysis import ModelTable
-from vtw_eval.report.blocks import Block, Details, Heading, Image, Inline, Items, Paragraph, Table, Text
 from vtw_eval.report.changes import Changes, changes_blocks
 from vtw_eval.report.examples import changed_answers
 from vtw_eval.report.labels import families, named_labels
 from vtw_eval.report.measured import Measured, measured_tables
+from vtw_eval.report.render.blocks import Block, Details, Heading, Image, Inline, Items, Paragraph, Text
 from vtw_eval.report.results import Results
 from vtw_eval.report.tables import (
     ablation_table,
@@ -22,6 +22,7 @@ from vtw_eval.report.tables import (
     subtask_table,
 )
 from vtw_eval.report.trust import DOCUMENT_NOTES, document_notes, origin_notes
+from vtw_eval.tables import Table
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _paired_note(reference: str, equivalence: float | None) -> str:
     )
 
 
-def _methods(table: ModelTable) -> Table:
+def _methods(table: ModelTable) -> Table[Inline]:
     rows: list[list[Inline]] = []
     for row in table.rows:
         ran = {task: " / ".join(r.methods) for task, r in row.results.items() if r.methods}

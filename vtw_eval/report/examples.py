@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from vtw_eval.report.analysis import BASELINE, ModelTable
-from vtw_eval.report.blocks import Inline, Table, Text
+from vtw_eval.report.render.blocks import Inline, Text
 from vtw_eval.report.results import Result
+from vtw_eval.tables import Table
 
 PER_TASK = 3
 _LENGTH = 120
 
 
-def changed_answers(table: ModelTable) -> Table | None:
+def changed_answers(table: ModelTable) -> Table[Inline] | None:
     """Return documents whose answer a method changes, a few for each task, those whose score falls first.
 
     Each method gives at most one document per task, so that the examples show several methods. None if no answer

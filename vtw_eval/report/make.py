@@ -9,10 +9,8 @@ from typing import Literal
 
 from vtw_eval.names import names_of
 from vtw_eval.report.analysis import ModelTable, analyse
-from vtw_eval.report.blocks import Image
 from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.document import Options, report_blocks
-from vtw_eval.report.formats import RENDERERS
 from vtw_eval.report.labels import families, method_called
 from vtw_eval.report.measured import read_measured
 from vtw_eval.report.names import with_names
@@ -20,6 +18,8 @@ from vtw_eval.report.part import Only
 from vtw_eval.report.plots import apart, model_plots, render
 from vtw_eval.report.published_tables import beside_blocks
 from vtw_eval.report.records import to_csv
+from vtw_eval.report.render.blocks import Image
+from vtw_eval.report.render.formats import RENDERERS
 from vtw_eval.report.results import Results
 from vtw_eval.report.search import read_divergence
 from vtw_eval.report.source import read_results

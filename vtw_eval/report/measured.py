@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from vtw_eval.cost.units import bytes_text
 from vtw_eval.report.analysis import ModelTable
-from vtw_eval.report.blocks import Inline, Table
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import same_method
+from vtw_eval.report.render.blocks import Inline
+from vtw_eval.tables import Table
 
 if TYPE_CHECKING:
     from vtw_eval.cost.bench.run import Bench, Row, Setting
@@ -133,7 +134,7 @@ def _same(method: str, measured: Row) -> bool:
     return same_method(measured.spec or measured.method, method)
 
 
-def _table(table: ModelTable, setting: Setting, joined: dict[str, Row]) -> Table:
+def _table(table: ModelTable, setting: Setting, joined: dict[str, Row]) -> Table[Inline]:
     rows: list[list[Inline]] = []
     base = next((row for row in setting.rows if (row.spec or row.method) == "baseline" and row.status == "done"), None)
     for row in table.rows:

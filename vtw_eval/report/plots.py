@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vtw_eval.report.analysis import ModelTable, Row
-from vtw_eval.report.blocks import Image
 from vtw_eval.report.labels import Family
+from vtw_eval.report.render.blocks import Image
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

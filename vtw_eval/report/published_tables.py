@@ -8,10 +8,11 @@ from vtw_eval.checkpoints import KNOWN
 from vtw_eval.errors import suggest
 from vtw_eval.papers.printed import LABEL, PrintedRow, PrintedTable, papers, printed_tables
 from vtw_eval.report.analysis import BASELINE, ModelTable, Score
-from vtw_eval.report.blocks import Block, Heading, Inline, Items, Paragraph, Table, Text
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import params_of
+from vtw_eval.report.render.blocks import Block, Heading, Inline, Items, Paragraph, Text
 from vtw_eval.report.results import Result
+from vtw_eval.tables import Table
 
 
 def published_blocks(name: str) -> list[Block]:

@@ -12,10 +12,10 @@ from typing import Literal
 
 from vtw_eval.names import names_of
 from vtw_eval.record.cell import Cell, CellSpec, Metric, Sample
-from vtw_eval.report.aggregate import value_of
 from vtw_eval.report.columns import Column, columns_of
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import Evidence, evidence_of
+from vtw_eval.report.stats.aggregate import value_of
+from vtw_eval.report.stats.evidence import Evidence, evidence_of
 
 State = Literal["done", "failed", "missing", "corrupt"]
 

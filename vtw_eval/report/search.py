@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from vtw_eval.files import write_atomically
 from vtw_eval.methods.vtw.search import SearchResult
 from vtw_eval.report.errors import ReportError
+from vtw_eval.tables import Table, markdown
 
 
 def divergence_table(result: SearchResult) -> str:
@@ -20,7 +20,7 @@ def divergence_table(result: SearchResult) -> str:
     layers = values.shape[1]
     rows = [
         [
-            k,
+            str(k),
             f"{values[:, k].mean():.2e}",
             f"{np.median(values[:, k]):.2e}",
             f"{values[:, k].max():.2e}",
@@ -29,9 +29,9 @@ def divergence_table(result: SearchResult) -> str:
         ]
         for k in range(result.start, layers)
     ]
-    rows.append([layers, "0", "0", "0", f"{shares.get(layers, 0.0):.0%}", "<- k" if result.k == layers else ""])
+    rows.append([str(layers), "0", "0", "0", f"{shares.get(layers, 0.0):.0%}", "<- k" if result.k == layers else ""])
     headers = ["k", "mean KL", "median", "max", "bootstrap picks", ""]
-    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+    return markdown(Table(headers, rows, words=0))
 
 
 def divergence_plot(result: SearchResult, path: Path) -> None:

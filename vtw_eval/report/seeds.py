@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from vtw_eval.names import but_for_seeds
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import repeated
 from vtw_eval.report.results import Outcome, Result
+from vtw_eval.report.stats.evidence import repeated
 
 
 def seed_groups(methods: Iterable[str]) -> list[tuple[str, ...]]:

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vtw_eval.names import check_names, names_of
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import Documents, Evidence, Kind
 from vtw_eval.report.results import Outcome, Result, Results, State
-from vtw_eval.report.statistics import interval
+from vtw_eval.report.stats.evidence import Documents, Evidence, Kind
+from vtw_eval.report.stats.statistics import interval
 
 FILE = "summary.json"
 

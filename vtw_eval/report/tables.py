@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vtw_eval.cost.units import flops_unit
-from vtw_eval.report.aggregate import by_category
 from vtw_eval.report.analysis import BASELINE, ModelTable, Row, Score
-from vtw_eval.report.blocks import Inline, Table, Text
-from vtw_eval.report.evidence import Evidence
 from vtw_eval.report.labels import Family, params_of
-from vtw_eval.report.statistics import Comparison
+from vtw_eval.report.render.blocks import Inline, Text
+from vtw_eval.report.stats.aggregate import by_category
+from vtw_eval.report.stats.evidence import Evidence
+from vtw_eval.report.stats.statistics import Comparison
+from vtw_eval.tables import Table
 
 MARKS = {"better": " ▲", "worse": " ▼", "": ""}
 
@@ -22,7 +23,7 @@ def percent_margin(evidence: Evidence, scale: float, points: float) -> float:
     return points / scale if scale == 100 else points
 
 
-def main_table(table: ModelTable, equivalence: float | None = None) -> Table:
+def main_table(table: ModelTable, equivalence: float | None = None) -> Table[Inline]:
     """Return methods by columns, in the layout of the VTW paper's Table 2.
 
     Parameters
@@ -95,7 +96,7 @@ def equal(score: Score, equivalence: float | None) -> bool:
     return score.comparison.equal_within(percent_margin(score.outcome.evidence, score.outcome.scale, equivalence))
 
 
-def interval_table(table: ModelTable) -> Table:
+def interval_table(table: ModelTable) -> Table[Inline]:
     """Return values with their 95 % intervals."""
     rows = [
         [row.label, *(_interval_cell(row, title, task) for title, task in table.columns.items())] for row in table.rows
@@ -111,7 +112,7 @@ def _interval_cell(row: Row, title: str, task: str) -> str:
     return f"{value} [{score.interval.low:.2f}, {score.interval.high:.2f}]" if score.interval else value
 
 
-def paired_table(table: ModelTable, equivalence: float | None = None) -> Table | None:
+def paired_table(table: ModelTable, equivalence: float | None = None) -> Table[Inline] | None:
     """Return the differences to the method of reference with their intervals and tests, None if there is none."""
     headers = ["method", "task", "difference [95 %]", "p (Holm)", "test", "lost / won", "same answers"]
     rows = []
@@ -147,7 +148,7 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def subtask_table(table: ModelTable, title: str) -> Table | None:
+def subtask_table(table: ModelTable, title: str) -> Table[Inline] | None:
     """Return a column by category, as the VTW paper's Table 9 does for MME; None if it has fewer than two."""
     parts: dict[str, Mapping[str, float]] = {}
     for row in table.rows:
@@ -172,7 +173,7 @@ def subtask_table(table: ModelTable, title: str) -> Table | None:
     return Table(["method", *names, "total"], rows)
 
 
-def seed_table(table: ModelTable) -> Table | None:
+def seed_table(table: ModelTable) -> Table[Inline] | None:
     """Return the score of each seed, with mean and standard deviation; None if no method ran with several seeds."""
     rows: list[list[Inline]] = []
     for row in table.rows:
@@ -186,7 +187,7 @@ def seed_table(table: ModelTable) -> Table | None:
     return Table(["method", *table.columns], rows) if rows else None
 
 
-def ablation_table(table: ModelTable, family: Family) -> Table:
+def ablation_table(table: ModelTable, family: Family) -> Table[Inline]:
     """Return what one parameter does, its values across, as the VTW paper's Tables 5 and 6."""
     by_method = {row.method: row for row in table.rows}
     own = [by_method[method] for method in family.methods]

@@ -17,12 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from tabulate import tabulate
 
 from vtw_eval.papers.benchmarks import BENCHMARKS
 from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.record.store import Entry, Store, describe
 from vtw_eval.sweep.estimate import TEXT_TOKENS, estimate
+from vtw_eval.tables import Table, plain
 
 
 class Display:
@@ -128,12 +128,10 @@ def dry_run_table(cells: Sequence[CellSpec]) -> str:
     for (model, pretrained, method), own in _by_method(cells).items():
         cost = estimate(own[0])
         flops, share = ("unknown", "") if cost is None else (_flops(cost.flops), f"{cost.share:.1%}")
-        rows.append([model, pretrained, method, len(own), flops, share])
+        rows.append([model, pretrained, method, str(len(own)), flops, share])
     first = cells[0]
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    table = tabulate(
-        rows, headers=["model", "checkpoint", "method", "cells", "FLOPs", "of baseline"], disable_numparse=True
-    )
+    table = plain(Table(["model", "checkpoint", "method", "cells", "FLOPs", "of baseline"], rows, words=3))
     documents = "all documents" if first.limit is None else f"the first {first.limit} documents"
     return (
         f"{table}\n\n{len(cells)} cells on {len(tasks)} tasks ({first.harness}, {documents} each): {', '.join(tasks)}\n"
@@ -157,7 +155,7 @@ def status_table(store: Store) -> str:
         for state in ("done", "failed", "corrupt", "missing")
     }
     lines = [
-        tabulate(rows, headers=["model", "method", *tasks], disable_numparse=True),
+        plain(Table(["model", "method", *tasks], rows, words=2)),
         "",
         f"{index.title or store.root}: {len(entries)} cells, "
         + ", ".join(f"{number} {state}" for state, number in counts.items() if number),

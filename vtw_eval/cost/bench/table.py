@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from tabulate import tabulate
+from collections.abc import Callable
 
 from vtw_eval.cost.bench.run import BASELINE, Bench, Row, Setting
 from vtw_eval.cost.bench.timing import Spread
 from vtw_eval.cost.units import bytes_text, flops_unit
+from vtw_eval.tables import Table, markdown
 
 _NOTES = """\
 Times are medians over rounds with quartiles in brackets, `(0.63x)` is the median of the ratios to the baseline within
@@ -87,13 +86,12 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
         ("Decode time / FLOPs", lambda row: _over(_of(row, "step"), row.decode_flops_ratio)),
     ]
     done = [row for row in setting.rows if row.status == "done"]
-    table = [
+    rows = [
         [label, *(cell(row) if row.status == "done" else row.status for row in setting.rows)]
         for label, cell in columns
         if not done or any(cell(row) for row in done)  # what was not measured claims no row
     ]
-    headers: Sequence[str] = ["", *(row.method for row in setting.rows)]
-    return tabulate(table, headers=headers, tablefmt="github", disable_numparse=True)
+    return markdown(Table(["", *(row.method for row in setting.rows)], rows))
 
 
 def _share(row: Row, base: Row | None, value: Callable[[Row], float | None], show: Callable[[float], str]) -> str:

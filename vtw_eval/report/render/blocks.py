@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from vtw_eval.tables import Table
+
 Style = Literal["plain", "bold", "code"]
 
 
@@ -50,16 +52,6 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table: the first columns hold words (left), all others numbers (right)."""
-
-    headers: Sequence[Inline]
-    rows: Sequence[Sequence[Inline]]
-    words: int = 1
-    """Number of columns on the left that hold words."""
-
-
-@dataclass(frozen=True)
 class Image:
     """A picture beside the report, as ``NAME.png`` and ``NAME.svg``."""
 
@@ -75,4 +67,4 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block: TypeAlias = "Heading | Paragraph | Items | Table | Image | Details"
+Block: TypeAlias = "Heading | Paragraph | Items | Table[Inline] | Image | Details"

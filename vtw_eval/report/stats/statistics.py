@@ -18,10 +18,9 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from vtw_eval.report.aggregate import Array, GroupSums, group_index, group_sums, sum_by, value_of
-from vtw_eval.report.evidence import Evidence, check_same_documents
+from vtw_eval.report.stats.aggregate import Array, GroupSums, group_index, group_sums, sum_by, value_of
+from vtw_eval.report.stats.evidence import Evidence, check_same_documents
 
 DRAWS = 10_000
 _BLOCK = 2_000_000
@@ -129,7 +128,11 @@ def compare(first: Evidence, second: Evidence, seed: int = 0) -> Comparison:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number by Holm's method, which controls the chance of any false claim."""
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return [float(value) for value in adjusted]
 
 
 def _half_each(outcomes: Sequence[Array]) -> tuple[Array, Array]:

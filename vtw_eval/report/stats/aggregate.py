@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vtw_eval.record.metrics import f1_parts, pair_points
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.evidence import Evidence, Kind
+from vtw_eval.report.stats.evidence import Evidence, Kind
 
 Array = NDArray[np.float64]
 

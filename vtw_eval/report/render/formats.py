@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tabulate import tabulate
-
-from vtw_eval.report import escape
-from vtw_eval.report.blocks import Block, Heading, Image, Inline, Items, Paragraph, Table, Text, runs
+from vtw_eval.report.render import escape
+from vtw_eval.report.render.blocks import Block, Heading, Image, Inline, Items, Paragraph, Text, runs
+from vtw_eval.tables import Table, layout
 
 _HTML_HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -77,7 +76,7 @@ def _markdown(block: Block, plots: str) -> str:
     if isinstance(block, Items):
         return "\n".join(f"- {_markdown_inline(item)}" for item in block.items)
     if isinstance(block, Table):
-        return _tabulate(block, "pipe", _markdown_inline)
+        return layout(block, "markdown", _markdown_inline)
     if isinstance(block, Image):
         return f"![{escape.markdown(block.alt)}]({plots}/{block.name}.png)"
     inner = "\n\n".join(_markdown(inside, plots) for inside in block.blocks)
@@ -103,7 +102,7 @@ def _html(block: Block, plots: str) -> str:
     if isinstance(block, Items):
         return "<ul>\n" + "\n".join(f"<li>{_html_inline(item)}</li>" for item in block.items) + "\n</ul>"
     if isinstance(block, Table):
-        return _tabulate(block, "unsafehtml", _html_inline)
+        return layout(block, "unsafehtml", _html_inline)
     if isinstance(block, Image):
         return f'<p><img src="{escape.in_html(plots)}/{block.name}.svg" alt="{escape.in_html(block.alt)}"></p>'
     inner = "\n".join(_html(inside, plots) for inside in block.blocks)
@@ -132,7 +131,7 @@ def _latex(block: Block, plots: str) -> str:
         return f"\\begin{{itemize}}\n{lines}\n\\end{{itemize}}"
     if isinstance(block, Table):
         # A cell that begins with a bracket would be read as an option of the line break before it.
-        return _tabulate(block, "latex_raw", lambda cell: _guard(_latex_inline(cell)))
+        return layout(block, "latex_raw", lambda cell: _guard(_latex_inline(cell)))
     if isinstance(block, Image):
         return rf"\includegraphics[width=\linewidth]{{{plots}/{block.name}.png}}"
     return "\n\n".join(_latex(inside, plots) for inside in (Paragraph(Text(block.summary, "bold")), *block.blocks))
@@ -140,28 +139,6 @@ def _latex(block: Block, plots: str) -> str:
 
 def _guard(cell: str) -> str:
     return f"{{}}{cell}" if cell.startswith(("[", "*")) else cell
-
-
-def _tabulate(table: Table, form: str, inline: Callable[[Inline], str]) -> str:
-    align = ["left" if i < table.words else "right" for i in range(len(table.headers))]
-    text = tabulate(
-        [[inline(cell) for cell in row] for row in table.rows],
-        headers=[inline(header) for header in table.headers],
-        tablefmt=form,
-        colalign=align if table.rows else None,
-        headersglobalalign="left" if form == "unsafehtml" else None,
-        disable_numparse=True,
-    )
-    return _narrow(text) if form == "pipe" else text
-
-
-def _narrow(text: str) -> str:
-    """Take the padding out of a Markdown table: a comment on GitHub holds 65,536 characters."""
-    head, rule, *rows = text.split("\n")
-    marks = [":---" if part.startswith(":") else "---:" for part in rule.strip("|").split("|")]
-    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in (head, *rows)]
-    lines = [f"| {' | '.join(line)} |" for line in cells]
-    return "\n".join([lines[0], f"|{'|'.join(marks)}|", *lines[1:]])
 
 
 RENDERERS: dict[str, Callable[[Sequence[Block], str], str]] = {

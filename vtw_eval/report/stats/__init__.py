@@ -1,0 +1,1 @@
+"""What scores say: evidence of a cell, its aggregation, intervals and tests."""
