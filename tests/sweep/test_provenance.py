@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.support.checkpoints import make_checkpoint
+from tests.support.fixtures import ROOT
 from vtw_eval.cli import app
 from vtw_eval.methods.dyvte.gates import Gates, save_gates
+from vtw_eval.model_adapters import source
 from vtw_eval.model_adapters.lmms.harness import LmmsEval
 from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.record.store import Store
@@ -128,6 +130,34 @@ def test_the_code_of_a_cell_is_that_of_its_harness(monkeypatch: pytest.MonkeyPat
         head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
         assert len(code["commit"].rstrip("+")) == 12
         assert head.returncode == 0
+
+
+def test_what_evaluates_a_cell_is_part_of_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of any of these files is noticed; one of the other harness is not."""
+    for function in (provenance._shared_code, provenance._method_code, source.code_of):
+        function.cache_clear()
+
+    def told(files: Iterable[Path]) -> str:
+        return " ".join(str(file.resolve()) for file in files)
+
+    monkeypatch.setattr(provenance, "source_hash", told)
+    monkeypatch.setattr(source, "source_hash", told)
+    try:
+        code = provenance.code_of(spec_of(method="fastv+vtw,vtw.k=3"))
+    finally:
+        for function in (provenance._shared_code, provenance._method_code, source.code_of):
+            function.cache_clear()
+    expected = {
+        "model": ["vtw_eval/models/runner.py", "vtw_eval/models/qwen2_vl.py", "vtw_eval/media.py"],
+        "scoring": ["vtw_eval/record/metrics.py", "vtw_eval/sweep/costs.py", "vtw_eval/cost/exact.py"],
+        "adapter": ["model_adapters/lmms/samples.py", "model_adapters/lmms/cells.py", "model_adapters/patches.py"],
+        "task": ["tasks/shapes/scoring.py", "tasks/shapes/shapes_pope.yaml", "vtw_eval/shapes/questions.py"],
+        "method": ["vtw_eval/methods/fastv.py", "vtw_eval/methods/vtw/method.py"],
+    }
+    for part, files in expected.items():
+        for file in files:
+            assert str(ROOT / file) in code[part].split(), part
+    assert "model_adapters/vlmeval" not in code["adapter"]
 
 
 class Noted(Display):

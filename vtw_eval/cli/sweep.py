@@ -76,6 +76,7 @@ def sweep(
     Exit status: 0 if every cell is done; 1 if a cell failed, or the folder cannot be used; 2 if the plan or the command
     line cannot be carried out as it is written; 130 after Ctrl-C.
     """
+    from vtw_eval.importing import HarnessImportError
     from vtw_eval.record.store import Store, StoreError
     from vtw_eval.sweep.display import dry_run_table, status_table
     from vtw_eval.sweep.harness import Settings
@@ -83,7 +84,7 @@ def sweep(
     from vtw_eval.sweep.ray import Cluster
     from vtw_eval.sweep.sweep import outdated_cells, refuse_hopeless
 
-    with user_errors("sweep", (PlanError, StoreError, OSError)):
+    with user_errors("sweep", (PlanError, StoreError, HarnessImportError, OSError)):
         if status is not None:
             typer.echo(status_table(Store(status)))
             outdated_cells(Store(status).entries(), keep, lambda reason: typer.echo(f"next start: {reason}"))

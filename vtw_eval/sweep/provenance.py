@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -34,10 +34,10 @@ _TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".yaml", ".y
 """Files of a dataset that are read by content; of its pictures and videos, size and time are enough."""
 
 _PARTS = {
-    "model": ("models", "media.py"),
-    "scoring": ("cost", "record/costs.py", "record/metrics.py", "record/reported.py", "sweep/costs.py"),
+    "model": ("models/*.py", "media.py"),
+    "scoring": ("cost/*.py", "record/costs.py", "record/metrics.py", "record/reported.py", "sweep/costs.py"),
 }
-"""Files and folders of our source that evaluate cells whatever the harness, by part; the engine has its own hash."""
+"""Files of our source that evaluate cells whatever the harness, by part; the engine has its own hash."""
 
 
 def code_of(spec: CellSpec) -> dict[str, str]:
@@ -49,14 +49,8 @@ def code_of(spec: CellSpec) -> dict[str, str]:
 @functools.cache
 def _shared_code() -> dict[str, str]:
     root = Path(__file__).parents[1]
-    parts = {
-        part: source_hash([file for name in names for file in _files(root / name)]) for part, names in _PARTS.items()
-    }
+    parts = {part: source_hash([file for name in names for file in root.glob(name)]) for part, names in _PARTS.items()}
     return {PACKAGE: installed(PACKAGE), "engine": engine_hash(), **parts}
-
-
-def _files(path: Path) -> Iterable[Path]:
-    return path.rglob("*.py") if path.is_dir() else [path]
 
 
 @functools.cache
