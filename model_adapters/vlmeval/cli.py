@@ -29,7 +29,7 @@ from vtw_eval.verify.touch_points import check_touch_points
 from vtw_eval.versions import UpstreamChangedError
 
 if TYPE_CHECKING:
-    from vtw_eval.model_adapters.vlmeval.evaluate import Session
+    from vtw_eval.model_adapters.vlmeval.session import Session
 
 PROGRAM = "vtw-vlmeval"
 
@@ -260,8 +260,8 @@ def evaluate_all(run: Any, args: argparse.Namespace, model_args: Mapping[str, st
     from vlmeval.config import supported_VLM
 
     from vtw_eval.model_adapters.vlmeval import registry
-    from vtw_eval.model_adapters.vlmeval.evaluate import session
     from vtw_eval.model_adapters.vlmeval.models import check_arguments
+    from vtw_eval.model_adapters.vlmeval.session import session
 
     config = _check(args, model_args)
     failures: list[str] = []

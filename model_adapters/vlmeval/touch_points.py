@@ -106,18 +106,18 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     TouchPoint(
         "ms-vlmeval",
         "replaced functions are called",
-        "model_adapters/vlmeval/evaluate.py",
+        "model_adapters/vlmeval/session.py",
         "def check(",
         "answers of earlier runs would be taken, limits ignored, judges asked",
-        "vtw_eval.model_adapters.vlmeval.evaluate.Session.check",
+        "vtw_eval.model_adapters.vlmeval.session.Session.check",
     ),
     TouchPoint(
         "ms-vlmeval",
         "names of unfinished answers",
-        "model_adapters/vlmeval/evaluate.py",
-        "_is_part",
+        "model_adapters/vlmeval/files.py",
+        "def is_part(",
         "answers of an interrupted run would be taken for a later one's",
-        "vtw_eval.model_adapters.vlmeval.evaluate.session",
+        "vtw_eval.model_adapters.vlmeval.files.check_part",
     ),
     TouchPoint(
         "ms-vlmeval",

@@ -217,7 +217,7 @@ def test_our_tasks_are_found_however_the_folders_are_passed() -> None:
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a session of the kit in which one dataset was built; nothing was called yet."""
     pytest.importorskip("vlmeval")
-    from vtw_eval.model_adapters.vlmeval.evaluate import Session
+    from vtw_eval.model_adapters.vlmeval.session import Session
 
     return Session()
 
@@ -274,13 +274,13 @@ def test_more_questions_than_the_limit_are_refused(kit: Any) -> None:
 
 def test_another_name_of_unfinished_answers_is_refused() -> None:
     pytest.importorskip("vlmeval")
-    from vtw_eval.model_adapters.vlmeval.evaluate import _check_part
+    from vtw_eval.model_adapters.vlmeval.files import check_part
 
     for name in ("01_POPE.pkl", "12_model_POPE.pkl"):
-        _check_part(Path(name), "POPE", "model_POPE")
+        check_part(Path(name), "POPE", "model_POPE")
     for name in ("POPE_01.pkl", "01_POPE.json", "rank0_POPE.pkl", "01_MME.pkl"):
         with pytest.raises(UpstreamChangedError, match="ms-vlmeval"):
-            _check_part(Path(name), "POPE", "model_POPE")
+            check_part(Path(name), "POPE", "model_POPE")
 
 
 def test_a_model_that_the_kit_did_not_ask_for_is_told() -> None:
@@ -304,7 +304,7 @@ def test_a_kit_that_forgets_a_function_fails_its_dataset(
     from vlmeval import run
 
     from vtw_eval.model_adapters.vlmeval.cli import run_model
-    from vtw_eval.model_adapters.vlmeval.evaluate import session
+    from vtw_eval.model_adapters.vlmeval.session import session
 
     def prepare_reuse_files(result_file: Any, reuse: Any, dataset: Any, model_name: Any) -> None:
         """Stand for the kit's own."""

@@ -7,15 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vtw_eval.media import is_video
-from vtw_eval.models.family import (
-    DocumentPrompt,
-    Encoded,
-    Family,
-    Message,
-    Visual,
-    all_images,
-    generation_arguments,
-)
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family, Message, Visual, all_images, generation_arguments
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import notes_on, read_clips, reader_of, uniform
 

@@ -8,14 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vtw_eval.models.family import (
-    DocumentPrompt,
-    Encoded,
-    Family,
-    Message,
-    all_images,
-    generation_arguments,
-)
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family, Message, all_images, generation_arguments
 from vtw_eval.models.options import Options
 from vtw_eval.models.video import Clip, notes_on, read_clip, reader_of, uniform
 

@@ -101,7 +101,7 @@ def ask(model: Any, transformers_model: Any, datasets: list[Any]) -> dict[str, A
 def command(words: list[str], environment: dict[str, str], keep: str | None) -> dict[str, Any]:
     """Run our command line and return its exit status, what it wrote, and the answers in a table if one is named."""
     from vtw_eval.model_adapters.vlmeval import cli as vlmeval_cli
-    from vtw_eval.model_adapters.vlmeval.evaluate import read_predictions
+    from vtw_eval.model_adapters.vlmeval.files import read_predictions
 
     errors, output = io.StringIO(), io.StringIO()
     code: Any = 0

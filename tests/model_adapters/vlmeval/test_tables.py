@@ -16,10 +16,12 @@ pytest.importorskip("vlmeval")
 
 from tests.support.kit_data import accept_any_sum, ai2d, encoded, mmbench, mmmu, pope
 from vtw_eval.model_adapters.vlmeval import registry as vlmeval_registry
-from vtw_eval.model_adapters.vlmeval.evaluate import KitResult, evaluate, read_predictions, session
+from vtw_eval.model_adapters.vlmeval.evaluate import KitResult, evaluate
+from vtw_eval.model_adapters.vlmeval.files import read_predictions
 from vtw_eval.model_adapters.vlmeval.models import LlavaVTW
 from vtw_eval.model_adapters.vlmeval.prompts.llava import LlavaKit
 from vtw_eval.model_adapters.vlmeval.scoring import GUESSED, OPEN_AS_CHOICE
+from vtw_eval.model_adapters.vlmeval.session import session
 from vtw_eval.tasks.kit import register_kit_datasets
 from vtw_eval.tasks.kit_tables import (
     ANSWER_CHANGED,
@@ -336,7 +338,7 @@ def test_the_command_writes_what_was_noted_into_its_status(tmp_path: Path) -> No
     from vlmeval.smp.status_report import upsert_run_status
 
     from vtw_eval.model_adapters.vlmeval.cli import Outcomes
-    from vtw_eval.model_adapters.vlmeval.evaluate import Session
+    from vtw_eval.model_adapters.vlmeval.session import Session
 
     upsert_run_status(tmp_path, noted={"MME": {ANSWER_CHANGED: {"count": 1, "index": ["7"]}}})
     kit = Session(noted={"POPE": {ANSWER_CHANGED: [str(i) for i in range(12)]}, "AI2D_TEST": {}})

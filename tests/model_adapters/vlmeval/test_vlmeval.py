@@ -15,7 +15,7 @@ import pytest
 from tests.model_adapters.vlmeval.jobs import ADAPTERS, FAILURES, PAIRS, SIX, Pair, kit_jobs
 from tests.support.fixtures import ROOT
 from tests.support.kit_data import make_kit_data
-from vtw_eval.model_adapters.vlmeval.evaluate import read_costs, read_predictions
+from vtw_eval.model_adapters.vlmeval.files import read_costs, read_predictions
 
 COUNT = 4
 
