@@ -110,7 +110,7 @@ class LmmsModel:
             (environment["guessed"],) = summary({"the answer could not be read, and an option was drawn": guessed})
         costs = self.costs.of(rows, self.model.seconds)
         read = data_read([task.DATASET_PATH, task.config.dataset_kwargs, read_by(spec.task)])
-        lost = {**samples.undefined(facts, results["results"][spec.task]), **failures}
+        lost = {**samples.undefined_metrics(facts, results["results"][spec.task]), **failures}
         return Evaluation(metrics, rows, costs, environment, read, lost)
 
     def _manager(self, name: str) -> TaskManager:
@@ -140,7 +140,7 @@ class LmmsModel:
         except DocumentError as error:
             kept = self.model.kept
             groups = self._shown(task, 1 + max(kept, default=-1))
-            found = [samples.unscored(doc, groups[doc], answer) for doc, answer in sorted(kept.items())]
+            found = [samples.unscored_sample(doc, groups[doc], answer) for doc, answer in sorted(kept.items())]
             raise PartialError(str(error), found) from error
 
     def _shown(self, task: Any, count: int) -> list[str]:

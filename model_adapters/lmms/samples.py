@@ -76,7 +76,7 @@ def convert(
     logged
         Its logged samples.
 
-    A metric whose value is no finite number is left out (:func:`undefined` names it); the others, and what its records
+    A metric whose value is no finite number is left out (:func:`undefined_metrics` names it); the others, and what its records
     tell of the documents, stay.
 
     Raises
@@ -121,7 +121,7 @@ def convert(
     return metrics, samples
 
 
-def undefined(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
+def undefined_metrics(task: Task, results: Mapping[str, Any]) -> dict[str, str]:
     """Return the metrics of a task that have no finite value, each with what was reported in its place.
 
     Parameters
@@ -246,7 +246,7 @@ def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores
     )
 
 
-def unscored(doc: int, group: str, answer: Answer) -> Sample:
+def unscored_sample(doc: int, group: str, answer: Answer) -> Sample:
     """Return the sample of a document that was answered, but whose task was not scored because another one failed."""
     costs = answer.costs.untimed()
     return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, scores={}, costs=costs)

@@ -75,7 +75,7 @@ class KitModel:
         self.runner.on_answer = count
         with tempfile.TemporaryDirectory() as folder:
             result = evaluate(self.model, "model", spec.task, work_dir=Path(folder), limit=spec.limit)
-            judged = judged_rows(result.files, result.closed) if result.scores is None else None
+            judged = read_scored_answers(result.files, result.closed) if result.scores is None else None
         metrics, samples, seconds = convert(
             result.metrics, result.predictions, judged, groups, own=result.scores, shares=result.shares
         )
@@ -105,11 +105,11 @@ class KitModel:
                 ) from error
             if built is None:
                 raise ValueError(f"VLMEvalKit cannot build the dataset {dataset!r}.")
-            self._shown[dataset] = shown(built.data)
+            self._shown[dataset] = media_groups(built.data)
         return self._shown[dataset]
 
 
-def shown(data: pd.DataFrame) -> dict[str, str]:
+def media_groups(data: pd.DataFrame) -> dict[str, str]:
     """Return a name for what each question shows, by its index; questions on one image share it.
 
     Parameters
@@ -126,7 +126,7 @@ def shown(data: pd.DataFrame) -> dict[str, str]:
     return {index: f"document {index}" for index in indices}
 
 
-def judged_rows(files: Sequence[Path], closed: bool = True) -> pd.DataFrame | None:
+def read_scored_answers(files: Sequence[Path], closed: bool = True) -> pd.DataFrame | None:
     """Return the kit's table of scored answers, with the score in a column ``score``; None if it wrote none.
 
     Parameters
@@ -192,7 +192,7 @@ def convert(
     predictions
         Its table of answers.
     judged
-        See :func:`judged_rows`.
+        See :func:`read_scored_answers`.
     groups
         What each question shows, by index.
     own

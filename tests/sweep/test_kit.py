@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.sweep.conftest import PLAN, Finished
-from vtw_eval.model_adapters.vlmeval.cells import convert, judged_rows, shown
+from vtw_eval.model_adapters.vlmeval.cells import convert, media_groups, read_scored_answers
 from vtw_eval.model_adapters.vlmeval.names import expand_datasets
 from vtw_eval.record.cell import Cell
 from vtw_eval.record.metrics import aggregate
@@ -84,7 +84,7 @@ def test_the_same_documents_give_the_same_score_in_both_harnesses(store: Store, 
 
 def test_images_are_told_apart_through_references() -> None:
     image = "x" * 80
-    groups = shown(pd.DataFrame({"index": [3, 5, 7], "image": [image, "3", "y" * 80]}))
+    groups = media_groups(pd.DataFrame({"index": [3, 5, 7], "image": [image, "3", "y" * 80]}))
     assert groups["3"] == groups["5"] != groups["7"]
 
 
@@ -122,19 +122,19 @@ def test_a_renamed_column_of_scores_is_refused(tmp_path: Path) -> None:
     answers = pd.DataFrame({"index": [0, 1], "answer": ["Yes", "No"], "prediction": ["Yes", "Yes"]})
     plain = _written(tmp_path, "m_POPE.xlsx", answers)
     right = _written(tmp_path, "m_POPE_auxmatch.xlsx", answers.assign(extracted=["Yes", "Yes"], score=[True, False]))
-    found = judged_rows([plain, right])
+    found = read_scored_answers([plain, right])
     assert found is not None
     assert found["score"].to_dict() == {"0": 1.0, "1": 0.0}
     other = answers.assign(extracted=["Yes", "Yes"], correct=[True, False])
     renamed = _written(tmp_path, "m_POPE_auxmatch.xlsx", other)
     columns = "m_POPE_auxmatch.xlsx: index, answer, prediction, extracted, correct"
     with pytest.raises(SampleError, match=f"Columns: {columns}"):
-        judged_rows([plain, renamed])
-    assert judged_rows([plain, renamed], closed=False) is None, "nothing is guessed of open answers either"
+        read_scored_answers([plain, renamed])
+    assert read_scored_answers([plain, renamed], closed=False) is None, "nothing is guessed of open answers either"
     holes = _written(tmp_path, "m_POPE_auxmatch.xlsx", answers.assign(score=[1, None]))
     with pytest.raises(SampleError, match=r"score \(not a number in every row\)"):
-        judged_rows([plain, holes])
-    assert judged_rows([plain]) is None
+        read_scored_answers([plain, holes])
+    assert read_scored_answers([plain]) is None
 
 
 def test_scores_of_open_answers_and_of_splits() -> None:

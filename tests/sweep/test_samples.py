@@ -26,7 +26,7 @@ from loguru import logger
 from PIL import Image
 
 from tests.support.costs import COSTS
-from vtw_eval.model_adapters.lmms.samples import Task, convert, media_groups, undefined
+from vtw_eval.model_adapters.lmms.samples import Task, convert, media_groups, undefined_metrics
 from vtw_eval.record.cell import Metric, Sample
 from vtw_eval.record.metrics import aggregate
 from vtw_eval.sweep.harness import SampleError
@@ -238,11 +238,11 @@ def test_a_metric_without_a_number_costs_itself_only(lost: Any) -> None:
     assert {name: metric.value for name, metric in metrics.items()} == {"b": 0.25}
     assert [sample.scores for sample in samples] == [{"b": 1.0}, {"b": 0.0}, {"b": 0.0}, {"b": 0.0}]
     task = Task({"a": right, "b": right, "c": right}, ["none"], [])
-    assert undefined(task, {"a,none": lost, "b,none": 0.25, "b_stderr,none": "N/A", "alias": "t"}) == {
+    assert undefined_metrics(task, {"a,none": lost, "b,none": 0.25, "b_stderr,none": "N/A", "alias": "t"}) == {
         "a": str(lost),
         "c": "not reported",
     }
-    several = undefined(Task({"a": right}, ["x", "y"], []), {"a,x": 1.0, "a,y": lost})
+    several = undefined_metrics(Task({"a": right}, ["x", "y"], []), {"a,x": 1.0, "a,y": lost})
     assert several == {"a,y": str(lost)}
 
 
