@@ -15,8 +15,9 @@ from tests.support.families import make_inputs, make_model
 from tests.support.gates import fitted
 from vtw_eval import VTW, Composite, FastV, Method, Scorer
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.cost import Geometry
+from vtw_eval.cost import PRESETS, Geometry
 from vtw_eval.cost.choice import choice_flops
+from vtw_eval.cost.measure.counted import counted_costs
 from vtw_eval.cost.measure.flops import torch_flops
 from vtw_eval.engine import LayerView, Reads
 
@@ -100,6 +101,20 @@ def test_what_is_read_is_what_is_charged(what: Reads, times: int) -> None:
     assert len(trace.looks) == (2 * times if closed else 0)
 
 
+@pytest.mark.parametrize("what", [Reads.KEYS, Reads.ATTENTION, Reads.ATTENTION_BEFORE], ids=str)
+@pytest.mark.parametrize("share", [None, 3, 1])
+def test_a_large_model_is_charged_by_what_is_read_on_a_tiny_one(what: Reads, share: int | None) -> None:
+    def read(view: LayerView) -> Tensor:
+        if what is Reads.KEYS:
+            return view.keys()
+        layer = view.layer - (what is Reads.ATTENTION_BEFORE)
+        return view.attention(layer, None if share is None else view.index % share == 0)
+
+    method = Composite(parts=(VTW(k=2), reader(what, read)))
+    _, counted = counted_costs(PRESETS["llava-1.5-7b"], [method], text=20, vision=40)
+    assert counted.read and counted.unexplained == []
+
+
 def test_methods_that_read_no_layer_are_asked_before_the_first_one_runs() -> None:
     for label, method in EXAMPLES.items():
         model = make_model("llava", attn="sdpa")
@@ -119,9 +134,21 @@ def test_methods_that_read_no_layer_are_asked_before_the_first_one_runs() -> Non
         assert (set(widths) <= {0}) == method.reads.before_layers, label
 
 
-def test_only_roles_are_independent_of_the_question() -> None:
-    independent = {label for label, method in EXAMPLES.items() if method.question_independent}
-    assert independent == {"baseline", "vtw"}
+@torch.no_grad()
+def test_what_is_independent_of_the_question_keeps_the_same_whatever_it_is() -> None:
+    model = make_model("llava", attn="sdpa")
+    independent = {label: method for label, method in EXAMPLES.items() if method.question_independent}
+    assert {"baseline", "vtw"} <= set(independent)
+    assert not {"rand", "random_k", "random_vision", "fastv", "fastv at 0", "tome", "dyvte"} & set(independent)
+    for label, method in independent.items():
+        kept = []
+        for question in ("t3", "t8"):
+            inputs = make_inputs("llava", model, [["t5", "i", "i", question]])
+            with method(model) as trace:
+                model(**inputs)
+            vision = trace.reduction.prompt.vision[0]
+            kept.append([trace.kept(layer)[0, vision].tolist() for layer in range(4)])
+        assert kept[0] == kept[1], label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,8 +141,10 @@ class _Replay(_Choosing):
         for look in choice.looks:
             if look.what is Reads.KEYS:
                 view.keys()
-            else:
+            elif look.queries is None:
                 view.attention(look.layer)
+            else:  # as many; which ones costs nothing
+                view.attention(look.layer, torch.arange(look.slots).expand(view.rows, -1) < look.queries)
         return choice.keep
 
 
