@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.methods.examples import EXAMPLES
 from tests.support.checkpoints import make_checkpoint
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT
@@ -27,7 +28,7 @@ from vtw_eval.cost.bench.timing import CudaClock, HostClock, clock_for, interlea
 from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.cost.presets import get_geometry
-from vtw_eval.methods import METHODS, VTW, Baseline, make_method, parse_method
+from vtw_eval.methods import VTW, Baseline, make_method, parse_method
 
 CPU = torch.device("cpu")
 TINY = Geometry(
@@ -207,19 +208,18 @@ def test_a_spec_is_one_method_spelled_as_everywhere(spec: str, message: str) -> 
 # --- measuring
 
 
-def all_methods() -> dict[str, Any]:
-    return {key: make_method(key) for key in METHODS if key != "dyvte"}  # needs trained gates
+FIXED = {label: method for label, method in EXAMPLES.items() if "dyvte" not in label}  # whose gates are of one size
 
 
-@pytest.mark.parametrize("key", list(all_methods()))
+@pytest.mark.parametrize("label", list(FIXED))
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_real_cache_is_what_the_trace_says(subject: Subject, key: str, rows: int) -> None:
+def test_the_real_cache_is_what_the_trace_says(subject: Subject, label: str, rows: int) -> None:
     prompt = make_prompt(subject, rows=rows, text=TEXT, vision=VISION, seed=0)
-    outcome = run_once(subject, prompt, all_methods()[key], 3, Ticks())
+    outcome = run_once(subject, prompt, FIXED[label], 3, Ticks())
     slots = outcome.tokens_per_layer.amax(dim=0).tolist()
     assert outcome.kv_bytes == sum(2 * 4 * rows * 2 * 8 * tokens for tokens in slots)
     assert outcome.tokens_per_layer.shape == (rows, 4)
-    if key == "vtw":
+    if label == "vtw":
         assert slots == [16, 16, 7, 7]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +15,6 @@ from vtw_eval.versions import UpstreamChangedError
 if TYPE_CHECKING:
     from vtw_eval.cost.compare import MethodCosts
     from vtw_eval.cost.geometry import Geometry
-    from vtw_eval.cost.measure.counted import CountedCosts
     from vtw_eval.papers.costs import PaperTable
     from vtw_eval.tables import Table
 
@@ -28,15 +27,6 @@ _LEGEND = (
     "token; so is the decode step. What a method computes to choose tokens is in none of them (--measure counts it).\n"
     "KV: the cache after the prefill, 1 MB = 10^6 bytes."
 )
-_COUNTED = """\
-closed form: `exact` (every matrix product of the decoder layers, queries by keys and weights by values for all pairs,
-  head on the last token) and `read` (what runs once more so that the method can read it: scores, keys).
-fvcore reads the graph that torch.jit traces of the model, torch's counter sees the kernels that run; both on the meta
-  device, without weights, in {model}. {agreement}
-eq1: 2 s^2 h + 12 s h^2 multiply-adds per layer on s tokens of width h (VTW, Eq. 1), two FLOPs each. It takes the
-  matrices of a layer for 12 h^2 numbers; here they are {ratio:.2f} h^2. No head, nothing that a method reads.
-profiler: the convention of the paper's tables. No attention products, the head on the mean number of tokens.
-None of them counts norms, activations, softmax, rotary embedding, masks, sorting and moving of tokens."""
 
 
 @app.command(
@@ -227,6 +217,7 @@ def _print_counted(
     from rich.progress import Progress
 
     from vtw_eval.cost.measure.counted import counted_costs
+    from vtw_eval.cost.measure.table import counted_notes, counted_table, difference_table
     from vtw_eval.cost.presets import geometry_or_config, get_geometry
     from vtw_eval.methods import parse_method
     from vtw_eval.runtime import parse_dtype
@@ -253,85 +244,20 @@ def _print_counted(
     wrong = [line for found in costs for line in found.unexplained]
     if as_json:
         setting = {"geometry": model.name, "layers": model.layers, "text": int(texts), "vision": int(visions)}
-        typer.echo(json.dumps({**setting, "dtype": dtype, "methods": list(map(_counted_json, costs))}, indent=2))
+        typer.echo(json.dumps({**setting, "dtype": dtype, "methods": [c.to_dict() for c in costs]}, indent=2))
     else:
         typer.echo(
             f"{model.name}: {model.layers} layers, {texts:g} text and {visions:g} vision tokens, {dtype}, prefill\n"
         )
-        typer.echo(_show(_counted_table(costs), markdown))
+        typer.echo(_show(counted_table(costs), markdown))
         typer.echo("\nWhere the conventions differ from the closed form:\n")
-        typer.echo(_show(_difference_table(costs), markdown))
-        agreement = "They do not find what they should: see the error." if wrong else "All agree to the FLOP."
-        counted = (
-            f"{source.model_type} of that config" if hasattr(source, "model_type") else "a Llama decoder of these sizes"
-        )
-        notes = [_COUNTED.format(model=counted, agreement=agreement, ratio=model.layer_macs / model.hidden**2)]
-        notes += [
-            f"Not run without values, and not in its row: {kind} of {found.method}, {_flops(flops)} by closed form."
-            for found in costs
-            for kind, flops in found.own.items()
-        ]
-        typer.echo("\n" + "\n".join(notes))
+        typer.echo(_show(difference_table(costs), markdown))
+        typer.echo(f"\n{counted_notes(costs, source, model)}")
     if wrong:
         typer.echo("vtw-eval cost: error: not explained by what the conventions count:", err=True)
         for line in wrong:
             typer.echo(f"  {line}", err=True)
         raise typer.Exit(FAILED)
-
-
-def _counted_table(costs: Sequence[CountedCosts]) -> Table[str]:
-    from vtw_eval.cost.units import flops_unit
-    from vtw_eval.tables import Table
-
-    unit, name = flops_unit(costs[0].closed)
-    columns = ("exact", "read", f"closed form, {name}", "fvcore", "torch's counter", "eq1", "profiler")
-    rows = []
-    for c in costs:
-        values = (c.exact, sum(c.read.values()), c.closed, c.fvcore.total, c.torch.total, c.eq1, c.profiler)
-        tokens = sum(c.tokens_per_layer) / len(c.tokens_per_layer)
-        rows.append([c.method, f"{tokens:.1f}", *(f"{v / unit:.6f}" for v in values), f"{c.kv_bytes / 1e6:.1f}"])
-    return Table(["method", "tokens/layer", *columns, "KV, MB"], rows)
-
-
-def _difference_table(costs: Sequence[CountedCosts]) -> Table[str]:
-    from vtw_eval.cost.units import flops_unit
-    from vtw_eval.tables import Table
-
-    unit, name = flops_unit(costs[0].closed)
-    rows = []
-    for c in costs:
-        for convention, d in (("eq1", c.eq1_differs), ("profiler", c.profiler_differs)):
-            values = (d.total, d.matrices, d.attention, d.head, d.read)
-            rows.append([c.method, convention, *(f"{v / unit:+.6f}" if v else "0" for v in values)])
-    parts = ("layers' matrices", "attention products", "head", "read")
-    return Table(["method", "convention", f"in all, {name}", *parts], rows, words=2)
-
-
-def _flops(value: float) -> str:
-    from vtw_eval.cost.units import flops_unit
-
-    unit, name = flops_unit(value)
-    return f"{value / unit:.3f} {name}"
-
-
-def _counted_json(costs: CountedCosts) -> dict[str, Any]:
-    return {
-        "method": costs.method,
-        "tokens_per_layer": list(costs.tokens_per_layer),
-        "flops": {
-            "exact": costs.exact,
-            "read": dict(costs.read),
-            "closed_form": costs.closed,
-            "fvcore": costs.fvcore.total,
-            "torch": costs.torch.total,
-            "eq1": costs.eq1,
-            "profiler": costs.profiler,
-        },
-        "not_run": dict(costs.own),
-        "differences": {"eq1": asdict(costs.eq1_differs), "profiler": asdict(costs.profiler_differs)},
-        "kv_bytes": costs.kv_bytes,
-        "unexplained": costs.unexplained,
-    }
 
 
 # --- of the papers

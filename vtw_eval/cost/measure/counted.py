@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -71,6 +72,26 @@ class CountedCosts:
     def closed(self) -> float:
         """What each counter must find: ``exact`` and ``read``."""
         return self.exact + sum(self.read.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the costs as JSON types."""
+        return {
+            "method": self.method,
+            "tokens_per_layer": list(self.tokens_per_layer),
+            "flops": {
+                "exact": self.exact,
+                "read": dict(self.read),
+                "closed_form": self.closed,
+                "fvcore": self.fvcore.total,
+                "torch": self.torch.total,
+                "eq1": self.eq1,
+                "profiler": self.profiler,
+            },
+            "not_run": dict(self.own),
+            "differences": {"eq1": asdict(self.eq1_differs), "profiler": asdict(self.profiler_differs)},
+            "kv_bytes": self.kv_bytes,
+            "unexplained": self.unexplained,
+        }
 
     @property
     def unexplained(self) -> list[str]:
