@@ -62,7 +62,7 @@ from vtw_eval.sweep.plan import expand_method
 assert Path(vtw_eval.__file__).is_relative_to(Path.cwd()) and vtw_eval.NearestText is NearestText
 method = parse_method("nearest_text,k=1,r=0.25")
 assert method == NearestText(k=1, r=0.25) and parse_method(str(method)) == method
-assert listing(METHODS).count("nearest_text, k=2, r=0.5\\n") == 1
+assert listing(METHODS).count("nearest_text, k=2, r=0.5") == 1
 assert "    Reads keys. https://example.org\\n" in listing(["nearest_text"])
 assert tokens_per_layer(method, 3, text=20, vision=40).tolist() == [60, 50, 50]
 assert expand_method({"method": "nearest_text", "k": [1]}) == ["nearest_text,k=1,r=0.5"]

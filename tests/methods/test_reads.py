@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.methods.examples import EXAMPLES
 from tests.support.families import make_inputs, make_model
 from tests.support.gates import fitted
-from vtw_eval import VTW, Composite, FastV, Method, Scorer
+from vtw_eval import VTW, Composite, FastV, Method, Scorer, ToMe
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost import PRESETS, Geometry
 from vtw_eval.cost.choice import choice_flops
@@ -83,6 +83,15 @@ def test_attention_of_other_layers_is_no_reading(offset: int) -> None:
 def test_the_tower_is_not_read_yet() -> None:
     with pytest.raises(ValueError, match="reader reads the vision tower, which is not possible yet"):
         run(reader(Reads.TOWER, lambda view: None))
+
+
+def test_keys_are_not_read_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llava", attn="sdpa")
+    monkeypatch.delattr(find_anatomy(model).layers[-1].self_attn, "k_proj")
+    with pytest.raises(ValueError, match=r"tome,.* reads keys, but .*self_attn\.k_proj"), ToMe()(model):
+        pass
+    with FastV()(model):
+        pass
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])

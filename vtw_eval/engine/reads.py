@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from enum import Flag, auto
 
+from torch import nn
+
+from vtw_eval.anatomy import Anatomy
+
 
 class Reads(Flag):
     """What a method looks at beside the roles of tokens: which are text, vision, padding, and where they stand.
@@ -48,3 +52,32 @@ _WORDS = {
     Reads.ATTENTION_BEFORE: "attention of the layer before",
     Reads.TOWER: "the vision tower",
 }
+
+
+def check_readable(reads: Reads, anatomy: Anatomy, who: str) -> None:
+    """Check that a model has what is read of it, before it runs.
+
+    Parameters
+    ----------
+    reads
+        What is read.
+    anatomy
+        The model.
+    who
+        The method, for messages.
+
+    Raises
+    ------
+    ValueError
+        If it has not.
+    """
+    if Reads.TOWER in reads:
+        raise ValueError(f"{who} reads the vision tower, which is not possible yet.")
+    if Reads.KEYS in reads and not all(map(_has_keys, anatomy.layers)):
+        raise ValueError(
+            f"{who} reads keys, but this model's layers have no key projection of their own (self_attn.k_proj)."
+        )
+
+
+def _has_keys(layer: nn.Module) -> bool:
+    return hasattr(getattr(layer, "self_attn", None), "k_proj")

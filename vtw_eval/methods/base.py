@@ -203,8 +203,6 @@ class Method:
             Yields the trace; all hooks are removed when the block ends, also by an exception.
         """
         check_types(self)
-        if Reads.TOWER in self.reads:
-            raise ValueError(f"{self.key} reads the vision tower, which is not possible yet.")
         return install(
             self,
             model,

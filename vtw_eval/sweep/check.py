@@ -13,6 +13,7 @@ import transformers
 
 from vtw_eval.anatomy import Anatomy, find_anatomy
 from vtw_eval.checkpoints import checkpoint, known
+from vtw_eval.engine.reads import check_readable
 from vtw_eval.methods import DyVTE, Method, parse_method
 from vtw_eval.methods.composite import Composite, parts_of
 from vtw_eval.models.loading import NoCheckpointError, family_of
@@ -163,6 +164,7 @@ def _method(method: Method, anatomy: Anatomy | None, harness: Harness) -> str:
             continue
         try:
             bound.append(part.bind(anatomy))
+            check_readable(part.reads, anatomy, str(part))
         except ValueError as error:
             return _line(error)
         except (RuntimeError, NotImplementedError):
