@@ -76,8 +76,8 @@ def convert(
     logged
         Its logged samples.
 
-    A metric whose value is no finite number is left out (:func:`undefined_metrics` names it); the others, and what its records
-    tell of the documents, stay.
+    A metric whose value is no finite number is left out (:func:`undefined_metrics` names it); the others, and what its
+    records tell of the documents, stay.
 
     Raises
     ------
