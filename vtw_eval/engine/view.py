@@ -103,6 +103,12 @@ class LayerView:
         return self.prompt.answer(self.index)
 
     @property
+    def instruction(self) -> Tensor:
+        """Boolean ``[rows, tokens]``: the prompt's text behind its last vision token, all of it where it has none."""
+        behind = self.vision.flip(1).cumsum(dim=1).flip(1) == 0
+        return behind & self.valid & ~self.generated
+
+    @property
     def vision_total(self) -> Tensor:
         """Number of vision tokens of each prompt, long ``[rows]``."""
         return self.prompt.vision.sum(dim=1)

@@ -23,7 +23,13 @@ OURS: Mapping[str, str] = {
     "random_vision": "vtw_eval.methods.random_vision:RandomVision",
     "downsample": "vtw_eval.methods.downsample:Downsample",
     "tome": "vtw_eval.methods.tome:ToMe",
+    "uniform": "vtw_eval.methods.uniform:Uniform",
+    "first": "vtw_eval.methods.first:First",
+    "last": "vtw_eval.methods.last:Last",
     "pyramiddrop": "vtw_eval.methods.pyramiddrop:PyramidDrop",
+    "himap": "vtw_eval.methods.himap:HiMAP",
+    "divprune": "vtw_eval.methods.divprune:DivPrune",
+    "cdpruner": "vtw_eval.methods.cdpruner:CDPruner",
     "dyvte": "vtw_eval.methods.dyvte.method:DyVTE",
 }
 """Where each method of this project stands, by its key."""

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView
-from vtw_eval.methods.base import Method, check_layer, check_share, keep_best, kept_count
+from vtw_eval.methods.base import Method, check_layer, keep_best
+from vtw_eval.methods.budget import check_budget, kept_of_rows
 
 Self = TypeVar("Self", bound="Scorer")
+
+DEFAULT_R = 0.5
+"""Share that is removed where neither it nor a number of tokens is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +31,21 @@ class Scorer(Method):
     k
         Number of layers that see all vision tokens.
     r
-        Share of the vision tokens that is removed.
+        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given.
+    tokens
+        Number of vision tokens that stay for each image, instead of ``r``; the images of a row share their sum.
     """
 
     needs_vision: ClassVar[bool] = True
 
     k: int = 2
-    r: float = 0.5
+    r: float | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_share("r", self.r)
+        if self.r is None and self.tokens is None:
+            object.__setattr__(self, "r", DEFAULT_R)
+        check_budget(self.r, self.tokens)
 
     def score(self, view: LayerView) -> Tensor:
         """Return the score of each current token, ``[rows, tokens]``; only those of vision tokens count.
@@ -44,6 +53,10 @@ class Scorer(Method):
         The higher the better, and of equal ones the earlier. ``view.layer`` is :attr:`k`.
         """
         raise NotImplementedError
+
+    def kept(self, view: LayerView) -> Tensor:
+        """Return how many vision tokens of each row stay, long ``[rows]``."""
+        return kept_of_rows(view.prompt.vision, self.r, self.tokens)
 
     def bind(self: Self, anatomy: Anatomy) -> Self:
         """Check k against the number of layers."""
@@ -56,7 +69,7 @@ class Scorer(Method):
 
     def empty_from(self, num_layers: int) -> int:
         """Layer k if all vision tokens are removed."""
-        return self.k if self.r == 1 else num_layers
+        return self.k if self.r == 1 or self.tokens == 0 else num_layers
 
     def keep(self, view: LayerView) -> Tensor:
         """Keep the best-scored vision tokens and all text.
@@ -74,4 +87,4 @@ class Scorer(Method):
                 f"{self.key}: score() gave {tuple(score.shape)} before layer {view.layer}; it must be [rows, tokens], "
                 f"here {tuple(view.vision.shape)}."
             )
-        return keep_best(view, score, kept_count(view.vision_total, self.r))
+        return keep_best(view, score, self.kept(view))

@@ -1,0 +1,101 @@
+"""CDPruner: vision tokens that are diverse and, with regard to the question, relevant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vtw_eval.engine import LayerView, Reads
+from vtw_eval.methods.scorer import Scorer
+
+_RELEVANT = 1e-6
+"""What the code adds to every relevance, so that none is 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(Scorer):
+    """Keep vision tokens of a large conditional determinant, before the first layer (Zhang et al., NeurIPS 2025).
+
+    The kernel is ``diag(relevance) S diag(relevance)`` with S the cosines of the features that enter the decoder;
+    tokens are chosen greedily for the largest determinant (incremental Cholesky). The paper's relevance is that of
+    CLIP's text tower, which checkpoints of LLaVA do not hold. This one is measured among what enters the decoder, as
+    OpenVINO does: the mean cosine of a vision token with the embeddings of the text after the last image, from 0 to 1
+    over the vision tokens of a row. Results are therefore not those of the paper.
+
+    Parameters
+    ----------
+    k
+        Number of layers that see all vision tokens; 0 in the paper.
+    r
+        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given.
+    tokens
+        Number of vision tokens that stay for each image, instead of ``r``.
+    """
+
+    key: ClassVar[str] = "cdpruner"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
+    reads = Reads.HIDDEN
+
+    k: int = 0
+
+    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+        """Similarities: each vision token of a row with each, ``2 v v hidden``."""
+        return {"similarities": sum(2 * int(v) ** 2 * hidden for v in before[before > 0])}
+
+    def score(self, view: LayerView) -> Tensor:
+        """Chosen tokens from the first to the last, the others below them."""
+        score = torch.zeros(view.vision.shape, device=view.hidden.device)
+        question = view.instruction.to(score.device)
+        for row, count in enumerate(self.kept(view).tolist()):
+            places = view.vision[row].nonzero().flatten().to(score.device)
+            if len(places):
+                chosen = places[most_likely(view.hidden[row, places], view.hidden[row, question[row]], count)]
+                score[row, chosen] = torch.arange(len(chosen), 0, -1, device=score.device, dtype=score.dtype)
+        return score
+
+
+def relevance(features: Tensor, question: Tensor) -> Tensor:
+    """Return how relevant tokens are, from 0 to 1, and all alike without a question; ``[tokens]``.
+
+    Parameters
+    ----------
+    features
+        Of vision tokens, ``[tokens, width]``.
+    question
+        Of text tokens, ``[n, width]``.
+    """
+    if not len(question):
+        return torch.ones_like(features[:, 0]).float()
+    cosine = (normalize(features.float(), dim=-1) * normalize(question.float(), dim=-1).mean(dim=0)).sum(dim=-1)
+    low, high = cosine.aminmax()
+    return (cosine - low + _RELEVANT) / (high - low).clamp(min=_RELEVANT)
+
+
+def most_likely(features: Tensor, question: Tensor, count: int) -> Tensor:
+    """Return the numbers of tokens that the greedy search for a determinantal point process's mode chooses, in order.
+
+    Parameters
+    ----------
+    features, question
+        See :func:`relevance`.
+    count
+        How many, at most as many as there are vision tokens.
+    """
+    unit = normalize(features.float(), dim=-1)
+    weight = relevance(features, question)
+    kernel = weight[:, None] * (unit @ unit.T) * weight
+    left = kernel.diagonal().clone()
+    factors = kernel.new_zeros(min(count, len(unit)), len(unit))
+    chosen: list[Tensor] = []
+    for step in range(len(factors)):
+        best = (left == left.max()).to(torch.uint8).argmax()
+        chosen.append(best)
+        explained = (factors[:step, best, None] * factors[:step]).sum(dim=0)
+        factors[step] = (kernel[best] - explained) / left[best].clamp(min=1e-12).sqrt()
+        left = (left - factors[step].square()).clamp(min=0).index_fill(0, torch.stack(chosen), -torch.inf)
+    return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=unit.device)
