@@ -15,6 +15,7 @@ from transformers import AutoConfig, LlamaConfig, LlavaConfig
 from typer.testing import CliRunner
 
 from tests.support.checkpoints import make_checkpoint
+from tests.support.families import FAMILIES, make_model
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.cost import Geometry
@@ -79,6 +80,17 @@ def test_a_config_stays_the_model_that_it_is(tmp_path: Path) -> None:
     [_, vtw] = answer["methods"]
     assert vtw["flops"]["fvcore"] == vtw["flops"]["torch"] == vtw["flops"]["closed_form"] == expected.closed
     assert vtw["unexplained"] == [] and vtw["tokens_per_layer"][-1] == 9
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma"])
+def test_every_family_is_counted(name: str) -> None:
+    found = counted_costs(make_model(name).config, [parse_method("fastv,k=2,r=0.5")], text=9, vision=16)
+    assert [line for costs in found for line in costs.unexplained] == []
+
+
+def test_a_model_that_looks_at_values_cannot_be_counted() -> None:
+    with pytest.raises(ValueError, match="paligemma looks at values"):
+        counted_costs(make_model("paligemma").config, [], text=9, vision=16)
 
 
 def test_tables_for_people() -> None:

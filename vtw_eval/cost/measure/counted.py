@@ -152,8 +152,8 @@ def counted_costs(
     Raises
     ------
     ValueError
-        For a model that cannot be built or has no closed form, a prompt that cannot be, and methods that decide by
-        values (DyVTE, ``k=search``).
+        For a model that cannot be built, has no closed form or looks at values (PaliGemma), a prompt that cannot be,
+        and methods that decide by values (DyVTE, ``k=search``).
     UpstreamChangedError
         If a counter does not understand the installed torch or model.
 
@@ -176,7 +176,15 @@ def counted_costs(
     model = meta_model(source, dtype=dtype)
     found = []
     for method in (Baseline(), *(method for method in methods if method != Baseline())):
-        found.append(_counted(model, geometry, method, text, vision))
+        try:
+            found.append(_counted(model, geometry, method, text, vision))
+        except RuntimeError as error:
+            if "meta tensor" not in str(error):
+                raise
+            raise ValueError(
+                f"{model.config.model_type} looks at values while it runs, and the meta device has none ({error}): it "
+                "cannot be counted without weights."
+            ) from error
         advance()
     return found
 
