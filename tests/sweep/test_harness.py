@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.support.blocked import run_without
+from vtw_eval.cli import app
 from vtw_eval.record.store import Store
 from vtw_eval.report.make import Request, make_report
 from vtw_eval.sweep.display import Display
@@ -112,6 +115,17 @@ def test_a_harness_of_another_package_runs_in_sweeps_and_reports(toy: Path, tmp_
         run_sweep(plan.changed(methods=["vtw,k=2"]), tmp_path / "other", Display(Console(quiet=True)))
     with pytest.raises(PlanError, match=r"unknown adapter 'llava_vtw'.*Valid: toy_adapter"):
         parse_plan({**PLAN, "models": [{"name": "a", "adapter": "llava_vtw", "pretrained": "shapes"}]})
+
+
+def test_results_of_a_harness_that_is_gone_are_still_told(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_sweep(parse_plan(PLAN), out, Display(Console(quiet=True)))
+    shutil.rmtree(toy)
+    importlib.invalidate_caches()
+    find_harness.cache_clear()
+    told = CliRunner().invoke(app, ["sweep", "--status", str(out)])
+    assert (told.exit_code, "Toys: 4 cells, 4 done" in told.output) == (0, True)
+    assert "and 3 more: made by other code: unknown harness 'toy'" in told.output
     assert "Toys" in make_report(Request(folder=out)).text
 
 

@@ -67,8 +67,7 @@ def expand_method(entry: Any) -> list[str]:
     if empty:
         raise ValueError(f"{empty[0]} is an empty list: name at least one value")
     return [
-        str(make_method(entry["method"], dict(zip(names, values, strict=True))))
-        for values in itertools.product(*lists)
+        str(make_method(entry["method"], dict(zip(names, values, strict=True)))) for values in itertools.product(*lists)
     ]
 
 

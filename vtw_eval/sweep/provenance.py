@@ -89,7 +89,11 @@ def checkpoint_read(spec: CellSpec) -> dict[str, str]:
 
 def method_read(spec: CellSpec) -> dict[str, str]:
     """Return a digest of each file that the parameters of a cell's method name, such as gates."""
-    values = [getattr(part, f.name) for part in parts_of(parse_method(spec.method)) for f in fields(part)]
+    try:
+        parts = parts_of(parse_method(spec.method))
+    except ValueError:  # not installed any more
+        return {}
+    values = [getattr(part, f.name) for part in parts for f in fields(part)]
     return _known([str(value) for value in values if isinstance(value, str | Path) and Path(value).is_file()])
 
 
@@ -203,7 +207,10 @@ def code_changed(cell: Cell) -> list[str]:
     """Return the parts of our code that are others than those that made a cell, each with both; empty if none is."""
     if not cell.code:
         return ["code that was not recorded yet"]
-    now = code_of(cell.spec)
+    try:
+        now = code_of(cell.spec)
+    except ValueError as error:  # its harness or its method is not installed any more
+        return [str(error)]
     return [
         f"{part} {cell.code.get(part, 'unknown')} (now {value})"
         for part, value in now.items()
