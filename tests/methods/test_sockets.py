@@ -190,6 +190,14 @@ def test_a_mistake_in_a_file_is_told(file: Callable[[str], str], source: str, wo
     Path("my folder/mine.py").write_text(HEAD + FROZEN + "class Mine(Scorer): key: ClassVar[str] = 'mine'\n")
 
 
+def test_a_path_that_no_spec_can_tell_is_refused(file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(file(SOURCE.read_text())).resolve()
+    (path.parents[1] / "a+b").mkdir()
+    shutil.copy(path, path.parents[1] / "a+b")
+    monkeypatch.chdir(path.parent)
+    assert "plus signs" in told(lambda: find_method("../a+b/mine.py:EdgeFirst"))
+
+
 def test_no_file_is_told(file: Callable[[str], str]) -> None:
     assert "there is no file 'gone.py'" in told(lambda: parse_method("gone.py:Mine"))
 

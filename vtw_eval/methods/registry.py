@@ -95,9 +95,10 @@ def find_method(name: str) -> type[Method]:
 
 def _is_registered(cls: type[Method]) -> bool:
     """Whether a class is what its key stands for."""
-    if cls.key in OURS:
-        return METHODS[cls.key] is cls
-    return cls.key in plugins() and load_plugin(cls.key) is cls
+    try:
+        return find_method(cls.key) is cls
+    except ValueError:
+        return False
 
 
 def parameters(name: str) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def load_place(place: str) -> tuple[type[Method], str]:
         module = _module_of(path)
         below = path.is_relative_to(Path.cwd())
         where = (path.relative_to(Path.cwd()) if below else path).as_posix()
+        if re.search(r"[,+]", where):
+            raise ValueError(f"method {place!r}: a spec cannot tell the commas and plus signs in {where!r}.")
     else:
         try:
             module = importlib.import_module(where)
