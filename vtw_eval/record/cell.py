@@ -58,9 +58,14 @@ class Metric(Strict):
     higher_is_better: bool = True
 
     @property
+    def scale(self) -> float:
+        """How many times as large as the value tables show it: 100 for shares."""
+        return 100.0 if self.percent else 1.0
+
+    @property
     def shown(self) -> float:
-        """The value as tables show it: percent for shares."""
-        return 100 * self.value if self.percent else self.value
+        """The value as tables show it."""
+        return self.scale * self.value
 
 
 class Sample(Strict):

@@ -151,8 +151,7 @@ def _evidence(
         value = value_of(evidence)
     except ReportError as error:
         return None, 1.0, str(error)
-    scales = (100.0,) if metrics[0].percent else (1.0, 100.0)
-    for scale in scales:
-        if abs(scale * value - shown) <= _TOLERANCE:
-            return evidence, scale, ""
-    return None, 1.0, f"the samples give {scales[0] * value:.2f}, the task reports {shown:.2f}"
+    scale = metrics[0].scale
+    if abs(scale * value - shown) <= _TOLERANCE:
+        return evidence, scale, ""
+    return None, 1.0, f"the samples give {scale * value:.2f}, the task reports {shown:.2f}"
