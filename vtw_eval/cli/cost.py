@@ -31,6 +31,7 @@ _LEGEND = (
 
 @app.command(
     epilog="Examples: vtw-eval cost --geometry llava-1.5-7b --text 65.9 --method vtw,k=16 --method fastv · "
+    "vtw-eval cost --flops 0.5 --geometry llava-1.5-7b --method vtw --method fastv --method divprune · "
     "vtw-eval cost --measure --geometry llava-1.5-7b --method vtw,k=16 · vtw-eval cost --paper vtw-table2"
 )
 def cost(
@@ -48,6 +49,13 @@ def cost(
         ),
     ] = None,
     vision: Annotated[float | None, typer.Option(help="Vision tokens. Default: the model's for one image.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--flops",
+            help="Set how much each method removes so that its prefill costs this share of the unchanged model's.",
+        ),
+    ] = None,
     output_tokens: Annotated[
         int | None, typer.Option(help="Length of an answer, to show the FLOPs of prefill and decoding together.")
     ] = None,
@@ -82,20 +90,27 @@ def cost(
         if as_json and markdown:
             raise ValueError("give --json or --markdown, not both.")
         if paper is not None:
-            if geometry is not None or config is not None or method or measure:
+            if geometry is not None or config is not None or method or measure or budget is not None:
                 raise ValueError(
-                    "--paper brings its own models and methods: leave --geometry, --config, --method, --measure out."
+                    "--paper brings its own models and methods: leave --geometry, --config, --method, --flops and "
+                    "--measure out."
                 )
             _print_papers(paper, as_json, markdown)
         elif measure:
-            if output_tokens is not None or tower or images is not None:
+            if output_tokens is not None or tower or images is not None or budget is not None:
                 raise ValueError(
-                    "--measure counts the prefill of the decoder: leave --output-tokens, --tower and --images out."
+                    "--measure counts the prefill of the decoder as it is: leave --output-tokens, --tower, --images "
+                    "and --flops out."
                 )
             _print_counted(geometry, config, method or ["vtw"], text, vision, dtype, as_json, markdown)
         else:
             model = _geometry(geometry, config, images)
-            _print_costs(model, method or ["vtw"], text, vision, output_tokens, dtype, tower, as_json, markdown)
+            specs, missed = method or ["vtw"], list[str]()
+            if budget is not None:
+                specs, missed = _fitted(model, specs, budget, text, vision)
+            _print_costs(model, specs, text, vision, output_tokens, dtype, tower, as_json, markdown)
+            for line in missed:
+                typer.echo(f"vtw-eval cost: {line}", err=True)
 
 
 def _name(geometry: str | None, config: str | None) -> str:
@@ -173,6 +188,31 @@ def _print_costs(
     )
     typer.echo(_show(_table(costs, output_tokens), markdown))
     typer.echo(f"\n{_LEGEND}")
+
+
+def _fitted(
+    model: Geometry, specs: Sequence[str], budget: float, text: float | None, vision: float | None
+) -> tuple[list[str], list[str]]:
+    """Return the specs that cost a share of the unchanged model's FLOPs, and a line on each that does not."""
+    from vtw_eval.cost.equal import fit_flops
+    from vtw_eval.methods import parse_method
+
+    fits = {
+        spec: fit_flops(
+            parse_method(spec),
+            model,
+            budget,
+            text=DEFAULT_TEXT if text is None else text,
+            vision=_vision_tokens(model, vision),
+        )
+        for spec in specs
+    }
+    missed = [
+        f"{spec} cannot cost {budget:.1%} of the FLOPs: {fit.problem}; {fit.method} costs {fit.share:.1%}."
+        for spec, fit in fits.items()
+        if fit.problem
+    ]
+    return [str(fit.method) for fit in fits.values()], missed
 
 
 def _table(costs: Sequence[MethodCosts], output_tokens: int | None) -> Table[str]:

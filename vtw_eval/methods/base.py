@@ -133,6 +133,23 @@ class Method:
         """Return the equally likely methods that the bound method can turn out to be; itself if there is one only."""
         return (self,)
 
+    def scaled(self: Self, strength: float, num_layers: int) -> Self | None:
+        """Return the method at another strength, by which it is set to a budget.
+
+        Parameters
+        ----------
+        strength
+            From 0, as little as it can remove, to 1, as much as it can; the more, the lower the cost.
+        num_layers
+            Decoder layers of the model.
+
+        Returns
+        -------
+        Method or None
+            None if no parameter says how much goes.
+        """
+        return None
+
     def empty_from(self, num_layers: int) -> int:
         """Return the first layer that no vision token enters, whatever the prompt of the bound method is.
 

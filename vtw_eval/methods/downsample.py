@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -38,6 +38,10 @@ class Downsample(Method):
 
     def __post_init__(self) -> None:
         check_share("r", self.r)
+
+    def scaled(self, strength: float, num_layers: int) -> Downsample:
+        """Remove this share."""
+        return replace(self, r=round(strength, 6))
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Before the first layer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -51,6 +51,11 @@ class HiMAP(Method):
                 f"k2={self.k2} and r2={self.r2} must be of a later stage, which leaves no more, than k1={self.k1} and "
                 f"r1={self.r1}."
             )
+
+    def scaled(self, strength: float, num_layers: int) -> HiMAP:
+        """Keep a share in the first stage and its third power after the second: 1/2 and 1/8, as by default."""
+        left = 1 - strength
+        return replace(self, r1=round(1 - left, 6), r2=round(1 - left**3, 6))
 
     def bind(self, anatomy: Anatomy) -> HiMAP:
         """Check the layers against the number of layers."""

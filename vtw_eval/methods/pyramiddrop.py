@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -46,6 +46,10 @@ class PyramidDrop(Method):
     def positions(self) -> Position:
         """The ``position`` parameter."""
         return self.position
+
+    def scaled(self, strength: float, num_layers: int) -> PyramidDrop:
+        """Remove this share in each stage."""
+        return replace(self, r=round(strength, 6))
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Name the layers that begin the second, third and fourth quarter."""

@@ -44,6 +44,10 @@ class Rand(Method):
         check_layer("k", k, anatomy.num_layers)
         return replace(self, k=k)
 
+    def scaled(self, strength: float, num_layers: int) -> Rand:
+        """Drop at another layer, the earlier the stronger."""
+        return replace(self, k=num_layers - round(strength * num_layers))
+
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layer k, or none when k is the number of layers."""
         assert self.k is not None, "bind() fills in k"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
@@ -53,6 +53,10 @@ class Scorer(Method):
         The higher the better, and of equal ones the earlier. ``view.layer`` is :attr:`k`.
         """
         raise NotImplementedError
+
+    def scaled(self: Self, strength: float, num_layers: int) -> Self:
+        """Remove this share."""
+        return replace(self, r=round(strength, 6), tokens=None)
 
     def kept(self, view: LayerView) -> Tensor:
         """Return how many vision tokens of each row stay, long ``[rows]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -66,6 +66,10 @@ class ToMe(Method):
         """Check k against the number of layers."""
         check_layer("k", self.k, anatomy.num_layers)
         return self
+
+    def scaled(self, strength: float, num_layers: int) -> ToMe:
+        """Merge this share away."""
+        return replace(self, r=round(strength, 6), per_layer=None)
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """All layers from k on."""

@@ -105,6 +105,10 @@ class VTW(Method):
         start = DEFAULT_START if self.start is None else self.start
         return LayerSearch(self.eta or DEFAULT_ETA, self.samples or DEFAULT_SAMPLES, start)
 
+    def scaled(self, strength: float, num_layers: int) -> VTW:
+        """Withdraw at another layer, the earlier the stronger."""
+        return self.found(num_layers - round(strength * num_layers))
+
     def found(self, k: int) -> VTW:
         """Return VTW at the k that the search has found."""
         return replace(self, k=k, eta=None, samples=None, start=None)
