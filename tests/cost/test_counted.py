@@ -125,7 +125,7 @@ def test_what_is_not_explained_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         (["--geometry", "shapes", "--text", "65.9"], "--text 65.9: a prompt that is counted has a whole number"),
         (["--geometry", "shapes", "--vision", "0.5"], "--vision 0.5"),
         (["--geometry", "shapes", "--text", "1"], "a prompt needs 2 or more"),
-        (["--geometry", "shapes", "--tower"], "leave --output-tokens, --tower and --images out"),
+        (["--geometry", "shapes", "--tower"], "leave --output-tokens, --tower"),
         (["--geometry", "shapes", "--dtype", "int4"], "unknown dtype 'int4'"),
         (["--geometry", "shapes", "--method", "dyvte"], "gates"),
         (["--geometry", "qwen2-vl-2b"], "give --vision"),

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, LlavaConfig
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, LlavaConfig, PreTrainedModel
 
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.methods import Method
@@ -17,7 +17,10 @@ from vtw_eval.methods.composite import parts_of
 SYSTEM = 35
 """Tokens before the image in LLaVA-1.5's template: BOS, system prompt, "USER: "."""
 
-_IMAGE, _TEXT, _VOCAB, _WIDTH = 1, 2, 64, 8
+VOCAB = 64
+"""Words of the tiny model."""
+
+_IMAGE, _TEXT, _WIDTH = 1, 2, 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def dry_run(
         if not (math.isfinite(number) and number >= least):
             raise ValueError(f"{what}={number} is out of range: a prompt has {least} or more {what} tokens.")
     check_fixed(method)
-    model = _tiny_model(num_layers, name)
+    model = tiny_model(num_layers, name)
     bound = method.bind(find_anatomy(model))
     draws = bound.draws()
     tokens = torch.zeros(len(draws), num_layers, dtype=torch.float64)
@@ -110,10 +113,19 @@ def _around(number: float) -> list[tuple[int, float]]:
     return [(below, 1.0)] if above == 0 else [(below, 1 - above), (below + 1, above)]
 
 
-def _tiny_model(num_layers: int, name: str) -> nn.Module:
+def tiny_model(num_layers: int, name: str = "") -> PreTrainedModel:
+    """Return a random LLaVA of :data:`VOCAB` words with ``num_layers`` decoder layers.
+
+    Parameters
+    ----------
+    num_layers
+        Decoder layers.
+    name
+        Of the checkpoint that it stands for.
+    """
     size = {"hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_attention_heads": 1}
     config = LlavaConfig(
-        text_config={"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": _VOCAB, **size},
+        text_config={"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": VOCAB, **size},
         vision_config={"model_type": "clip_vision_model", "num_hidden_layers": 1, **size},
         image_token_index=_IMAGE,
     )
@@ -125,7 +137,7 @@ def _tiny_model(num_layers: int, name: str) -> nn.Module:
 
 
 def _prompt(text: int, vision: int, first_at: int) -> Tensor:
-    ids = torch.randint(_TEXT, _VOCAB, (1, text + vision), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(_TEXT, VOCAB, (1, text + vision), generator=torch.Generator().manual_seed(0))
     first = min(first_at, text - 1)
     ids[:, first : first + vision] = _IMAGE
     return ids

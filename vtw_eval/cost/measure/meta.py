@@ -17,14 +17,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost.bench.subject import llava_config
-from vtw_eval.cost.dry_run import SYSTEM
+from vtw_eval.cost.dry_run import SYSTEM, VOCAB, tiny_model
 from vtw_eval.cost.geometry import Geometry
 from vtw_eval.engine import LayerView, Merge, Reads, Trace
 from vtw_eval.engine.view import Look
 from vtw_eval.methods import Method
 from vtw_eval.methods.wrapped import Wrapped
-
-_VOCAB = 64
 
 
 def meta_model(
@@ -90,7 +88,7 @@ def meta_method(
     if text < 2 or vision < 0:
         raise ValueError(f"{text} text and {vision} vision tokens: a prompt needs 2 or more and 0 or more.")
     anatomy = find_anatomy(model)
-    ids = torch.randint(_VOCAB - 1, (1, text + vision), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(VOCAB - 1, (1, text + vision), generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros_like(ids, dtype=torch.bool)
     first = min(SYSTEM, text // 2)
     mask[:, first : first + vision] = True
@@ -150,12 +148,7 @@ class _Replay(_Choosing):
 
 def _record(method: Method, layers: int, ids: Tensor, vision: Tensor) -> dict[int, _Choice]:
     """Run a method on a tiny model."""
-    tiny = Geometry(
-        name="tiny", layers=layers, hidden=8, heads=1, kv_heads=1, head_dim=8, ffn=8, gated=True, vocab=_VOCAB
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(llava_config(tiny), attn_implementation="sdpa").eval()
+    model = tiny_model(layers)
     record = _Record(method=method)
     with torch.no_grad(), record(model, vision_mask=vision, prompt_ids=ids):
         model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=True, logits_to_keep=1)
