@@ -59,8 +59,8 @@ def bench(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vtw_eval.cost.bench.run import (
-        Bench,
         Plan,
+        bench_of,
         compile_layers,
         measure,
         parse_methods,
@@ -70,7 +70,7 @@ def bench(
     from vtw_eval.cost.bench.timing import clock_for
     from vtw_eval.cost.presets import get_geometry
     from vtw_eval.files import write_atomically
-    from vtw_eval.runtime import device_name, environment_line, parse_dtype, pick_device
+    from vtw_eval.runtime import parse_dtype, pick_device
     from vtw_eval.verify.verdict import skipped
 
     with user_errors("bench", (ValueError, OSError, RuntimeError, ImportError)):
@@ -117,21 +117,8 @@ def bench(
         ) as progress:
             task = progress.add_task("runs", total=plan.runs)
             settings = measure(subject, plan, advance=lambda: progress.advance(task))
-        found = Bench(
-            subject=subject.geometry.name,
-            note=subject.note,
-            model_bytes=sum(p.nbytes for p in subject.model.parameters()),
-            device=device_name(where),
-            dtype=str(kind).removeprefix("torch."),
-            threads=torch.get_num_threads(),
-            rounds=repeats,
-            warmup=warmup,
-            seed=seed,
-            compiled=compiled,
-            command=shlex.join(["vtw-eval", *sys.argv[1:]]),
-            environment=f"{environment_line()}; methods {verdict}",
-            settings=settings,
-        )
+        command = shlex.join(["vtw-eval", *sys.argv[1:]])
+        found = bench_of(subject, plan, settings, compiled=compiled, command=command, verdict=str(verdict))
         document = bench_markdown(found)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from vtw_eval.cost.exact import exact_decode_flops, exact_prefill_flops
 from vtw_eval.cost.kv import kv_cache_bytes
 from vtw_eval.engine.calls import with_cache
 from vtw_eval.methods import Baseline, Method, parse_method
-from vtw_eval.runtime import free_memory, is_out_of_memory
+from vtw_eval.runtime import device_name, environment_line, free_memory, is_out_of_memory
 from vtw_eval.versions import UpstreamChangedError
 
 BASELINE = "baseline"
@@ -325,6 +325,39 @@ def measure(
         for attention in plan.attentions
         for batch in plan.batches
     ]
+
+
+def bench_of(
+    subject: Subject, plan: Plan, settings: list[Setting], *, compiled: bool, command: str, verdict: str
+) -> Bench:
+    """Put what was measured together with what it was measured on.
+
+    Parameters
+    ----------
+    subject, plan, settings
+        As in :func:`measure`, and what it returned.
+    compiled
+        Whether the decoder layers were (:func:`compile_layers`).
+    command
+        That asked for it.
+    verdict
+        Whether the methods were verified.
+    """
+    return Bench(
+        subject=subject.geometry.name,
+        note=subject.note,
+        model_bytes=sum(p.nbytes for p in subject.model.parameters()),
+        device=device_name(subject.model.device),
+        dtype=str(subject.model.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        rounds=plan.rounds,
+        warmup=plan.warmup,
+        seed=plan.seed,
+        compiled=compiled,
+        command=command,
+        environment=f"{environment_line()}; methods {verdict}",
+        settings=settings,
+    )
 
 
 def _setting(
