@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import configparser
 import sys
+from fnmatch import fnmatch
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
 PLACES = {"vtw_eval": "vtw_eval", "vtw_eval.model_adapters": "model_adapters", "vtw_eval.tasks": "tasks"}
@@ -55,14 +57,29 @@ def test_what_is_imported_is_declared(folder: str) -> None:
     assert not undeclared
 
 
-def test_every_package_is_listed() -> None:
-    listed = set(metadata()["options"]["packages"].split())
-    found = {
-        ".".join([package, *init.parent.relative_to(ROOT / folder).parts])
+def test_every_package_is_found_and_every_module_is_in_one() -> None:
+    """The two folders at the top are found through their links."""
+    parser = metadata()
+    assert parser["options"]["packages"] == "find:"
+    found = set(find_packages(str(ROOT), include=[parser["options.packages.find"]["include"]]))
+    holding = {
+        ".".join([package, *file.parent.relative_to(ROOT / folder).parts])
         for package, folder in PLACES.items()
-        for init in (ROOT / folder).rglob("__init__.py")
+        for file in (ROOT / folder).rglob("*.py")
     }
-    assert listed == found
+    assert found == holding
+
+
+def test_every_file_of_data_is_installed() -> None:
+    rules = metadata()["options.package_data"]
+    for package, folder in PLACES.items():
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix not in (".yaml", ".safetensors", ".json", ".jinja", ".typed"):
+                continue
+            place = file.relative_to(ROOT / folder)
+            owners = [".".join([package, *place.parts[:i]]) for i in range(len(place.parts))]
+            wanted = [(owner, "/".join(place.parts[i:])) for i, owner in enumerate(owners) if owner in rules]
+            assert any(fnmatch(rest, rule) for owner, rest in wanted for rule in rules[owner].split()), file
 
 
 def test_pyproject_holds_the_build_system_only() -> None:
@@ -75,6 +92,8 @@ def test_entry_points_are_installed_and_load() -> None:
         ("console_scripts", "vtw-eval"),
         ("console_scripts", "lmms_eval"),
         ("lmms_eval.models", "vtw_eval"),
+        ("vtw_eval.harnesses", "lmms-eval"),
+        ("vtw_eval.harnesses", "vlmevalkit"),
     ]:
         [entry] = [e for e in entry_points(group=group) if e.name == name]
         assert callable(entry.load())
