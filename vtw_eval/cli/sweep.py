@@ -95,8 +95,11 @@ def sweep(
         changes["verify"] = False if no_verify else None
         chosen = read_plan(find_plan(plan)).changed(**{k: v for k, v in changes.items() if v is not None})
         if dry_run:
-            cells = select(resolve(chosen).cells(), only or [])
+            resolved = resolve(chosen)
+            cells = select(resolved.cells(), only or [])
             typer.echo(dry_run_table(cells))
+            for line in resolved.index().missed:
+                typer.echo(f"not at its budget: {line}")
             settings, told = Settings(chosen.device, chosen.batch_size, chosen.verify), partial(typer.echo, err=True)
             refuse_hopeless(cells, settings, told, elsewhere=executor == "ray", planning=True)
             return

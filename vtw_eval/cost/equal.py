@@ -26,6 +26,8 @@ class Fit:
     """FLOPs of the prefill, of the unchanged model's, by ``exact``; what the method computes to choose is not in it."""
     problem: str = ""
     """Why it is farther from the budget than :data:`TOLERANCE`; empty if it is not."""
+    reachable: bool = True
+    """Whether it only misses because it acts in large steps: the budget is between what it costs at most and least."""
 
 
 def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float, vision: float) -> Fit:
@@ -59,9 +61,9 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
     def share(candidate: Method) -> float:
         return flops(candidate) / flops(Baseline())
 
-    def fit(candidate: Method, problem: str) -> Fit:
+    def fit(candidate: Method, problem: str, reachable: bool = False) -> Fit:
         far = abs(share(candidate) - budget) > TOLERANCE * budget
-        return Fit(candidate, share(candidate), problem if far else "")
+        return Fit(candidate, share(candidate), problem if far else "", reachable or not far)
 
     weakest, strongest = method.scaled(0, geometry.layers), method.scaled(1, geometry.layers)
     if weakest is None or strongest is None:
@@ -77,4 +79,6 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
         assert candidate is not None
         met.append(candidate)
         low, high = (middle, high) if share(candidate) > budget else (low, middle)
-    return fit(min(met, key=lambda candidate: abs(share(candidate) - budget)), "its steps are larger than that")
+    return fit(
+        min(met, key=lambda candidate: abs(share(candidate) - budget)), "its steps are larger than that", reachable=True
+    )

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from vtw_eval.engine import LayerView, Merge, Reads
-from vtw_eval.methods.base import Method, check_share
+from vtw_eval.methods.base import Method
+from vtw_eval.methods.budget import check_budget
+from vtw_eval.methods.scorer import DEFAULT_R
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,10 @@ class Downsample(Method):
     Parameters
     ----------
     r
-        Share of the vision tokens that is removed; grids come as close to it as they can.
+        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given. Grids come as close to it as they
+        can.
+    tokens
+        Number of vision tokens that stay for each image, instead of ``r``; a grid's is the square nearest to it.
     """
 
     key: ClassVar[str] = "downsample"
@@ -34,25 +39,30 @@ class Downsample(Method):
     reads = Reads.HIDDEN
     needs_vision: ClassVar[bool] = True
 
-    r: float = 0.5
+    r: float | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_share("r", self.r)
+        if self.r is None and self.tokens is None:
+            object.__setattr__(self, "r", DEFAULT_R)
+        check_budget(self.r, self.tokens)
 
     def scaled(self, strength: float, num_layers: int) -> Downsample:
         """Remove this share."""
-        return replace(self, r=round(strength, 6))
+        return replace(self, r=round(strength, 6), tokens=None)
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Before the first layer."""
-        return (0,) if self.r else ()
+        return () if self.r == 0 else (0,)
 
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Average each run of vision tokens."""
         keep, hidden = view.valid.clone(), view.hidden.clone()
         for row in range(view.rows):
             for run in runs(view.vision[row]):
-                cells = pooling_cells(len(run), self.r).to(run.device)
+                removed = self.r if self.tokens is None else max(1 - self.tokens / len(run), 0.0)
+                assert removed is not None, "__post_init__ fills it in"
+                cells = pooling_cells(len(run), removed).to(run.device)
                 keep[row, run] = False
                 for cell in range(int(cells.max()) + 1):
                     members = run[cells == cell]

@@ -25,6 +25,10 @@ class Index(Strict):
     """Heading of the report."""
     names: dict[str, str] = Field(default_factory=dict)
     """What tables call methods, by spec; others go by their spec."""
+    budgets: dict[str, list[str]] = Field(default_factory=dict)
+    """Specs of the methods that were set to one cost, without seeds other than the first, by what it is called."""
+    missed: list[str] = Field(default_factory=list)
+    """Which methods could not be set to a budget, and why."""
     cells: list[CellSpec] = Field(min_length=1)
     """In the order of tables: by model, by method, by task."""
 

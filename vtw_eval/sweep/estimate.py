@@ -43,10 +43,10 @@ def estimate(spec: CellSpec) -> Estimate | None:
 
 @cache
 def _estimate(pretrained: str, method: str) -> Estimate | None:
-    geometry = _geometry(pretrained)
+    geometry = geometry_of(pretrained)
     if geometry is None or geometry.vision_tokens is None:
         return None
-    text = _SHAPES_TEXT if pretrained == "shapes" else TEXT_TOKENS
+    text = text_tokens(pretrained)
 
     def flops(spec: str) -> float:
         assert geometry is not None and geometry.vision_tokens is not None
@@ -62,8 +62,14 @@ def _estimate(pretrained: str, method: str) -> Estimate | None:
     return Estimate(own, own / full)
 
 
+def text_tokens(pretrained: str) -> int:
+    """Return how many text tokens a usual prompt of a checkpoint has."""
+    return _SHAPES_TEXT if pretrained == "shapes" else TEXT_TOKENS
+
+
 @cache
-def _geometry(pretrained: str) -> Geometry | None:
+def geometry_of(pretrained: str) -> Geometry | None:
+    """Return the sizes of a checkpoint, None where they are not known without it."""
     entry = known(pretrained)
     try:
         return get_geometry(pretrained if entry is None else entry.geometry)

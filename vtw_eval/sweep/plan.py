@@ -27,6 +27,7 @@ from vtw_eval.names import check_names
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.index import Index
 from vtw_eval.record.strict import Strict
+from vtw_eval.sweep.budget import Budget, Fitted, fit_methods
 from vtw_eval.sweep.harness import find_harness
 
 PRESETS = Path(__file__).parent / "presets"
@@ -182,6 +183,10 @@ class Plan(Strict):
     models: list[ModelEntry] = Field(min_length=1)
     methods: Methods = Field(default_factory=lambda: ["baseline"])
     """Specs, or mappings whose lists are multiplied out."""
+    budgets: list[Budget] = Field(default_factory=list)
+    """Costs at which the methods are compared: each method's own strength is set, and controls are added."""
+    fitted: dict[str, list[Fitted]] = Field(default_factory=dict)
+    """By model: the methods at each budget; filled in by :func:`resolve`."""
     names: Annotated[dict[str, str], BeforeValidator(_texts)] = Field(default_factory=dict)
     """What tables call methods, by spec in any spelling and with any seed; others go by their spec."""
     tasks: list[str] = Field(min_length=1)
@@ -254,6 +259,12 @@ class Plan(Strict):
         return self
 
     @model_validator(mode="after")
+    def _unnamed(self) -> Plan:
+        if self.names and self.budgets:
+            raise ValueError("names: a method has another spec at each budget; name them in the report, by --name.")
+        return self
+
+    @model_validator(mode="after")
     def _pairs(self) -> Plan:
         mme = [task for task in self.tasks if task.casefold() in ("mme", "shapes_mme")]
         if self.limit is not None and self.limit % 2 and mme:
@@ -275,7 +286,7 @@ class Plan(Strict):
         found: dict[str, CellSpec] = {}
         for model in self.models:
             args = {**({"dtype": self.dtype} if self.dtype else {}), **model.args}
-            for spec in self.methods if model.methods is None else model.methods:
+            for spec in self._methods(model):
                 for method, seed in self._seeded(spec):
                     for task in self.tasks:
                         cell = CellSpec(
@@ -294,11 +305,28 @@ class Plan(Strict):
 
     def index(self) -> Index:
         """Return what a store keeps of the plan for those who read results."""
-        return Index(title=self.title, names=self.names, cells=self.cells())
+        budgets: dict[str, list[str]] = {}
+        for fitted in itertools.chain.from_iterable(self.fitted.values()):
+            budgets.setdefault(fitted.budget, []).extend(fitted.methods)
+        missed = _unique(line for each in itertools.chain.from_iterable(self.fitted.values()) for line in each.missed)
+        return Index(
+            title=self.title,
+            names=self.names,
+            budgets={label: _unique(specs) for label, specs in budgets.items()},
+            missed=missed,
+            cells=self.cells(),
+        )
 
     def text(self) -> str:
         """Return the plan as YAML, which :func:`read_plan` gives back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def _methods(self, model: ModelEntry) -> list[str]:
+        """Return the specs of a model: as they stand, or at each budget beside the unchanged model."""
+        specs = self.methods if model.methods is None else model.methods
+        if not self.budgets or model.name not in self.fitted:
+            return specs
+        return _unique(["baseline", *(spec for fitted in self.fitted[model.name] for spec in fitted.methods)])
 
     def _seeded(self, spec: str) -> list[tuple[str, int]]:
         variants = [(with_seed(spec, seed), seed) for seed in self.seeds]
@@ -306,14 +334,21 @@ class Plan(Strict):
 
 
 def resolve(plan: Plan) -> Plan:
-    """Return a plan whose tasks are single tasks of its harness.
+    """Return a plan whose tasks are single tasks of its harness, and whose methods are set to its budgets.
 
     Raises
     ------
     PlanError
-        For an unknown task, and for a limit that a task cannot have.
+        For an unknown task, for a limit that a task cannot have, and for a model whose costs are not known.
     """
-    return plan.changed(tasks=find_harness(plan.harness).expand(plan.tasks))
+    fitted = {}
+    for model in plan.models if plan.budgets else ():
+        try:
+            specs = plan.methods if model.methods is None else model.methods
+            fitted[model.name] = list(fit_methods(specs, plan.budgets, model.pretrained))
+        except ValueError as error:
+            raise PlanError(f"budgets: {error}") from None
+    return plan.changed(tasks=find_harness(plan.harness).expand(plan.tasks), fitted=fitted)
 
 
 class _Loader(yaml.SafeLoader):
