@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vtw_eval.report.analysis import ModelTable
+from vtw_eval.report.budgets import budget_blocks
 from vtw_eval.report.changes import Changes, changes_blocks
 from vtw_eval.report.examples import changed_answers
 from vtw_eval.report.labels import families, named_labels
@@ -68,7 +69,7 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Optio
     for table in tables:
         if len(tables) > 1:
             blocks.append(Heading(2, table.model))
-        blocks += _model_blocks(table, options, told)
+        blocks += _model_blocks(table, options, told, budget_blocks(table, results, options.equivalence))
         told |= {row.name for row in table.rows}
     blocks += _not_done(results)
     if notes := [*document_notes(results.cells), *notes_of(tables)]:
@@ -105,8 +106,10 @@ def _not_done(results: Results) -> list[Block]:
     return [Paragraph(Text(f"{count} of {len(results.cells)} cells are not done:", "bold")), Items(lines)]
 
 
-def _model_blocks(table: ModelTable, options: Options, told: set[str]) -> list[Block]:
-    blocks: list[Block] = [main_table(table, options.equivalence), Paragraph(_legend(table, options.equivalence))]
+def _model_blocks(table: ModelTable, options: Options, told: set[str], budgets: Sequence[Block]) -> list[Block]:
+    everything = main_table(table, options.equivalence)
+    blocks: list[Block] = [*budgets, Details("All methods", [everything])] if budgets else [everything]
+    blocks.append(Paragraph(_legend(table, options.equivalence)))
     named: list[Inline] = [
         (f"{row.name}: ", Text(row.unnamed, "code")) for row in table.rows if row.name and row.name not in told
     ]

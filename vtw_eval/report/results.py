@@ -73,6 +73,10 @@ class Results:
     """Of the plan."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What tables call methods, by spec as the cells have it."""
+    budgets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Specs of methods that were set to one cost, by what it is called."""
+    missed: Sequence[str] = ()
+    """Which methods could not be set to a budget, and why."""
 
 
 def read_store(folder: Path) -> Results:
@@ -108,7 +112,7 @@ def read_store(folder: Path) -> Results:
         for spec, state, problem, cell in cells
     ]
     names = names_of((spec.method for spec, *_ in cells), index.names)
-    return Results(str(folder), tuple(results), index.title, names)
+    return Results(str(folder), tuple(results), index.title, names, index.budgets, index.missed)
 
 
 def result_of(cell: Cell, samples: Sequence[Sample], columns: Iterable[Column]) -> Result:

@@ -16,7 +16,7 @@ def read_results(folder: Path) -> Results:
     Parameters
     ----------
     folder
-        Holds a sweep (``plan.yaml``, ``cells/``), a ``summary.json``, or what ``lmms_eval --output_path`` wrote.
+        Holds a sweep (``index.json``, ``cells/``), a ``summary.json``, or what ``lmms_eval --output_path`` wrote.
 
     Raises
     ------
@@ -25,13 +25,13 @@ def read_results(folder: Path) -> Results:
     """
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder.")
-    if (folder / "plan.yaml").is_file():
+    if any((folder / name).is_file() for name in ("index.json", "plan.yaml")):
         return read_store(folder)
     if (folder / FILE).is_file():
         return read_summary(folder / FILE)
     if next(folder.rglob(FILES), None) is not None:
         return read_lmms_output(folder)
     raise ReportError(
-        f"{folder} holds neither a sweep (plan.yaml, from vtw-eval sweep -o {folder}) nor a {FILE} nor an output of "
+        f"{folder} holds neither a sweep (index.json, from vtw-eval sweep -o {folder}) nor a {FILE} nor an output of "
         f"lmms_eval ({FILES})."
     )

@@ -67,6 +67,8 @@ class _Cell(_Strict):
 class _Summary(_Strict):
     version: Literal[1] = 1
     names: dict[str, str] = {}
+    budgets: dict[str, list[str]] = {}
+    missed: list[str] = []
     """What tables call methods; left out where none has a name, as it is not known to earlier versions."""
     environments: list[dict[str, str]]
     documents: list[_Documents]
@@ -88,8 +90,13 @@ def summary_text(results: Results) -> str:
         for d in documents
     ]
     names = names_of(dict.fromkeys(result.spec.method for result in results.cells), results.names)
-    summary = _Summary(names=names, environments=environments, documents=packed, cells=[])
-    head = json.dumps(summary.model_dump(mode="json", exclude=None if names else {"names"}))
+    budgets = {label: list(specs) for label, specs in results.budgets.items()}
+    summary = _Summary(
+        names=names, budgets=budgets, missed=list(results.missed), environments=environments, documents=packed, cells=[]
+    )
+    # What a plan does not have is left out, so that summaries of plans without it stay as they were.
+    absent = {name for name in ("names", "budgets", "missed") if not getattr(summary, name)}
+    head = json.dumps(summary.model_dump(mode="json", exclude=absent))
     lines = ",\n".join(json.dumps(cell.model_dump(mode="json", exclude_defaults=True)) for cell in cells)
     return f"{head.removesuffix(']}')}\n{lines}\n]}}\n"
 
@@ -116,7 +123,7 @@ def read_summary(file: Path) -> Results:
         raise ReportError(f"{file} is not a summary of this version: {place}: {first['msg']}") from error
     except (ValueError, IndexError, zlib.error) as error:
         raise ReportError(f"{file} is damaged: {error}") from error
-    return Results(str(file), cells, names=summary.names)
+    return Results(str(file), cells, names=summary.names, budgets=summary.budgets, missed=summary.missed)
 
 
 def _pack(result: Result, documents: list[Documents], environments: list[dict[str, str]]) -> _Cell:
