@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import sys
 from fnmatch import fnmatch
 from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from setuptools import find_packages
@@ -80,6 +82,13 @@ def test_every_file_of_data_is_installed() -> None:
             owners = [".".join([package, *place.parts[:i]]) for i in range(len(place.parts))]
             wanted = [(owner, "/".join(place.parts[i:])) for i, owner in enumerate(owners) if owner in rules]
             assert any(fnmatch(rest, rule) for owner, rest in wanted for rule in rules[owner].split()), file
+
+
+def test_the_pythons_that_are_claimed_are_those_that_are_tried() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    claimed = re.findall(r"Python :: (3\.\d+)", metadata()["metadata"]["classifiers"])
+    assert workflow["jobs"]["locked"]["strategy"]["matrix"]["python"] == claimed
+    assert metadata()["options"]["python_requires"] == f">={claimed[0]}"
 
 
 def test_pyproject_holds_the_build_system_only() -> None:
