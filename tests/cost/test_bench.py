@@ -21,7 +21,7 @@ from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.cost.bench.memory import peak_bytes
-from vtw_eval.cost.bench.run import Bench, Outcome, Plan, measure, parse_methods, run_once
+from vtw_eval.cost.bench.run import Bench, BenchOutcome, BenchPlan, measure, parse_methods, run_once
 from vtw_eval.cost.bench.subject import Subject, make_prompt, random_subject
 from vtw_eval.cost.bench.table import setting_table
 from vtw_eval.cost.bench.timing import CudaClock, HostClock, clock_for, interleaved, paired_ratios, spread
@@ -224,7 +224,7 @@ def test_the_real_cache_is_what_the_trace_says(subject: Subject, label: str, row
 
 
 def test_measured_rows(subject: Subject) -> None:
-    plan = Plan(
+    plan = BenchPlan(
         methods=parse_methods(["vtw,k=1", "fastv,k=2"], 4),
         text=TEXT,
         vision=VISION,
@@ -252,7 +252,7 @@ def test_measured_rows(subject: Subject) -> None:
 def test_no_memory_for_one_method_is_reported_and_the_others_go_on(subject: Subject) -> None:
     calls: dict[str, int] = {"vtw": 0, "fastv": 0, "rand": 0, "baseline": 0}
 
-    def run(subject: Subject, prompt: Any, method: Any, tokens: int, clock: Any) -> Outcome:
+    def run(subject: Subject, prompt: Any, method: Any, tokens: int, clock: Any) -> BenchOutcome:
         calls[method.key] += 1
         if method.key == "fastv" and calls["fastv"] == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nand more")
@@ -260,7 +260,7 @@ def test_no_memory_for_one_method_is_reported_and_the_others_go_on(subject: Subj
             raise RuntimeError("something else")
         return run_once(subject, prompt, method, tokens, clock)
 
-    plan = Plan(
+    plan = BenchPlan(
         methods=parse_methods(["vtw", "fastv", "rand"], 4),
         text=TEXT,
         vision=VISION,
@@ -279,12 +279,12 @@ def test_no_memory_for_one_method_is_reported_and_the_others_go_on(subject: Subj
 
 
 def test_no_memory_for_the_baseline_leaves_no_ratios(subject: Subject) -> None:
-    def run(subject: Subject, prompt: Any, method: Any, tokens: int, clock: Any) -> Outcome:
+    def run(subject: Subject, prompt: Any, method: Any, tokens: int, clock: Any) -> BenchOutcome:
         if method.key == "baseline":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         return run_once(subject, prompt, method, tokens, clock)
 
-    plan = Plan(methods=parse_methods(["vtw"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=2)
+    plan = BenchPlan(methods=parse_methods(["vtw"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=2)
     (setting,) = measure(subject, plan, clock=Ticks(), run=run)
     base, vtw = setting.rows
     assert base.status == "out of memory"
@@ -292,11 +292,11 @@ def test_no_memory_for_the_baseline_leaves_no_ratios(subject: Subject) -> None:
 
 
 def test_a_method_that_did_not_do_what_it_reports_has_failed(subject: Subject) -> None:
-    def run(subject: Subject, prompt: Any, method: Any, tokens: int, clock: Any) -> Outcome:
+    def run(subject: Subject, prompt: Any, method: Any, tokens: int, clock: Any) -> BenchOutcome:
         outcome = run_once(subject, prompt, method, tokens, clock)
         return replace(outcome, kv_bytes=8192) if method.key == "vtw" else outcome
 
-    plan = Plan(methods=parse_methods(["vtw"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=1)
+    plan = BenchPlan(methods=parse_methods(["vtw"], 4), text=TEXT, vision=VISION, output_tokens=3, rounds=1)
     (setting,) = measure(subject, plan, clock=Ticks(), run=run)
     assert setting.rows[1].status == "failed"
     assert "the KV cache holds 8192 bytes where its trace says" in setting.rows[1].error
@@ -316,7 +316,9 @@ def test_peak_is_what_lives_at_once() -> None:
 
 
 def test_settings_are_all_pairs(subject: Subject) -> None:
-    plan = Plan(methods={}, text=TEXT, vision=VISION, batches=(1, 2), attentions=("sdpa", "eager"), rounds=1, warmup=0)
+    plan = BenchPlan(
+        methods={}, text=TEXT, vision=VISION, batches=(1, 2), attentions=("sdpa", "eager"), rounds=1, warmup=0
+    )
     settings = measure(subject, plan, clock=Ticks())
     assert [(s.attention, s.batch) for s in settings] == [("sdpa", 1), ("sdpa", 2), ("eager", 1), ("eager", 2)]
     subject.model.set_attn_implementation("sdpa")
@@ -325,7 +327,7 @@ def test_settings_are_all_pairs(subject: Subject) -> None:
 @pytest.mark.parametrize("options", [{"output_tokens": 1}, {"rounds": 0}, {"warmup": -1}, {"batches": (1, 0)}])
 def test_bad_plans(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="out of range"):
-        Plan(methods={}, text=TEXT, vision=VISION, **options)
+        BenchPlan(methods={}, text=TEXT, vision=VISION, **options)
 
 
 # --- models
@@ -351,7 +353,7 @@ def test_prompts_have_the_lengths_asked_for(subject: Subject) -> None:
 def test_a_tower_without_a_llava_is_left_out_and_says_so() -> None:
     other = random_subject(replace(TINY, vision=None, projector=()), torch.float32, CPU, seed=0)
     assert "not timed" in other.note
-    plan = Plan(methods={"v": VTW(k=1)}, text=TEXT, vision=VISION, output_tokens=3, rounds=1, warmup=0)
+    plan = BenchPlan(methods={"v": VTW(k=1)}, text=TEXT, vision=VISION, output_tokens=3, rounds=1, warmup=0)
     [setting] = measure(other, plan, clock=Ticks())
     for row in setting.rows:
         assert row.status == "done" and row.prefill is not None and row.step is not None and row.ratios is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.report.made import make_store
-from vtw_eval.report.make import Request, make_report
+from vtw_eval.report.make import ReportRequest, make_report
 from vtw_eval.report.summary import FILE
 
 METHODS = ("baseline", "vtw,k=2", "fastv,k=1", "random_vision,k=1,seed=0", "random_vision,k=1,seed=1")
@@ -17,7 +17,7 @@ def made(folder: Path, **more: object) -> str:
     store = make_store(folder, METHODS)
     budgets = {"0.5 of the FLOPs": ["vtw,k=2,position=keep"], "4 tokens per image": ["fastv,k=1", "random_vision,k=1"]}
     store.create(store.index.model_copy(update={"budgets": budgets, "missed": ["tome: it costs 60.0% to 100.0%"]}))
-    return make_report(Request(folder=folder, plots=False, **more)).text  # type: ignore[arg-type]
+    return make_report(ReportRequest(folder=folder, plots=False, **more)).text  # type: ignore[arg-type]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -45,7 +45,7 @@ def test_numbers_and_marks_are_those_of_the_table_of_all(tmp_path: Path) -> None
 
 
 def test_committed_results_keep_their_budgets(tmp_path: Path) -> None:
-    request = Request(folder=tmp_path / "run", plots=False)
+    request = ReportRequest(folder=tmp_path / "run", plots=False)
     text = made(tmp_path / "run")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / FILE).write_bytes(make_report(request).files[FILE])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.report.made import make_store
 from tests.report.test_report import markdown_tables, run
-from vtw_eval.cost.bench.run import Bench, Ratios, Row, Setting
+from vtw_eval.cost.bench.run import Bench, BenchRow, Ratios, Setting
 from vtw_eval.cost.bench.timing import Spread
 
 
@@ -18,9 +18,9 @@ def spread(value: float) -> Spread:
     return Spread(median=value, q1=0.9 * value, q3=1.1 * value)
 
 
-def row(method: str, spec: str, share: float, batch: int) -> Row:
+def row(method: str, spec: str, share: float, batch: int) -> BenchRow:
     one = spread(share)
-    return Row(
+    return BenchRow(
         method=method,
         status="done",
         spec=spec,
@@ -45,7 +45,7 @@ def bench(file: Path, subject: str = "shapes") -> Path:
                 row("baseline", "baseline", 1.0, batch),
                 row("vtw,k=half", "vtw,k=4,position=keep", 0.5, batch),
                 row("tome", "tome,k=0,r=0.9", 0.25, batch),
-                Row(method="fastv", status="out of memory"),  # of a file without full specs
+                BenchRow(method="fastv", status="out of memory"),  # of a file without full specs
             ],
         )
         for batch in (8, 1)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.costs import COSTS
 from vtw_eval.report.errors import ReportError
-from vtw_eval.report.make import Request, make_report
+from vtw_eval.report.make import ReportRequest, make_report
 from vtw_eval.report.source import read_results
 
 
@@ -45,7 +45,7 @@ def test_scores_and_costs_are_those_of_the_files(tmp_path: Path) -> None:
     (outcome,) = [o for o in found["vtw,k=1"].outcomes.values() if o.metrics == ("pope_f1_score",)]
     assert outcome.value == 50
     assert outcome.evidence is None, "groups of documents are not known"
-    text = make_report(Request(folder=tmp_path)).text
+    text = make_report(ReportRequest(folder=tmp_path)).text
     assert "5.00 (100.0%)" in text
     assert "1.50 (30.0%)" in text
     assert "does not tell which documents share an image" in text
@@ -53,7 +53,7 @@ def test_scores_and_costs_are_those_of_the_files(tmp_path: Path) -> None:
 
 def test_documents_that_were_shown_otherwise_are_told(tmp_path: Path) -> None:
     write(tmp_path, "20260101_000000", "baseline", [1.0, 1.0, 1.0], SCORES, media=["orientation tag ignored"])
-    assert "orientation tag ignored: 3 documents" in make_report(Request(folder=tmp_path)).text
+    assert "orientation tag ignored: 3 documents" in make_report(ReportRequest(folder=tmp_path)).text
 
 
 def test_runs_of_different_documents_are_not_compared(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.report.made import make_store
 from vtw_eval.methods.vtw.search import SearchResult
 from vtw_eval.report import analyse, read_results
 from vtw_eval.report.labels import families
-from vtw_eval.report.make import Request, make_report
+from vtw_eval.report.make import ReportRequest, make_report
 from vtw_eval.report.plots import apart, model_plots, pareto_front, picture_name, render
 from vtw_eval.report.render.blocks import Image
 from vtw_eval.report.search import read_divergence, save_divergence
@@ -66,14 +66,14 @@ def test_file_names_are_harmless_and_say_what_they_show() -> None:
 def test_no_two_models_share_a_picture(tmp_path: Path) -> None:
     models = ["日本", "中国", "m a", "m-a", "M-A", "x" * 100, "x" * 101, "a/b", "a\\b", "é", "e\u0301"]
     make_store(tmp_path, ["baseline", "vtw,k=2", "vtw,k=4"], models=models, tasks=["shapes_vqa"], count=8)
-    files = make_report(Request(folder=tmp_path)).files
+    files = make_report(ReportRequest(folder=tmp_path)).files
     pictures = [name for name in files if name.endswith(".png")]
     assert len({name.casefold() for name in pictures}) == 2 * len(models)
-    text = make_report(Request(folder=tmp_path)).text
+    text = make_report(ReportRequest(folder=tmp_path)).text
     assert all(f"]({name})" in text for name in pictures)
     alone = tmp_path / "alone"
     make_store(alone, ["baseline", "vtw,k=2", "vtw,k=4"], models=["日本"], tasks=["shapes_vqa"], count=8)
-    assert set(make_report(Request(folder=alone)).files) <= set(files)  # a model keeps its file
+    assert set(make_report(ReportRequest(folder=alone)).files) <= set(files)  # a model keeps its file
 
 
 def test_pictures_whose_file_names_are_equal_are_told_apart() -> None:

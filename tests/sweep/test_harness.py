@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.support.blocked import run_without
 from vtw_eval.cli import app
 from vtw_eval.record.store import Store
-from vtw_eval.report.make import Request, make_report
+from vtw_eval.report.make import ReportRequest, make_report
 from vtw_eval.sweep.display import Display
 from vtw_eval.sweep.harness import find_harness, harness_names
 from vtw_eval.sweep.plan import PlanError, parse_plan
@@ -126,7 +126,7 @@ def test_results_of_a_harness_that_is_gone_are_still_told(toy: Path, tmp_path: P
     told = CliRunner().invoke(app, ["sweep", "--status", str(out)])
     assert (told.exit_code, "Toys: 4 cells, 4 done" in told.output) == (0, True)
     assert "and 3 more: made by other code: unknown harness 'toy'" in told.output
-    assert "Toys" in make_report(Request(folder=out)).text
+    assert "Toys" in make_report(ReportRequest(folder=out)).text
 
 
 def test_a_name_that_two_packages_take_is_refused(toy: Path) -> None:

@@ -20,9 +20,11 @@ from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe, ana
 from vtw_eval.anatomy import TESTED
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
+from vtw_eval.engine import arguments as layer_arguments
 from vtw_eval.engine import cache as engine_cache
-from vtw_eval.engine import arguments, choose, hooks, masks
+from vtw_eval.engine import choose, hooks, masks
 from vtw_eval.methods import parse_method
+from vtw_eval.methods.dart import DART
 from vtw_eval.verify import touch_points, verdict
 from vtw_eval.verify.check import MismatchError, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import family_config, make_inputs, make_model, shrink
@@ -54,6 +56,7 @@ def test_every_method_passes(family: str) -> None:
         assert ("masking" in done) != (merges or rearranges), method
     assert check_search(subject) == ("search",)
     assert "attention" in check_method(subject, FastV(k=2))
+    assert "keys" in check_method(subject, DART(k=2, tokens=1))
 
 
 @pytest.mark.parametrize("family", sorted(TESTED - {"internvl_chat"}))
@@ -83,6 +86,7 @@ def test_half_precision_is_judged_by_its_own_rounding() -> None:
 
 
 advance, last_query_attention, gathered_mask = choose.advance, choose.last_query_attention, masks.gathered_mask
+rotated_keys = choose.rotated_keys
 Reduced = engine_cache.ReducedCache
 
 
@@ -100,7 +104,7 @@ def padding_seen(mask: Any, queries: Any, keys: Any, valid: Tensor, **more: Any)
 
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "the accident: no cache is found": (hooks, "cache_of", lambda arguments: None),
-    "masks of removed tokens are forgotten": (arguments, "reduced_mask", lambda *args, **more: None),
+    "masks of removed tokens are forgotten": (layer_arguments, "reduced_mask", lambda *args, **more: None),
     "the cache tells how long it really is": (
         Reduced,
         "get_mask_sizes",
@@ -113,6 +117,7 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     ),
     "all rows keep what the first keeps": (choose, "advance", first_row_for_all),
     "scores of another query": (choose, "last_query_attention", another_query),
+    "keys of another token": (choose, "rotated_keys", lambda *args: rotated_keys(*args).roll(1, dims=1)),
     "padding is seen": (masks, "gathered_mask", padding_seen),
     "nothing goes": (choose, "pick", lambda tensor, index, dim: tensor),
 }
@@ -121,9 +126,11 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_engine_does_not_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*MUTANTS[name])
-    method = {"scores of another query": FastV(k=2), "the cache tells how long it really is": VTW(k=0)}.get(
-        name, VTW(k=2)
-    )
+    method = {
+        "scores of another query": FastV(k=2),
+        "keys of another token": DART(k=2, tokens=1),
+        "the cache tells how long it really is": VTW(k=0),
+    }.get(name, VTW(k=2))
     with pytest.raises(VerificationError, match="does not compute what it should on a small llava"):
         verify_config(family_config("llava"), method, "sdpa")
 

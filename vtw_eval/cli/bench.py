@@ -14,7 +14,7 @@ from vtw_eval.cli.app import app, user_errors
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from vtw_eval.cost.bench.run import Plan
+    from vtw_eval.cost.bench.run import BenchPlan
     from vtw_eval.verify.verdict import Verdict
 
 
@@ -59,7 +59,7 @@ def bench(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vtw_eval.cost.bench.run import (
-        Plan,
+        BenchPlan,
         bench_of,
         compile_layers,
         measure,
@@ -92,7 +92,7 @@ def bench(
         tokens = subject.geometry.vision_tokens if vision is None else vision
         if tokens is None:
             raise ValueError(f"{subject.geometry.name} has no fixed number of vision tokens: give --vision.")
-        plan = Plan(
+        plan = BenchPlan(
             methods=chosen,
             text=text,
             vision=tokens,
@@ -129,7 +129,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _verify(config: PreTrainedConfig, plan: Plan) -> Verdict:
+def _verify(config: PreTrainedConfig, plan: BenchPlan) -> Verdict:
     """Compare each method of a plan with masked attention, under each of its attention implementations."""
     from vtw_eval.verify.verdict import verify_config
 

@@ -91,7 +91,7 @@ def report(
 ) -> None:
     """Tables of methods by tasks with intervals, tests against the baseline, costs and plots."""
     from vtw_eval.report.errors import ReportError
-    from vtw_eval.report.make import Request, make_report
+    from vtw_eval.report.make import ReportRequest, make_report
     from vtw_eval.report.names import parse_names
     from vtw_eval.report.part import parse_only
     from vtw_eval.report.published_tables import published_blocks
@@ -111,7 +111,7 @@ def report(
             text = RENDERERS[form](published_blocks(source), "plots")
         else:
             made = make_report(
-                Request(
+                ReportRequest(
                     folder=Path(source),
                     form=form,
                     old=compare,

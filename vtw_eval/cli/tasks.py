@@ -24,7 +24,7 @@ def tasks(
 ) -> None:
     """Print what the papers' benchmarks are called in lmms-eval and VLMEvalKit, with metric and scale."""
     from vtw_eval import tables
-    from vtw_eval.papers.benchmarks import Score, columns
+    from vtw_eval.papers.benchmarks import PrintedScore, columns
 
     with user_errors("tasks"):
         if markdown and as_json:
@@ -34,7 +34,7 @@ def tasks(
         typer.echo(json.dumps([asdict(benchmark) for benchmark in found], indent=2))
         return
 
-    def cells(score: Score | None) -> tuple[str, str]:
+    def cells(score: PrintedScore | None) -> tuple[str, str]:
         if score is None:
             return "-", "-"
         return score.name, f"{' + '.join(score.metrics)} ({score.scale}{', judge' if score.judge else ''})"

@@ -25,7 +25,7 @@ TABLES = {
 
 
 @dataclass(frozen=True)
-class Score:
+class PrintedScore:
     """Where a benchmark's number is found in one harness."""
 
     name: str
@@ -52,9 +52,9 @@ class Benchmark:
     split: str
     tables: tuple[str, ...]
     """Of :data:`TABLES`."""
-    lmms: Score | None
+    lmms: PrintedScore | None
     """In lmms-eval; None where it has none."""
-    kit: Score | None
+    kit: PrintedScore | None
     """In VLMEvalKit; None where it has none."""
     note: str = ""
     """What a reader of the number must know."""
@@ -63,28 +63,34 @@ class Benchmark:
 _VTW_IMAGE = ("vtw-table2", "vtw-table8")
 
 BENCHMARKS: tuple[Benchmark, ...] = (
-    Benchmark("AI2D", "test", _VTW_IMAGE, Score("ai2d", ("exact_match",), 1), Score("AI2D_TEST", ("Overall",), 1)),
+    Benchmark(
+        "AI2D",
+        "test",
+        _VTW_IMAGE,
+        PrintedScore("ai2d", ("exact_match",), 1),
+        PrintedScore("AI2D_TEST", ("Overall",), 1),
+    ),
     Benchmark(
         "SQA_Img",
         "test, questions with an image",
         (*_VTW_IMAGE, "dyvte-table2"),
-        Score("scienceqa_img", ("exact_match",), 1),
-        Score("ScienceQA_TEST", ("Overall",), 1),
+        PrintedScore("scienceqa_img", ("exact_match",), 1),
+        PrintedScore("ScienceQA_TEST", ("Overall",), 1),
     ),
     Benchmark(
         "MMMU_Val",
         "validation",
         _VTW_IMAGE,
-        Score("mmmu_val", ("mmmu_acc",), 1),
-        Score("MMMU_DEV_VAL", ("Overall",), 1),
+        PrintedScore("mmmu_val", ("mmmu_acc",), 1),
+        PrintedScore("MMMU_DEV_VAL", ("Overall",), 1),
         "VLMEvalKit reports the splits dev and validation apart: take validation.",
     ),
     Benchmark(
         "MMB_EN",
         "dev, English",
         (*_VTW_IMAGE, "dyvte-table1"),
-        Score("mmbench_en_dev_static", ("gpt_eval_score",), 100),
-        Score("MMBench_DEV_EN", ("Overall",), 1),
+        PrintedScore("mmbench_en_dev_static", ("gpt_eval_score",), 100),
+        PrintedScore("MMBench_DEV_EN", ("Overall",), 1),
         "The variants without a judge, despite the metric's name: mmbench_en_dev would ask one for answers without a "
         "clear letter; in VLMEvalKit give --judge exact_matching.",
     ),
@@ -92,32 +98,32 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "POPE",
         "test",
         (*_VTW_IMAGE, "dyvte-table1"),
-        Score("pope", ("pope_f1_score",), 1),
-        Score("POPE", ("Overall",), 100),
+        PrintedScore("pope", ("pope_f1_score",), 1),
+        PrintedScore("POPE", ("Overall",), 100),
         "The papers' column is F1, although DyVTE heads it accuracy.",
     ),
     Benchmark(
         "MME",
         "test",
         _VTW_IMAGE,
-        Score("mme", ("mme_perception_score", "mme_cognition_score"), 2800),
-        Score("MME", ("perception", "reasoning"), 2800),
+        PrintedScore("mme", ("mme_perception_score", "mme_cognition_score"), 2800),
+        PrintedScore("MME", ("perception", "reasoning"), 2800),
         "Perception + cognition, which VLMEvalKit calls reasoning. --limit must be even.",
     ),
     Benchmark(
         "MME (perception)",
         "test",
         ("dyvte-table1",),
-        Score("mme", ("mme_perception_score",), 2000),
-        Score("MME", ("perception",), 2000),
+        PrintedScore("mme", ("mme_perception_score",), 2000),
+        PrintedScore("MME", ("perception",), 2000),
         "DyVTE prints perception alone.",
     ),
     Benchmark(
         "TGIF",
         "test, frame questions",
         ("vtw-table3",),
-        Score("tgif_frameqa", ("exact_match",), 1),
-        Score("TGIF-QA_8frame", ("exact_match",), 1),
+        PrintedScore("tgif_frameqa", ("exact_match",), 1),
+        PrintedScore("TGIF-QA_8frame", ("exact_match",), 1),
         "Ours in both harnesses. The paper let a GPT model compare free answers; ours are short and matched exactly "
         "(contains_match is the lenient score), so the numbers do not compare with the paper's. "
         "First: vtw-eval prepare-tgif.",
@@ -126,24 +132,24 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "Video-MME",
         "test, without subtitles",
         ("vtw-table3",),
-        Score("videomme", ("videomme_perception_score",), 100),
-        Score("Video-MME_8frame", ("overall|overall",), 1),
+        PrintedScore("videomme", ("videomme_perception_score",), 100),
+        PrintedScore("Video-MME_8frame", ("overall|overall",), 1),
         "The paper used VLMEvalKit with 8 frames.",
     ),
     Benchmark(
         "SEED",
         "images and videos",
         ("dyvte-table1",),
-        Score("seedbench", ("seed_all",), 1),
-        Score("SEEDBench_IMG", ("Overall",), 1),
+        PrintedScore("seedbench", ("seed_all",), 1),
+        PrintedScore("SEEDBench_IMG", ("Overall",), 1),
         "VLMEvalKit has the images only (lmms-eval's seed_image).",
     ),
     Benchmark(
         "MM-Vet",
         "test",
         ("dyvte-table1",),
-        Score("mmvet_judged", ("gpt_eval_score",), 100, judge=True),
-        Score("MMVet", ("acc",), 100, judge=True),
+        PrintedScore("mmvet_judged", ("gpt_eval_score",), 100, judge=True),
+        PrintedScore("MMVet", ("acc",), 100, judge=True),
         "No number without a judge: set OPENAI_API_KEY (and OPENAI_API_URL, MODEL_VERSION). mmvet_judged is lmms-eval's"
         " mmvet, except that an answer which no judge scored stops the run; mmvet counts it as 0.",
     ),
@@ -151,14 +157,14 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "GQA",
         "test-dev, balanced",
         ("dyvte-table2",),
-        Score("gqa", ("exact_match",), 1),
-        Score("GQA_TestDev_Balanced", ("Overall",), 100),
+        PrintedScore("gqa", ("exact_match",), 1),
+        PrintedScore("GQA_TestDev_Balanced", ("Overall",), 100),
     ),
     Benchmark(
         "VQAv2",
         "validation",
         ("dyvte-table2",),
-        Score("vqav2_val", ("exact_match",), 1),
+        PrintedScore("vqav2_val", ("exact_match",), 1),
         None,
         "The paper's number is on test-dev, which only the benchmark's server scores; vqav2_test writes its file.",
     ),
@@ -166,8 +172,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "TextVQA",
         "validation",
         ("dyvte-table2",),
-        Score("textvqa_val", ("exact_match",), 1),
-        Score("TextVQA_VAL", ("Overall",), 100),
+        PrintedScore("textvqa_val", ("exact_match",), 1),
+        PrintedScore("TextVQA_VAL", ("Overall",), 100),
         "LLaVA's own evaluation, whose baseline the paper prints, adds OCR tokens to the prompt; neither harness does.",
     ),
     Benchmark(

@@ -18,7 +18,7 @@ from vtw_eval.report.trust import BASELINE, withheld_flops
 
 SIGNIFICANT = 0.05
 
-Verdict = Literal["", "better", "worse"]
+Mark = Literal["", "better", "worse"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Score:
     """Share of documents with the very answer of the reference; None without samples."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Mark:
         """Whether the difference to the reference is significant, and which way it goes."""
         if self.comparison is None:
             return ""
@@ -107,7 +107,7 @@ class ModelTable:
         return next((row for row in self.rows if row.method == BASELINE), None)
 
 
-def verdict(comparison: Comparison, p: float, higher_is_better: bool) -> Verdict:
+def verdict(comparison: Comparison, p: float, higher_is_better: bool) -> Mark:
     """Tell whether a difference is significant, and which way it goes."""
     if p >= SIGNIFICANT or comparison.difference == 0:
         return ""

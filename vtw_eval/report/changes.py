@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vtw_eval.names import but_for_seeds, names_of
 from vtw_eval.record.cell import CellSpec
-from vtw_eval.report.analysis import Verdict, verdict
+from vtw_eval.report.analysis import Mark, verdict
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.labels import group_label, named_labels
 from vtw_eval.report.render.blocks import Block, Details, Inline, Items, Paragraph, Text
@@ -37,7 +37,7 @@ class Change:
     holm_p: float = 1.0
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Mark:
         """Whether the change is significant, and which way it goes."""
         return verdict(self.comparison, self.holm_p, self.higher_is_better)
 

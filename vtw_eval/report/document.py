@@ -27,7 +27,7 @@ from vtw_eval.tables import Table
 
 
 @dataclass(frozen=True)
-class Options:
+class ReportOptions:
     """What a report shows beside its tables."""
 
     title: str
@@ -46,7 +46,7 @@ class Options:
     """Latency and memory."""
 
 
-def report_blocks(results: Results, tables: Sequence[ModelTable], options: Options) -> list[Block]:
+def report_blocks(results: Results, tables: Sequence[ModelTable], options: ReportOptions) -> list[Block]:
     """Return a report.
 
     Parameters
@@ -106,7 +106,7 @@ def _not_done(results: Results) -> list[Block]:
     return [Paragraph(Text(f"{count} of {len(results.cells)} cells are not done:", "bold")), Items(lines)]
 
 
-def _model_blocks(table: ModelTable, options: Options, told: set[str], budgets: Sequence[Block]) -> list[Block]:
+def _model_blocks(table: ModelTable, options: ReportOptions, told: set[str], budgets: Sequence[Block]) -> list[Block]:
     everything = main_table(table, options.equivalence)
     blocks: list[Block] = [*budgets, Details("All methods", [everything])] if budgets else [everything]
     blocks.append(Paragraph(_legend(table, options.equivalence)))

@@ -96,7 +96,7 @@ def _same(spec: str, shorter: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Family:
+class Ablation:
     """Methods that differ in one parameter only."""
 
     name: str
@@ -115,7 +115,7 @@ def params_of(spec: str) -> Mapping[str, Any]:
         return {}
 
 
-def families(methods: Iterable[str], pooled: Iterable[str] = ()) -> list[Family]:
+def families(methods: Iterable[str], pooled: Iterable[str] = ()) -> list[Ablation]:
     """Return the ablations among methods: for each parameter, those that are equal but for it.
 
     Parameters
@@ -139,5 +139,5 @@ def families(methods: Iterable[str], pooled: Iterable[str] = ()) -> list[Family]
         if len(members) < 2:
             continue
         members.sort(key=lambda m: (not isinstance(m[0], int | float), m[0] if isinstance(m[0], int | float) else 0))
-        result.append(Family(name, parameter, tuple(m[0] for m in members), tuple(m[1] for m in members)))
+        result.append(Ablation(name, parameter, tuple(m[0] for m in members), tuple(m[1] for m in members)))
     return result

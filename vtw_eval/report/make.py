@@ -10,7 +10,7 @@ from typing import Literal
 from vtw_eval.names import names_of
 from vtw_eval.report.analysis import ModelTable, analyse
 from vtw_eval.report.changes import Changes, changes_between
-from vtw_eval.report.document import Options, report_blocks
+from vtw_eval.report.document import ReportOptions, report_blocks
 from vtw_eval.report.labels import families, method_called
 from vtw_eval.report.measured import read_measured
 from vtw_eval.report.names import with_names
@@ -30,7 +30,7 @@ PLOTS = "plots"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ReportRequest:
     """What to report, and how."""
 
     folder: Path
@@ -71,7 +71,7 @@ class Made:
     """What stands beside it, by path: pictures, and the results of a Markdown report."""
 
 
-def make_report(request: Request) -> Made:
+def make_report(request: ReportRequest) -> Made:
     """Make a report.
 
     Raises
@@ -92,7 +92,7 @@ def make_report(request: Request) -> Made:
     if request.form == "csv":
         return Made(to_csv(tables, request.equivalence, measured), changes)
     images, files = _draw(tables, request) if request.plots else ({}, {})
-    options = Options(
+    options = ReportOptions(
         title=request.title or results.title or request.folder.resolve().name,
         command=request.command,
         equivalence=request.equivalence,
@@ -108,13 +108,13 @@ def make_report(request: Request) -> Made:
     return Made(text, changes, files)
 
 
-def _told(request: Request, results: Results, everything: Results) -> str:
+def _told(request: ReportRequest, results: Results, everything: Results) -> str:
     if not request.only.patterns:
         return ""
     return f"{request.only}, {len(results.cells)} of {len(everything.cells)} cells"
 
 
-def _draw(tables: tuple[ModelTable, ...], request: Request) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
+def _draw(tables: tuple[ModelTable, ...], request: ReportRequest) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
     divergence = dict(read_divergence(path) for path in request.divergences)
     drawn = [
         (table.model, image, figure)

@@ -17,7 +17,7 @@ from vtw_eval.report.render.blocks import Inline
 from vtw_eval.tables import Table
 
 if TYPE_CHECKING:
-    from vtw_eval.cost.bench.run import Bench, Row, Setting
+    from vtw_eval.cost.bench.run import Bench, BenchRow, Setting
     from vtw_eval.cost.bench.timing import Spread
 
 
@@ -85,13 +85,13 @@ def _read(file: Path) -> Bench:
         raise ReportError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
-def measurements(table: ModelTable, measured: Sequence[Measured]) -> dict[str, Row]:
+def measurements(table: ModelTable, measured: Sequence[Measured]) -> dict[str, BenchRow]:
     """Return what was measured of the methods of a table, by method: in the first setting that has the method.
 
     Settings are batch sizes and attention implementations; the one with the smallest batch comes first.
     """
     settings = [setting for one in measured if one.is_of(table) for setting in one.bench.settings]
-    found: dict[str, Row] = {}
+    found: dict[str, BenchRow] = {}
     for setting in sorted(settings, key=lambda setting: setting.batch):
         for method, row in _joined(table, setting).items():
             found.setdefault(method, row)
@@ -121,7 +121,7 @@ def measured_tables(table: ModelTable, measured: Sequence[Measured]) -> list[tup
     return found
 
 
-def _joined(table: ModelTable, setting: Setting) -> dict[str, Row]:
+def _joined(table: ModelTable, setting: Setting) -> dict[str, BenchRow]:
     return {
         row.method: measured
         for row in table.rows
@@ -130,11 +130,11 @@ def _joined(table: ModelTable, setting: Setting) -> dict[str, Row]:
     }
 
 
-def _same(method: str, measured: Row) -> bool:
+def _same(method: str, measured: BenchRow) -> bool:
     return same_method(measured.spec or measured.method, method)
 
 
-def _table(table: ModelTable, setting: Setting, joined: dict[str, Row]) -> Table[Inline]:
+def _table(table: ModelTable, setting: Setting, joined: dict[str, BenchRow]) -> Table[Inline]:
     rows: list[list[Inline]] = []
     base = next((row for row in setting.rows if (row.spec or row.method) == "baseline" and row.status == "done"), None)
     for row in table.rows:
@@ -148,7 +148,7 @@ def _table(table: ModelTable, setting: Setting, joined: dict[str, Row]) -> Table
     return Table(["method", "prefill ↓", "first token ↓", "decode step ↓", "KV cache ↓", "peak memory ↓"], rows)
 
 
-def _cells(row: Row, base: Row | None) -> list[Inline]:
+def _cells(row: BenchRow, base: BenchRow | None) -> list[Inline]:
     times = (row.prefill, row.first_token, row.step)
     ratios = (row.ratios.prefill, row.ratios.first_token, row.ratios.step) if row.ratios is not None else (None,) * 3
     return [

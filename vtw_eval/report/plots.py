@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vtw_eval.report.analysis import ModelTable, Row
-from vtw_eval.report.labels import Family
+from vtw_eval.report.labels import Ablation
 from vtw_eval.report.render.blocks import Image
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def model_plots(
-    table: ModelTable, families: Sequence[Family], divergence: Divergence | None = None
+    table: ModelTable, families: Sequence[Ablation], divergence: Divergence | None = None
 ) -> list[tuple[Image, Figure]]:
     """Return the pictures of a model, each with its place in a report.
 
@@ -114,7 +114,7 @@ def _scored(table: ModelTable, methods: Sequence[str]) -> bool:
     return sum(bool(row.scores) for row in table.rows if row.method in methods) > 1
 
 
-def _versus_k(table: ModelTable, family: Family, divergence: Divergence) -> Figure:
+def _versus_k(table: ModelTable, family: Ablation, divergence: Divergence) -> Figure:
     """Scores with their intervals, one panel per column; the unchanged model is a line."""
     from matplotlib.ticker import MaxNLocator
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from vtw_eval.cost.units import flops_unit
 from vtw_eval.report.analysis import BASELINE, ModelTable, Row, Score
-from vtw_eval.report.labels import Family, params_of
+from vtw_eval.report.labels import Ablation, params_of
 from vtw_eval.report.render.blocks import Inline, Text
 from vtw_eval.report.stats.aggregate import by_category
 from vtw_eval.report.stats.evidence import Evidence
@@ -187,7 +187,7 @@ def seed_table(table: ModelTable) -> Table[Inline] | None:
     return Table(["method", *table.columns], rows) if rows else None
 
 
-def ablation_table(table: ModelTable, family: Family) -> Table[Inline]:
+def ablation_table(table: ModelTable, family: Ablation) -> Table[Inline]:
     """Return what one parameter does, its values across, as the VTW paper's Tables 5 and 6."""
     by_method = {row.method: row for row in table.rows}
     own = [by_method[method] for method in family.methods]

@@ -71,7 +71,7 @@ class Ratios(_Strict):
     step: Spread
 
 
-class Row(_Strict):
+class BenchRow(_Strict):
     """One method in one setting."""
 
     method: str
@@ -114,7 +114,7 @@ class Setting(_Strict):
     text: int
     vision: int
     output_tokens: int
-    rows: list[Row]
+    rows: list[BenchRow]
 
 
 class Bench(_Strict):
@@ -137,7 +137,7 @@ class Bench(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BenchPlan:
     """What to measure.
 
     Parameters
@@ -222,7 +222,7 @@ def parse_methods(specs: Sequence[str], layers: int) -> dict[str, Method]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchOutcome:
     """What one run gave."""
 
     timings: Timings
@@ -231,11 +231,11 @@ class Outcome:
     """Long ``[rows, layers]``, from the trace."""
 
 
-Runner = Callable[[Subject, BenchPrompt, Method, int, Clock], Outcome]
+BenchRunner = Callable[[Subject, BenchPrompt, Method, int, Clock], BenchOutcome]
 
 
 @torch.no_grad()
-def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_tokens: int, clock: Clock) -> Outcome:
+def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_tokens: int, clock: Clock) -> BenchOutcome:
     """Embed a batch of prompts, run the decoder on it, and make a fixed number of tokens greedily.
 
     Parameters
@@ -269,7 +269,7 @@ def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_token
             token = output.logits[:, -1:].argmax(dim=-1)
             marks.append(clock.mark())
     tokens = torch.full((len(mask), subject.geometry.layers), prompt.ids.shape[1])
-    return Outcome(
+    return BenchOutcome(
         Timings(
             vision=clock.seconds(start, seen),
             prefill=clock.seconds(seen, marks[0]),
@@ -285,7 +285,7 @@ class _Measured:
     """What is known of one method in one setting."""
 
     runs: dict[int, Timings] = field(default_factory=dict)
-    outcome: Outcome | None = None
+    outcome: BenchOutcome | None = None
     peak: int | None = None
     status: Literal["done", "out of memory", "failed"] = "done"
     error: str = ""
@@ -293,11 +293,11 @@ class _Measured:
 
 def measure(
     subject: Subject,
-    plan: Plan,
+    plan: BenchPlan,
     *,
     clock: Clock | None = None,
     advance: Callable[[], None] = lambda: None,
-    run: Runner = run_once,
+    run: BenchRunner = run_once,
 ) -> list[Setting]:
     """Measure all methods of a plan in all its settings.
 
@@ -328,7 +328,7 @@ def measure(
 
 
 def bench_of(
-    subject: Subject, plan: Plan, settings: list[Setting], *, compiled: bool, command: str, verdict: str
+    subject: Subject, plan: BenchPlan, settings: list[Setting], *, compiled: bool, command: str, verdict: str
 ) -> Bench:
     """Put what was measured together with what it was measured on.
 
@@ -362,12 +362,12 @@ def bench_of(
 
 def _setting(
     subject: Subject,
-    plan: Plan,
+    plan: BenchPlan,
     batch: int,
     attention: str,
     clock: Clock,
     advance: Callable[[], None],
-    run: Runner,
+    run: BenchRunner,
 ) -> Setting:
     subject.model.set_attn_implementation(attention)
     prompt = make_prompt(subject, rows=batch, text=plan.text, vision=plan.vision, seed=plan.seed)
@@ -430,13 +430,13 @@ def _setting(
     )
 
 
-def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batch: int, output_tokens: int) -> Row:
+def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batch: int, output_tokens: int) -> BenchRow:
     outcome = measured.outcome
     if measured.status != "done" or outcome is None:
-        return Row(method=name, status=measured.status, error=measured.error)
+        return BenchRow(method=name, status=measured.status, error=measured.error)
     expected = int(kv_cache_bytes(outcome.tokens_per_layer, subject.geometry, subject.model.dtype.itemsize).sum())
     if outcome.kv_bytes != expected:
-        return Row(
+        return BenchRow(
             method=name,
             status="failed",
             error=f"the KV cache holds {outcome.kv_bytes} bytes where its trace says {expected}: the method did not do "
@@ -444,7 +444,7 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
         )
     prefill, decode = _flops(outcome, subject, output_tokens)
     runs, timed = measured.runs, subject.images is not None
-    row = Row(
+    row = BenchRow(
         method=name,
         status="done",
         vision=spread([t.vision for t in runs.values()]) if timed else None,
@@ -483,7 +483,7 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
     )
 
 
-def _flops(outcome: Outcome, subject: Subject, output_tokens: int) -> tuple[float, float]:
+def _flops(outcome: BenchOutcome, subject: Subject, output_tokens: int) -> tuple[float, float]:
     tokens = outcome.tokens_per_layer
     prefill = exact_prefill_flops(tokens, subject.geometry, head="last").sum()
     steps = [exact_decode_flops(tokens + j, subject.geometry).sum() for j in range(1, output_tokens)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vtw_eval.cost.bench.run import BASELINE, Bench, Row, Setting
+from vtw_eval.cost.bench.run import BASELINE, Bench, BenchRow, Setting
 from vtw_eval.cost.bench.timing import Spread
 from vtw_eval.cost.units import bytes_text, flops_unit
 from vtw_eval.tables import Table, markdown
@@ -64,7 +64,7 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
     base = next((row for row in setting.rows if row.method == BASELINE and row.status == "done"), None)
     prefill, prefill_unit = flops_unit(max((row.prefill_flops or 0 for row in setting.rows), default=0))
     step, step_unit = flops_unit(max((row.decode_flops or 0 for row in setting.rows), default=0))
-    columns: list[tuple[str, Callable[[Row], str]]] = [
+    columns: list[tuple[str, Callable[[BenchRow], str]]] = [
         ("(a) Model memory", lambda row: bytes_text(model_bytes)),
         ("(b) Peak memory", lambda row: _share(row, base, lambda r: _plus(model_bytes, r.peak_bytes), bytes_text)),
         ("(b)-(a) per batch", lambda row: _share(row, base, lambda r: r.peak_bytes, bytes_text)),
@@ -94,7 +94,9 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
     return markdown(Table(["", *(row.method for row in setting.rows)], rows))
 
 
-def _share(row: Row, base: Row | None, value: Callable[[Row], float | None], show: Callable[[float], str]) -> str:
+def _share(
+    row: BenchRow, base: BenchRow | None, value: Callable[[BenchRow], float | None], show: Callable[[float], str]
+) -> str:
     own = value(row)
     if own is None:
         return ""
@@ -102,7 +104,7 @@ def _share(row: Row, base: Row | None, value: Callable[[Row], float | None], sho
     return f"{show(own)} ({own / whole:.2f}x)" if whole else show(own)
 
 
-def _of(row: Row, phase: str) -> Spread | None:
+def _of(row: BenchRow, phase: str) -> Spread | None:
     return None if row.ratios is None else getattr(row.ratios, phase)
 
 
