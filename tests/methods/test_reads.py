@@ -27,8 +27,14 @@ READINGS: dict[Reads, Callable[[LayerView], Any]] = {
     Reads.KEYS: lambda view: view.keys(),
     Reads.ATTENTION: lambda view: view.attention(view.layer),
     Reads.ATTENTION_BEFORE: lambda view: view.attention(view.layer - 1),
+    Reads.EMBEDDINGS: lambda view: view.embeddings,
+    Reads.NORMED: lambda view: view.normed,
+    Reads.KEYS_BEFORE: lambda view: view.keys_before(),
+    Reads.UNROTATED_BEFORE: lambda view: view.unrotated_attention(view.vision),
 }
-EVERYTHING = Reads.IDS | Reads.HIDDEN | Reads.KEYS | Reads.ATTENTION | Reads.ATTENTION_BEFORE
+EVERYTHING = ~Reads.TOWER
+FREE = (Reads.IDS, Reads.HIDDEN, Reads.EMBEDDINGS, Reads.NORMED)
+"""No matrix product is needed for these."""
 
 
 def reader(declared: Reads, read: Callable[[LayerView], Any], times: int = 1) -> Method:
@@ -80,6 +86,28 @@ def test_attention_of_other_layers_is_no_reading(offset: int) -> None:
         run(reader(EVERYTHING, lambda view: view.attention(view.layer + offset)))
 
 
+@pytest.mark.parametrize("what", [Reads.KEYS_BEFORE, Reads.UNROTATED_BEFORE], ids=str)
+def test_there_is_no_layer_before_the_first(what: Reads) -> None:
+    class Early(type(reader(what, READINGS[what]))):  # type: ignore[misc]
+        def layers(self, num_layers: int) -> Sequence[int]:
+            return (0,)
+
+    with pytest.raises(ValueError, match=r"uses view\..* before layer 0: there is no layer before"):
+        run(Early())
+
+
+@torch.no_grad()
+def test_the_norm_and_the_rotation_are_not_read_where_they_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llava", attn="sdpa")
+    anatomy = find_anatomy(model)
+    monkeypatch.delattr(anatomy.decoder, "norm")
+    with pytest.raises(ValueError, match=r"reader reads .* decoder has no \.norm"):
+        reader(Reads.NORMED, READINGS[Reads.NORMED])(model).__enter__()
+    monkeypatch.setattr(anatomy.layers[2], "forward", lambda hidden_states, attention_mask: hidden_states)
+    with pytest.raises(ValueError, match=r"reader reads .* \(position_embeddings\)"):
+        reader(Reads.UNROTATED_BEFORE, READINGS[Reads.UNROTATED_BEFORE])(model).__enter__()
+
+
 def test_the_tower_is_not_read_yet() -> None:
     with pytest.raises(ValueError, match="reader reads the vision tower, which is not possible yet"):
         run(reader(Reads.TOWER, lambda view: None))
@@ -105,19 +133,22 @@ def test_what_is_read_is_what_is_charged(what: Reads, times: int) -> None:
         model(**inputs)
         closed = choice_flops(trace, Geometry.from_config(model.config))
         assert sum(closed.values()) == torch_flops(model, {**inputs, "use_cache": False}).method
-    assert bool(closed) == (times > 0 and what not in (Reads.IDS, Reads.HIDDEN))
+    assert bool(closed) == (times > 0 and what not in FREE)
     # The second pass, which the counter has run, replaces what the first one has read.
     assert len(trace.looks) == (2 * times if closed else 0)
 
 
-@pytest.mark.parametrize("what", [Reads.KEYS, Reads.ATTENTION, Reads.ATTENTION_BEFORE], ids=str)
-@pytest.mark.parametrize("share", [None, 3, 1])
+@pytest.mark.parametrize(
+    ("what", "share"),
+    [(what, None) for what in READINGS if what not in FREE]
+    + [(what, share) for what in (Reads.ATTENTION, Reads.ATTENTION_BEFORE) for share in (3, 1)],
+)
 def test_a_large_model_is_charged_by_what_is_read_on_a_tiny_one(what: Reads, share: int | None) -> None:
     def read(view: LayerView) -> Tensor:
-        if what is Reads.KEYS:
-            return view.keys()
+        if share is None:
+            return READINGS[what](view)
         layer = view.layer - (what is Reads.ATTENTION_BEFORE)
-        return view.attention(layer, None if share is None else view.index % share == 0)
+        return view.attention(layer, view.index % share == 0)
 
     method = Composite(parts=(VTW(k=2), reader(what, read)))
     _, counted = counted_costs(PRESETS["llava-1.5-7b"], [method], text=20, vision=40)

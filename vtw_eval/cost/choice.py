@@ -10,6 +10,7 @@ from torch import Tensor
 from vtw_eval.cost.geometry import Geometry
 from vtw_eval.engine import Reads, Trace
 from vtw_eval.methods import Method
+from vtw_eval.methods.base import Asked
 from vtw_eval.methods.composite import parts_of
 
 
@@ -61,8 +62,9 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     for part in parts_of(trace.method):
         if isinstance(part, Method):
             for i in part.layers(geometry.layers):
-                own = part.own_flops(before[:, i], after[:, i], hidden=geometry.hidden, head_dim=geometry.head_dim)
-                found.update(own)
+                prompt = trace.reduction.prompt
+                asked = Asked(i, prompt, before[:, i], after[:, i], geometry.hidden, geometry.head_dim)
+                found.update(part.own_flops(asked))
     return {name: flops for name, flops in found.items() if flops}
 
 
@@ -72,9 +74,11 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     * "scores" (attention): the layer is run up to its attention function, so its k matrix works once more on all its
       tokens, q and v on one, and one query meets all keys: ``2 (n h d_kv + h (d_q + d_kv) + n d_q)`` for n tokens,
       d_q = heads x head width and d_kv likewise. For m queries q works on all tokens, and m queries meet all keys.
-    * "keys": the k matrix works once more on all tokens, ``2 n h d_kv``.
+      The same without the rotary embedding.
+    * "keys": the k matrix works once more on all tokens, ``2 n h d_kv``; for rotated keys the layer is run up to its
+      attention function, which takes q and v of one token too: ``2 h (d_q + d_kv)`` more.
 
-    Hidden states, roles and ids are there anyway.
+    Hidden states, embeddings, roles and ids are there anyway, and a norm is no matrix product.
 
     Parameters
     ----------
@@ -88,6 +92,8 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     for look in trace.looks:
         if look.what is Reads.KEYS:
             found["keys"] += 2 * rows * look.slots * keys
+        elif look.what is Reads.KEYS_BEFORE:
+            found["keys"] += 2 * rows * (look.slots * keys + geometry.hidden * width + keys)
         else:
             # One query is known beforehand; several are picked from those of all tokens.
             projected, queries = (1, 1) if look.queries is None else (look.slots, look.queries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,13 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.arguments import Arguments
 from vtw_eval.engine.layout import Layout, advance, last_slot, pick, rearranged
-from vtw_eval.engine.probes import last_query_attention, mean_attention, rotation_free_keys
+from vtw_eval.engine.probes import (
+    last_query_attention,
+    mean_attention,
+    rotated_keys,
+    rotation_free_keys,
+    unrotated_attention,
+)
 from vtw_eval.engine.step import Step
 from vtw_eval.engine.view import LayerView, Merge, Reducer, check_answer
 
@@ -141,6 +147,17 @@ class Chooser:
         def keys() -> Tensor:
             return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
 
+        def keys_before() -> Tensor:
+            return rotated_keys(self.anatomy.layers[i - 1], *seen(i - 1), self.anatomy.text_config)
+
+        def unrotated(among: Tensor) -> Tensor:
+            layer = self.anatomy.layers[i - 1]
+            return unrotated_attention(layer, *seen(i - 1), self.anatomy.text_config, last, among)
+
+        def last_norm(states: Tensor) -> Tensor:
+            norm: Any = self.anatomy.decoder.norm
+            return cast(Tensor, norm(states))
+
         size = torch.ones_like(index, dtype=torch.float32) if layout is None or layout.size is None else layout.size
         return LayerView(
             method=self.method,
@@ -156,5 +173,9 @@ class Chooser:
             probe=probe,
             mean_probe=mean_probe,
             key_probe=keys,
+            key_before_probe=keys_before,
+            unrotated_probe=unrotated,
+            last_norm=last_norm,
+            entered=hidden[:, :0] if step.embeddings is None else step.embeddings,
             looks=step.looks,
         )

@@ -54,7 +54,8 @@ class _Engine:
         self.trace = Trace(method)
         self.asked = asked_layers(method, anatomy.num_layers)
         self.first = min(self.asked, default=anatomy.num_layers)
-        self.watched = frozenset(i - 1 for i in self.asked if i and Reads.ATTENTION_BEFORE in method.reads)
+        self.watched = frozenset(i - 1 for i in self.asked if i and method.reads.layer_before)
+        self.embeds = bool(self.asked) and Reads.EMBEDDINGS in method.reads
         kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else None
         self.arguments = Arguments(anatomy, kind)
         self.chooser = Chooser(method, anatomy, self.arguments)
@@ -119,7 +120,7 @@ class _Engine:
     def hook_layers(self) -> None:
         """Put a hook on each layer from the first choice on; the layers below see everything: no hook, no cost."""
         last = self.anatomy.num_layers
-        for i in range(min(self.first, *self.watched, last), last):
+        for i in range(0 if self.embeds else min(self.first, *self.watched, last), last):
             if i not in self.layer_hooks:
                 hook = functools.partial(self.before_layer, i)
                 self.layer_hooks[i] = self.anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True)
@@ -266,6 +267,8 @@ class _Engine:
         if step.decoding:
             return self._decode(i, step, hidden, kwargs)
         hidden = add_deepstack(i, step, hidden, self.first)
+        if self.embeds and not i:
+            step.embeddings = hidden
         if i in self.asked:
             hidden = self.chooser.ask(i, step, hidden, kwargs)
         self._reduce(step, cache_of(kwargs))

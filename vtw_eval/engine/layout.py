@@ -86,6 +86,11 @@ class Prompt:
             return self.valid
         return self.valid & ~self.answer(torch.arange(self.length, device=self.valid.device).expand_as(self.valid))
 
+    @functools.cached_property
+    def instruction(self) -> Tensor:
+        """Boolean ``[rows, tokens]``: the text behind the last vision token, all of it where there is none."""
+        return (self.vision.flip(1).cumsum(dim=1).flip(1) == 0) & self.given
+
     def answer(self, places: Tensor) -> Tensor:
         """Return which places, long ``[rows, n]``, are after the prompt's last token; boolean of that shape."""
         if self.ends is None:

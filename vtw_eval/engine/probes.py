@@ -72,13 +72,44 @@ def last_query_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
-    attention = getattr(layer, "self_attn", None)
-    with ExitStack() as stack:
-        for name, place in (("q_proj", last), ("v_proj", torch.zeros_like(last))):
-            if (projection := getattr(attention, name, None)) is not None:
-                stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))
+    with _one_query(layer, last, hidden.shape[1]):
         found = _run_to_attention(layer, hidden, arguments, config)
     return _weights(found, last[:, None], valid)[:, :, 0]
+
+
+def unrotated_attention(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any, last: Tensor, among: Tensor
+) -> Tensor:
+    """Return the attention weights of each row's last token as if no token had a position.
+
+    The layer is told an angle of 0 for all tokens, so that its queries and keys get their norms and no rotation.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config, last
+        As in :func:`last_query_attention`.
+    among
+        Boolean ``[rows, tokens]``: the keys; no mask hides any of them.
+
+    Returns
+    -------
+    Tensor
+        float32 (float64 for float64 states), ``[rows, heads, tokens]``; a row sums to 1, or to 0 without any key.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    try:
+        cos, sin = arguments["position_embeddings"]
+    except (KeyError, TypeError, ValueError):
+        raise changed("a decoder layer gets no cosines and sines as position_embeddings") from None
+    still = {**arguments, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+    with _one_query(layer, last, hidden.shape[1]):
+        found = _run_to_attention(layer, hidden, still, config)
+    scores = _scores(found, last[:, None])
+    return _softmax(scores, ~among.to(scores.device)[:, None, None])[:, :, 0] * among.to(scores.device)[:, None]
 
 
 def mean_attention(
@@ -117,6 +148,23 @@ def mean_attention(
         weights = _weights(found, some, valid).mean(dim=1) * are.to(total.device)[:, :, None]
         total = total + weights.sum(dim=1)
     return total / count.clamp(min=1).to(total.device)[:, None]
+
+
+def rotated_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> Tensor:
+    """Return the keys of a layer as its KV cache holds them, ``[rows, tokens, key heads, head width]``.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config
+        As in :func:`last_query_attention`.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    with _one_query(layer, torch.zeros_like(hidden[:, 0, 0], dtype=torch.long), hidden.shape[1]):
+        return _run_to_attention(layer, hidden, arguments, config).key.transpose(1, 2)
 
 
 def keys_and_values(
@@ -177,6 +225,17 @@ class _AtProjectionError(Exception):
 
 def _stop_before(module: nn.Module, args: tuple[Any, ...]) -> NoReturn:
     raise _AtProjectionError(args[0])
+
+
+@contextmanager
+def _one_query(layer: nn.Module, place: Tensor, tokens: int) -> Iterator[None]:
+    """Let a layer project one query of each row, and one value, which nobody reads."""
+    attention = getattr(layer, "self_attn", None)
+    with ExitStack() as stack:
+        for name, at in (("q_proj", place), ("v_proj", torch.zeros_like(place))):
+            if (projection := getattr(attention, name, None)) is not None:
+                stack.enter_context(_on_one_token(projection, at, tokens))
+        yield
 
 
 @contextmanager
@@ -241,6 +300,28 @@ def _weights(found: _AtAttentionError, places: Tensor, valid: Tensor) -> Tensor:
     Tensor
         ``[rows, heads, queries, tokens]``; the row of a query that is padding means nothing, but is finite.
     """
+    scores = _scores(found, places)
+    hidden = ~valid.to(scores.device)[:, None, None, :]
+    mask = found.mask
+    if mask is not None and mask.ndim == 4:
+        rows = torch.arange(len(scores), device=mask.device)[:, None]
+        mask = mask.expand(len(rows), *mask.shape[1:]).transpose(1, 2)
+        mask = mask[rows, places.to(mask.device)].transpose(1, 2)[..., : scores.shape[-1]]
+        if mask.dtype == torch.bool:
+            hidden = hidden | ~mask
+        else:
+            scores = scores + mask
+    else:  # nothing but padding is told: the attention function itself knows the future and the window
+        keys = torch.arange(scores.shape[-1], device=scores.device)
+        behind = places.to(scores.device)[:, :, None] - keys
+        window = found.options.get("sliding_window")
+        outside = behind < 0 if window is None else (behind < 0) | (behind >= window)
+        hidden = hidden | outside[:, None]
+    return _softmax(scores, hidden)
+
+
+def _scores(found: _AtAttentionError, places: Tensor) -> Tensor:
+    """Return the logits of some queries, nothing hidden, ``[rows, heads, queries, tokens]``; see :func:`_weights`."""
     query, key, options = found.query, found.key, found.options
     _check_options(options)
     rows = torch.arange(query.shape[0], device=query.device)[:, None]
@@ -250,23 +331,11 @@ def _weights(found: _AtAttentionError, places: Tensor, valid: Tensor) -> Tensor:
     scores = torch.einsum("bghqd,bgkd->bghqk", grouped, key).flatten(1, 2)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     softcap = options.get("softcap")
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    hidden = ~valid.to(scores.device)[:, None, None, :]
-    mask = found.mask
-    if mask is not None and mask.ndim == 4:
-        mask = mask.expand(len(rows), *mask.shape[1:]).transpose(1, 2)
-        mask = mask[rows.to(mask.device), places.to(mask.device)].transpose(1, 2)[..., : scores.shape[-1]]
-        if mask.dtype == torch.bool:
-            hidden = hidden | ~mask
-        else:
-            scores = scores + mask
-    else:  # nothing but padding is told: the attention function itself knows the future and the window
-        keys = torch.arange(scores.shape[-1], device=scores.device)
-        behind = places.to(scores.device)[:, :, None] - keys
-        window = options.get("sliding_window")
-        outside = behind < 0 if window is None else (behind < 0) | (behind >= window)
-        hidden = hidden | outside[:, None]
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _softmax(scores: Tensor, hidden: Tensor) -> Tensor:
+    """Return the weights of logits ``[rows, heads, queries, tokens]`` of which some are hidden."""
     nothing = torch.finfo(scores.dtype).min  # finite, for padding that sees nothing
     scores = scores.masked_fill(hidden, nothing).clamp(min=nothing)
     return scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))

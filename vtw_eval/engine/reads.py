@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from enum import Flag, auto
 
 from torch import nn
@@ -28,6 +29,14 @@ class Reads(Flag):
     """Attention of the prompt's last token in the layer about to run."""
     ATTENTION_BEFORE = auto()
     """The same in the layer before it."""
+    EMBEDDINGS = auto()
+    """Hidden states of the whole prompt that enter the first layer."""
+    NORMED = auto()
+    """Hidden states that enter the layer about to run, through the norm behind the last layer."""
+    KEYS_BEFORE = auto()
+    """Keys of the layer before, after the rotary embedding."""
+    UNROTATED_BEFORE = auto()
+    """Attention of the prompt's last token in the layer before, without the rotary embedding."""
     TOWER = auto()
     """Attention or features of the vision tower."""
 
@@ -41,8 +50,14 @@ class Reads(Flag):
         """Whether all of it is known before the first layer runs."""
         return not self & _IN_LAYERS
 
+    @property
+    def layer_before(self) -> bool:
+        """Whether any of it is of the layer before, so that what entered that has to be kept."""
+        return bool(self & _BEFORE)
 
-_IN_LAYERS = Reads.HIDDEN | Reads.KEYS | Reads.ATTENTION | Reads.ATTENTION_BEFORE
+
+_BEFORE = Reads.ATTENTION_BEFORE | Reads.KEYS_BEFORE | Reads.UNROTATED_BEFORE
+_IN_LAYERS = Reads.HIDDEN | Reads.KEYS | Reads.ATTENTION | Reads.EMBEDDINGS | Reads.NORMED | _BEFORE
 
 _WORDS = {
     Reads.IDS: "token ids",
@@ -50,6 +65,10 @@ _WORDS = {
     Reads.KEYS: "keys",
     Reads.ATTENTION: "attention of the layer about to run",
     Reads.ATTENTION_BEFORE: "attention of the layer before",
+    Reads.EMBEDDINGS: "embeddings of the prompt",
+    Reads.NORMED: "hidden states behind the last norm",
+    Reads.KEYS_BEFORE: "rotated keys of the layer before",
+    Reads.UNROTATED_BEFORE: "unrotated attention of the layer before",
     Reads.TOWER: "the vision tower",
 }
 
@@ -77,7 +96,18 @@ def check_readable(reads: Reads, anatomy: Anatomy, who: str) -> None:
         raise ValueError(
             f"{who} reads keys, but this model's layers have no key projection of their own (self_attn.k_proj)."
         )
+    if Reads.NORMED in reads and not hasattr(anatomy.decoder, "norm"):
+        raise ValueError(f"{who} reads hidden states behind the last norm, but this model's decoder has no .norm.")
+    if Reads.UNROTATED_BEFORE in reads and not all(map(_gets_rotation, anatomy.layers)):
+        raise ValueError(
+            f"{who} reads attention without the rotary embedding, but this model's layers do not get that from the "
+            "decoder (position_embeddings)."
+        )
 
 
 def _has_keys(layer: nn.Module) -> bool:
     return hasattr(getattr(layer, "self_attn", None), "k_proj")
+
+
+def _gets_rotation(layer: nn.Module) -> bool:
+    return "position_embeddings" in inspect.signature(layer.forward).parameters

@@ -47,6 +47,8 @@ class Step:
     """How many hooks on layers have run."""
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     """What entered a layer whose attention a method wants to see at the next one."""
+    embeddings: Tensor | None = None
+    """What entered the first layer, if a method reads it."""
     deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
     """Which tokens get vision features after some layers, boolean ``[rows, tokens]``, and the features by layer."""
     dtype: torch.dtype = torch.float32

@@ -70,6 +70,14 @@ class LayerView:
     """Mean of attention rows of a layer, see :meth:`attention`."""
     key_probe: Callable[[], Tensor] = field(repr=False)
     """Keys of the layer about to run, see :meth:`keys`."""
+    key_before_probe: Callable[[], Tensor] = field(repr=False)
+    """Keys of the layer before, see :meth:`keys_before`."""
+    unrotated_probe: Callable[[Tensor], Tensor] = field(repr=False)
+    """Attention row of the layer before for each head, see :meth:`unrotated_attention`."""
+    last_norm: Callable[[Tensor], Tensor] = field(repr=False)
+    """The norm behind the last layer, see :attr:`normed`."""
+    entered: Tensor = field(repr=False)
+    """What entered the first layer, see :attr:`embeddings`; empty if no method reads it."""
     looks: list[Look] = field(repr=False)
     """What was read so far in this pass."""
 
@@ -98,6 +106,21 @@ class LayerView:
         return self.states
 
     @property
+    def normed(self) -> Tensor:
+        """Hidden states entering the layer, through the norm behind the last layer; ``[rows, tokens, width]``."""
+        self._read(Reads.NORMED, "view.normed")
+        return self.last_norm(self.states)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Hidden states entering the first layer, of all tokens of the prompt, ``[rows, prompt tokens, width]``.
+
+        Their places are those of ``view.prompt``, not of the current tokens.
+        """
+        self._read(Reads.EMBEDDINGS, "view.embeddings")
+        return self.entered
+
+    @property
     def generated(self) -> Tensor:
         """Boolean ``[rows, tokens]``: tokens of an answer that stand behind the prompt; they always go on."""
         return self.prompt.answer(self.index)
@@ -105,8 +128,7 @@ class LayerView:
     @property
     def instruction(self) -> Tensor:
         """Boolean ``[rows, tokens]``: the prompt's text behind its last vision token, all of it where it has none."""
-        behind = self.vision.flip(1).cumsum(dim=1).flip(1) == 0
-        return behind & self.valid & ~self.generated
+        return self.prompt.instruction.gather(1, self.index) & self.valid
 
     @property
     def vision_total(self) -> Tensor:
@@ -158,6 +180,56 @@ class LayerView:
         self._read(Reads.KEYS, "view.keys()")
         self.looks.append(Look(Reads.KEYS, self.layer, self.index.shape[1]))
         return self.key_probe()
+
+    def keys_before(self) -> Tensor:
+        """Keys of the layer before, after its norms and the rotary embedding; ``[rows, tokens, key heads, head]``.
+
+        Heads that share a key are not repeated.
+
+        Raises
+        ------
+        ValueError
+            Before the first layer.
+        """
+        self._look_before(Reads.KEYS_BEFORE, "view.keys_before()")
+        return self.key_before_probe()
+
+    def unrotated_attention(self, among: Tensor) -> Tensor:
+        """Attention weights of the prompt's last token in the layer before as if no token had a position.
+
+        Queries and keys are those after the layer's norms, without the rotary embedding; neither the future nor a
+        sliding window is hidden.
+
+        Parameters
+        ----------
+        among
+            Boolean ``[rows, tokens]``: over which of the current tokens the softmax goes.
+
+        Returns
+        -------
+        Tensor
+            Mean over heads, ``[rows, tokens]``; a row sums to 1, or to 0 where ``among`` has none.
+
+        Raises
+        ------
+        ValueError
+            Before the first layer.
+        """
+        self._look_before(Reads.UNROTATED_BEFORE, "view.unrotated_attention()")
+        return self.unrotated_probe(among & self.valid).mean(dim=1)
+
+    def _look_before(self, what: Reads, where: str) -> None:
+        """Note a look at the layer before.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is not declared.
+        """
+        self._read(what, where)
+        if not self.layer:
+            raise ValueError(f"{self.method} uses {where} before layer 0: there is no layer before.")
+        self.looks.append(Look(what, self.layer - 1, self.index.shape[1]))
 
     @property
     def rows(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Merge, Reads, Trace, install
+from vtw_eval.engine.layout import Prompt
 
 Self = TypeVar("Self", bound="Method")
 Position = Literal["keep", "rearrange"]
@@ -32,6 +33,22 @@ class LayerSearch:
     """Number of prompts."""
     start: int
     """First candidate."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One layer of a prefill before which a method was asked, for what it computes of its own."""
+
+    layer: int
+    prompt: Prompt
+    before: Tensor
+    """Vision tokens of each row before the choice, long ``[rows]`` on the CPU."""
+    after: Tensor
+    """The same after it."""
+    hidden: int
+    """Width of hidden states."""
+    head_dim: int
+    """Width of a head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +80,6 @@ class Method:
     needs_vision: ClassVar[bool] = False
     """Whether it does nothing where no vision token is left; of a method that does not say so, nobody knows."""
 
-    adaptive: ClassVar[str] = ""
-    """Why nobody can tell without the model how many tokens go, and what to do instead, as a sentence; empty where the
-    number follows from the prompt."""
-
     @property
     def reads(self) -> Reads:
         """What :meth:`keep` looks at; a subclass declares it: ``reads = Reads.HIDDEN | Reads.KEYS``.
@@ -75,6 +88,14 @@ class Method:
         layers before the first one runs, so that no GPU has to wait for a choice between two layers.
         """
         return Reads.ROLES
+
+    @property
+    def adaptive(self) -> str:
+        """Why nobody can tell without the model how many tokens go, and what to do instead, as a sentence.
+
+        Empty where the number follows from the prompt.
+        """
+        return ""
 
     @property
     def positions(self) -> Position:
@@ -164,15 +185,13 @@ class Method:
         """
         return empty if self.needs_vision else math.inf
 
-    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+    def own_flops(self, asked: Asked) -> Mapping[str, int]:
         """FLOPs of matrix products of its own at one of its layers, by kind, beside those of what it reads.
 
         Parameters
         ----------
-        before, after
-            Vision tokens of each row before and after the choice, long ``[rows]``.
-        hidden, head_dim
-            Width of hidden states and of a head.
+        asked
+            The layer, and how many tokens it was about.
         """
         return {}
 
@@ -306,6 +325,11 @@ def keep_best(view: LayerView, score: Tensor, count: Tensor) -> Tensor:
     """
     rank = ranks(score.masked_fill(~view.vision, -torch.inf))
     return ~view.vision | (rank < count.to(rank.device)[:, None])
+
+
+def precise(values: Tensor) -> Tensor:
+    """Return numbers as float32, or as what they are if that is finer: half precision cannot tell scores apart."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def ranks(score: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vtw_eval.engine import LayerView, Reads
+from vtw_eval.methods.base import Asked
 from vtw_eval.methods.scorer import Scorer
 
 _RELEVANT = 1e-6
@@ -43,9 +44,9 @@ class CDPruner(Scorer):
 
     k: int = 0
 
-    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+    def own_flops(self, asked: Asked) -> Mapping[str, int]:
         """Similarities: each vision token of a row with each, ``2 v v hidden``."""
-        return {"similarities": sum(2 * int(v) ** 2 * hidden for v in before[before > 0])}
+        return {"similarities": sum(2 * v**2 * asked.hidden for v in asked.before.tolist())}
 
     def score(self, view: LayerView) -> Tensor:
         """Chosen tokens from the first to the last, the others below them."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vtw_eval.engine import LayerView, Reads
+from vtw_eval.methods.base import Asked
 from vtw_eval.methods.scorer import Scorer
 
 
@@ -38,9 +39,9 @@ class DivPrune(Scorer):
 
     k: int = 0
 
-    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+    def own_flops(self, asked: Asked) -> Mapping[str, int]:
         """Similarities: each vision token of a row with each, ``2 v v hidden``."""
-        return {"similarities": sum(2 * int(v) ** 2 * hidden for v in before[before > 0])}
+        return {"similarities": sum(2 * v**2 * asked.hidden for v in asked.before.tolist())}
 
     def score(self, view: LayerView) -> Tensor:
         """Chosen tokens from the first to the last, the others below them."""

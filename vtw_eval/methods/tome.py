@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Merge, Reads
-from vtw_eval.methods.base import Method, check_layer, check_share
+from vtw_eval.methods.base import Asked, Method, check_layer, check_share
 
 DEFAULT_R = 0.9
 """Share that is merged away where neither it nor a number per layer is given."""
@@ -83,10 +83,10 @@ class ToMe(Method):
         assert self.r is not None, "__post_init__ fills it in"
         return total - int(total * self.r * steps / (num_layers - self.k) + 0.5)
 
-    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+    def own_flops(self, asked: Asked) -> Mapping[str, int]:
         """Similarities: each even vision token of a row with each odd one, ``2 ceil(v / 2) floor(v / 2) head_dim``."""
-        pairs = sum(((v + 1) // 2) * (v // 2) for v in before[after < before].tolist())
-        return {"similarities": 2 * pairs * head_dim}
+        pairs = sum(((v + 1) // 2) * (v // 2) for v in asked.before[asked.after < asked.before].tolist())
+        return {"similarities": 2 * pairs * asked.head_dim}
 
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Merge towards the layer's target."""

@@ -229,6 +229,22 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     ),
     TouchPoint(
         "transformers",
+        "the rotation of queries and keys reaches layers as cosines and sines",
+        "vtw_eval/engine/probes.py",
+        "position_embeddings",
+        "attention without the rotary embedding would be rotated",
+        "vtw_eval.engine.reads.check_readable",
+    ),
+    TouchPoint(
+        "transformers",
+        "the name of the norm behind the last layer",
+        "vtw_eval/engine/reads.py",
+        ".norm",
+        "methods that compare states behind it could not run",
+        "vtw_eval.engine.reads.check_readable",
+    ),
+    TouchPoint(
+        "transformers",
         "which registered function makes which masks",
         "vtw_eval/engine/masks.py",
         "ALL_MASK_ATTENTION_FUNCTIONS",

@@ -139,6 +139,10 @@ class _Replay(_Choosing):
         for look in choice.looks:
             if look.what is Reads.KEYS:
                 view.keys()
+            elif look.what is Reads.KEYS_BEFORE:
+                view.keys_before()
+            elif look.what is Reads.UNROTATED_BEFORE:
+                view.unrotated_attention(view.vision)
             elif look.queries is None:
                 view.attention(look.layer)
             else:  # as many; which ones costs nothing

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Reads, Trace
-from vtw_eval.methods.base import Method
+from vtw_eval.methods.base import Asked, Method
 from vtw_eval.methods.dyvte.gates import (
     Gates,
     after_vision,
@@ -51,7 +51,7 @@ class DyVTE(Method):
     reads = Reads.HIDDEN
     also_needs: ClassVar[str] = "gates trained for the checkpoint"
     needs_vision: ClassVar[bool] = True
-    adaptive: ClassVar[str] = (
+    adaptive = (
         "where dyvte's gates let vision tokens leave depends on model and prompt: give the exit layer, as vtw,k=EXIT+1 "
         "(EXIT counts from 0, as in the paper's Table 3)."
     )
@@ -105,10 +105,10 @@ class DyVTE(Method):
         twin.__dict__["network"] = network
         return twin
 
-    def own_flops(self, before: Tensor, after: Tensor, *, hidden: int, head_dim: int) -> Mapping[str, int]:
+    def own_flops(self, asked: Asked) -> Mapping[str, int]:
         """Gates: ``2 (2h w + 2w)`` with inner width w, per row that still has vision tokens."""
         inner = self.network.inner
-        return {"gates": int((before > 0).sum()) * 2 * (2 * hidden * inner + 2 * inner)}
+        return {"gates": int((asked.before > 0).sum()) * 2 * (2 * asked.hidden * inner + 2 * inner)}
 
     def params(self) -> Mapping[str, Any]:
         """Name the gates' file; whether their name is checked only where it is not."""
