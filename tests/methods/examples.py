@@ -21,6 +21,7 @@ _SPECS = {
     "cdpruner": "cdpruner,r=0.6",
     "pyramiddrop": "pyramiddrop",
     "pyramiddrop, keep": "pyramiddrop,position=keep",
+    "dart": "dart,k=1,r=0.4,vision_pivots=1,text_pivots=2",
     "dyvte": "dyvte",
     "tome": "tome,k=1",
     "downsample": "downsample",

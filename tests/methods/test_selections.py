@@ -129,6 +129,50 @@ def test_himap_costs_what_its_formula_says(layers: int, printed: float) -> None:
     assert round(100 * sum(cost) / (layers * cost[0]), 1) == printed
 
 
+def layer_before(model: nn.Module, inputs: dict[str, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Return keys of layer k-1 as its KV cache holds them, and states before layer k behind the last norm."""
+    with torch.no_grad():
+        output = model(**inputs, use_cache=True, output_hidden_states=True)
+    states, norm = output.hidden_states[k], model.model.language_model.norm
+    states = states / (states.pow(2).mean(dim=-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.detach()
+    return output.past_key_values.layers[k - 1].keys, states
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("vision_pivots", "text_pivots"), [(1, 2), (4, 4)])
+def test_dart_takes_what_is_least_like_its_pivots(name: str, kind: str, vision_pivots: int, text_pivots: int) -> None:
+    rows, spec = ROWS[kind], f"dart,k=2,r=0.4,vision_pivots={vision_pivots},text_pivots={text_pivots}"
+    model, inputs, vision, kept = run(name, spec, rows)
+    keys, states = layer_before(model, inputs, 2)
+    for row in range(len(vision)):
+        places = vision[row].nonzero()[:, 0].tolist()
+        if not places:
+            continue
+        text = list(range(places[-1] + 1, vision.shape[1]))
+
+        def length(place: int, row: int = row) -> float:
+            return sum(abs(float(x)) for head in keys[row] for x in head[place])
+
+        left = half_up(len(places), "0.4")
+        longest = sorted(places, key=lambda place: -length(place))[: min(vision_pivots, left)]
+        chosen, pivots = list(longest), sorted(longest) + sorted(sorted(text, key=lambda p: -length(p))[:text_pivots])
+        more, shares = left - len(chosen), []
+        while len(shares) < len(pivots):  # as equal as can be, the larger ones first
+            shares.append(math.ceil((more - sum(shares)) / (len(pivots) - len(shares))))
+        for pivot, share in zip(pivots, shares, strict=True):
+            free = [place for place in places if place not in chosen]
+            chosen += sorted(free, key=lambda place: cosine(states[row, pivot], states[row, place]))[:share]
+        assert kept[row].nonzero()[:, 0].tolist() == sorted(chosen)
+
+
+@pytest.mark.parametrize(("tokens", "left"), [(64, 68), (128, 132), (192, 196), (570, 576), (0, 0)])
+def test_dart_keeps_as_many_as_its_code(tokens: int, left: int) -> None:
+    seen = dry_run(parse_method(f"dart,tokens={tokens}"), 4, text=66, vision=576).vision[0]
+    assert seen.tolist() == [576, 576, left, left]
+    assert str(parse_method("dart")) == "dart,k=2,tokens=128,vision_pivots=4,text_pivots=4"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_controls_look_at_places_only(name: str) -> None:
     for kind in ROWS.values():

@@ -56,7 +56,7 @@ def test_every_method_passes(family: str) -> None:
         assert ("masking" in done) != (merges or rearranges), method
     assert check_search(subject) == ("search",)
     assert "attention" in check_method(subject, FastV(k=2))
-    assert "keys" in check_method(subject, DART(k=2, tokens=1))
+    assert "keys" in check_method(subject, DART(k=2, r=0.5))
 
 
 @pytest.mark.parametrize("family", sorted(TESTED - {"internvl_chat"}))
@@ -128,7 +128,7 @@ def test_a_broken_engine_does_not_pass(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(*MUTANTS[name])
     method = {
         "scores of another query": FastV(k=2),
-        "keys of another token": DART(k=2, tokens=1),
+        "keys of another token": DART(k=2, r=0.5),
         "the cache tells how long it really is": VTW(k=0),
     }.get(name, VTW(k=2))
     with pytest.raises(VerificationError, match="does not compute what it should on a small llava"):

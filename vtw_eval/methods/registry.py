@@ -30,6 +30,7 @@ OURS: Mapping[str, str] = {
     "himap": "vtw_eval.methods.himap:HiMAP",
     "divprune": "vtw_eval.methods.divprune:DivPrune",
     "cdpruner": "vtw_eval.methods.cdpruner:CDPruner",
+    "dart": "vtw_eval.methods.dart:DART",
     "dyvte": "vtw_eval.methods.dyvte.method:DyVTE",
 }
 """Where each method of this project stands, by its key."""

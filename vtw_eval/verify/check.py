@@ -98,6 +98,8 @@ class _Generation:
     """Long ``[rows, new]``."""
     logits: Tensor
     """float32 ``[rows, new, vocabulary]``."""
+    cache: Any = field(default=None, repr=False)
+    """The KV cache afterwards, if there is one."""
 
     def begin(self, row: int, steps: int) -> _Generation:
         """Return the first steps of one row."""
@@ -116,7 +118,8 @@ def _generate(model: Any, inputs: Inputs, *, use_cache: bool = True, steps: int 
             output_logits=True,
             return_dict_in_generate=True,
         )
-    return _Generation(output.sequences[:, inputs.length :], torch.stack(output.logits, dim=1).float())
+    logits = torch.stack(output.logits, dim=1).float()
+    return _Generation(output.sequences[:, inputs.length :], logits, getattr(output, "past_key_values", None))
 
 
 def _alone(model: PreTrainedModel, inputs: Inputs) -> list[_Generation]:
@@ -159,6 +162,8 @@ class _Watched(Wrapped):
 
     key: ClassVar[str] = "watched"
     rows: list[_Attention] = field(default_factory=list)
+    keys: list[tuple[int, Tensor]] = field(default_factory=list)
+    """Layers and their rotated keys."""
     merges: list[int] = field(default_factory=list)
 
     def keep(self, view: LayerView) -> Tensor | Merge:
@@ -172,7 +177,13 @@ class _Watched(Wrapped):
             self.rows.append(_Attention(view.layer, layer, view.index, weights[:, None], queries))
             return weights
 
-        answer = self.method.keep(replace(view, probe=probe, mean_probe=mean_probe))
+        def key_before_probe() -> Tensor:
+            keys = view.key_before_probe()
+            self.keys.append((view.layer - 1, keys.transpose(1, 2)))
+            return keys
+
+        shown = replace(view, probe=probe, mean_probe=mean_probe, key_before_probe=key_before_probe)
+        answer = self.method.keep(shown)
         if isinstance(answer, Merge):
             self.merges.append(view.layer)
         return answer
@@ -205,7 +216,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         cached = _generate(model, inputs)
         _check_trace(trace, inputs)
         ran = replace(trace)  # later runs leave this one alone
-        rows, merges = list(watched.rows), bool(watched.merges)
+        rows, keys, merges = list(watched.rows), list(watched.keys), bool(watched.merges)
         uncached = _generate(model, inputs, use_cache=False)
         alone = _alone(model, inputs)
     layers = find_anatomy(model).num_layers
@@ -218,6 +229,8 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
     if not subject.exact and effect < _NOISE * subject.tolerance:
         return ("counts",)  # rounding hides the rest
     _close(subject, "with and without a KV cache", _difference(cached, uncached))
+    for layer, seen_keys in keys:
+        _check_keys(subject, layer, seen_keys, cached.cache)
     for row, difference in enumerate(_differences(cached, alone)):
         _close(subject, f"of row {row} alone and in a padded batch", difference)
     if merges or (method.positions == "rearrange" and _several_rotaries(model)):
@@ -237,7 +250,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
     _close(subject, "with removed and with masked tokens while decoding", float(answered[1:].max()))
     for seen in rows:
         _check_attention(subject, ran, seen, _rows_of(weights[seen.layer], seen, inputs.length))
-    return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []))
+    return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []), *(["keys"] if keys else []))
 
 
 def check_search(subject: Subject) -> tuple[str, ...]:
@@ -312,6 +325,15 @@ def _check_attention(subject: Subject, trace: Trace, seen: _Attention, expected:
         raise MismatchError(
             f"attention weights of layer {seen.layer} differ by {difference:.1e} from those of eager attention"
         )
+
+
+def _check_keys(subject: Subject, layer: int, keys: Tensor, cache: Any) -> None:
+    """Compare keys that a method saw, ``[rows, key heads, tokens, head]``, with those of the layer's KV cache."""
+    held = cache.layers[layer].keys[:, :, : keys.shape[2]]
+    if held.shape == keys.shape:  # a sliding window has thrown some away
+        difference, scale = float((held - keys).abs().max()), float(held.abs().max())
+        if not difference <= (1e-4 if subject.exact else 0.05) * scale:
+            raise MismatchError(f"keys of layer {layer} differ by {difference:.1e} from those in its KV cache")
 
 
 def _close(subject: Subject, what: str, difference: float) -> None:
