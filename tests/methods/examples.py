@@ -22,6 +22,7 @@ _SPECS = {
     "pyramiddrop": "pyramiddrop",
     "pyramiddrop, keep": "pyramiddrop,position=keep",
     "dart": "dart,k=1,r=0.4,vision_pivots=1,text_pivots=2",
+    "feather": "feather,k1=1,r1=0.6,k2=3,r2=0.5,grid=2",
     "dyvte": "dyvte",
     "tome": "tome,k=1",
     "downsample": "downsample",

@@ -29,6 +29,7 @@ from vtw_eval import (
 from vtw_eval.engine import LayerView, Reads, Trace, probes
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import METHODS, Scorer
+from vtw_eval.methods.feather import Feather
 from vtw_eval.methods.himap import HiMAP
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
 
@@ -179,6 +180,8 @@ def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequ
     if isinstance(method, HiMAP):
         removed = 0 if layer < method.k1 else method.r1 if layer < method.k2 else method.r2
         return (int(total * (1 - removed) + 0.5),)
+    if isinstance(method, Feather) and layer >= method.k1:
+        return range(total + 1)
     if isinstance(method, DyVTE):
         return (0, total) if layer else (total,)
     if isinstance(method, PyramidDrop):

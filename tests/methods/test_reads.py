@@ -96,6 +96,28 @@ def test_there_is_no_layer_before_the_first(what: Reads) -> None:
         run(Early())
 
 
+@pytest.mark.parametrize("name", ["llava_gqa", "qwen2_vl", "qwen3_vl", "glm4v", "aya_vision", "paligemma"])
+@torch.no_grad()
+def test_attention_without_rotation_is_that_of_a_prompt_at_one_place(name: str) -> None:
+    """With norms of queries and keys, halves that are rotated, other orders of what is rotated together."""
+    model, seen = make_model(name, attn="eager"), []
+    inputs = make_inputs(name, model, [["t3", "i", "t2", "i", "t4"]])
+
+    def note(view: LayerView) -> None:
+        seen.append((view.unrotated_attention(view.vision), view.vision))
+
+    with reader(Reads.UNROTATED_BEFORE, note)(model):
+        model(**inputs)
+    (row, vision), *_ = seen  # before layer 1
+    axes = (3,) if "mrope_section" in str(model.config) else ()
+    still = torch.zeros(*axes, *vision.shape, dtype=torch.long)
+    weights = model(**inputs, position_ids=still, output_attentions=True).attentions[0][:, :, -1] * vision
+    expected = (weights / weights.sum(dim=-1, keepdim=True)).mean(dim=1)
+    torch.testing.assert_close(row, expected.to(row), atol=1e-6, rtol=1e-5)
+    rotated = model(**inputs, output_attentions=True).attentions[0][:, :, -1] * vision
+    assert ((rotated / rotated.sum(dim=-1, keepdim=True)).mean(dim=1) - row).abs().max() > 1e-4
+
+
 @torch.no_grad()
 def test_the_norm_and_the_rotation_are_not_read_where_they_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llava", attn="sdpa")

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from tests.support.families import make_inputs, make_model
 from vtw_eval.cost.dry_run import dry_run
+from vtw_eval.engine import Trace
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.divprune import most_diverse
+from vtw_eval.methods.feather import on_grid
 from vtw_eval.verify.oracle import vision_positions
 
 ROWS = {
@@ -171,6 +173,80 @@ def test_dart_keeps_as_many_as_its_code(tokens: int, left: int) -> None:
     seen = dry_run(parse_method(f"dart,tokens={tokens}"), 4, text=66, vision=576).vision[0]
     assert seen.tolist() == [576, 576, left, left]
     assert str(parse_method("dart")) == "dart,k=2,tokens=128,vision_pivots=4,text_pivots=4"
+
+
+def unrotated(model: nn.Module, inputs: dict[str, Tensor], layer: int, vision: list[int]) -> dict[int, float]:
+    """Return what the last token would attend to among some tokens of a layer if it had no position, by hand."""
+    seen: dict[str, Tensor] = {}
+    attention = model.model.language_model.layers[layer].self_attn
+    handles = [
+        getattr(attention, name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out[0]}))
+        for name in ("q_proj", "k_proj")
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    width = attention.head_dim
+    query, keys = seen["q_proj"][-1], seen["k_proj"]
+    heads = len(query) // width
+    total = dict.fromkeys(vision, 0.0)
+    for head in range(heads):
+        shared = head * (keys.shape[1] // width) // heads  # heads that share a key
+        one, several = query[head * width :][:width], keys[:, shared * width :][:, :width]
+        weights = {place: math.exp(float(one @ several[place]) / math.sqrt(width)) for place in vision}
+        for place, weight in weights.items():
+            total[place] += weight / sum(weights.values()) / heads
+    return total
+
+
+@pytest.mark.parametrize("union", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_feather_looks_without_positions_and_keeps_a_grid(name: str, union: bool) -> None:
+    rows, spec = ROWS["rows of different kinds"], f"feather,k1=1,r1=0.6,r2=0.5,grid=3,union={union}"
+    _, _, vision, together = run(name, f"{spec},k2=2", rows)
+    for number, row in enumerate(rows[:2]):
+        model, inputs, alone, kept = run(name, f"{spec},k2=2", [row])
+        places = alone[0].nonzero()[:, 0].tolist()
+        images = [[p for _, p in g] for _, g in itertools.groupby(enumerate(places), lambda pair: pair[1] - pair[0])]
+        grid = []
+        for image in images:
+            side = math.isqrt(len(image))
+            square = {y * side + x for y in range(0, side, 3) for x in range(0, side, 3)}
+            grid += [image[i] for i in (square if side**2 == len(image) else range(0, len(image), 9))]
+        score = unrotated(model, inputs, 0, places)
+        best = sorted(places, key=lambda place: -score[place])[: math.floor(len(places) * (1 - Fraction("0.6")))]
+        if not union:
+            rest = sorted(set(places) - set(grid), key=lambda place: -score[place])
+            best = [*sorted(grid, key=lambda place: -score[place]), *rest][: len(best)]
+        stage = sorted({*best, *(grid if union else ())})
+        with parse_method(f"{spec},k2=4")(model) as trace:
+            left = (trace_of(model, inputs, trace) & alone)[0].nonzero()[:, 0].tolist()
+            assert left == stage
+            slots = trace.kept(1)[0].nonzero()[:, 0].tolist()
+            score = unrotated(model, inputs, 1, [slots.index(place) for place in stage])
+        best = sorted(stage, key=lambda place: -score[slots.index(place)])[: len(stage) // 2]
+        assert kept[0].nonzero()[:, 0].tolist() == sorted(best)
+        assert together[number][vision[number]].tolist() == kept[0][alone[0]].tolist()
+
+
+def trace_of(model: nn.Module, inputs: dict[str, Tensor], trace: Trace) -> Tensor:
+    with torch.no_grad():
+        model(**inputs)
+    return trace.kept(1)
+
+
+def test_feather_keeps_as_many_as_published() -> None:
+    """172 of 576 and a grid of 64, which share about three of ten; then 9 of a hundred of these."""
+    ids = torch.tensor([*[10] * 35, *[2] * 576, *[10] * 30])
+    grid = on_grid((ids == 2)[None], 3)[0][35:611].reshape(24, 24)
+    assert grid.sum() == 64 and torch.equal(grid[::3, ::3], torch.ones(8, 8, dtype=torch.bool))
+    assert on_grid((torch.arange(12) > 1)[None], 3)[0].nonzero()[:, 0].tolist() == [2, 11]
+    with pytest.raises(ValueError, match="union=false"):
+        dry_run(parse_method("feather"), 32, text=66, vision=576)
+    seen = dry_run(parse_method(f"feather,r1={1 - 217 / 576},union=false"), 32, text=66, vision=576).vision[0].tolist()
+    assert seen == [576] * 8 + [217] * 8 + [19] * 16
+    assert str(parse_method("feather")) == "feather,k1=8,r1=0.7,k2=16,r2=0.91,grid=3,union=True"
 
 
 @pytest.mark.parametrize("name", MODELS)

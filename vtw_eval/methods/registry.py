@@ -31,6 +31,7 @@ OURS: Mapping[str, str] = {
     "divprune": "vtw_eval.methods.divprune:DivPrune",
     "cdpruner": "vtw_eval.methods.cdpruner:CDPruner",
     "dart": "vtw_eval.methods.dart:DART",
+    "feather": "vtw_eval.methods.feather:Feather",
     "dyvte": "vtw_eval.methods.dyvte.method:DyVTE",
 }
 """Where each method of this project stands, by its key."""
