@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,16 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtw_eval.engine import LayerView, Reads
-from vtw_eval.methods.base import Asked
-from vtw_eval.methods.scorer import Scorer
+from vtw_eval.methods.selector import Selector, first_largest
 
 _RELEVANT = 1e-6
 """What the code adds to every relevance, so that none is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CDPruner(Scorer):
+class CDPruner(Selector):
     """Keep vision tokens of a large conditional determinant, before the first layer (Zhang et al., NeurIPS 2025).
 
     The kernel is ``diag(relevance) S diag(relevance)`` with S the cosines of the features that enter the decoder;
@@ -27,37 +24,14 @@ class CDPruner(Scorer):
     CLIP's text tower, which checkpoints of LLaVA do not hold. This one is measured among what enters the decoder, as
     OpenVINO does: the mean cosine of a vision token with the embeddings of the text after the last image, from 0 to 1
     over the vision tokens of a row. Results are therefore not those of the paper.
-
-    Parameters
-    ----------
-    k
-        Number of layers that see all vision tokens; 0 in the paper.
-    r
-        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given.
-    tokens
-        Number of vision tokens that stay for each image, instead of ``r``.
     """
 
     key: ClassVar[str] = "cdpruner"
     paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
-    reads = Reads.HIDDEN
 
-    k: int = 0
-
-    def own_flops(self, asked: Asked) -> Mapping[str, int]:
-        """Similarities: each vision token of a row with each, ``2 v v hidden``."""
-        return {"similarities": sum(2 * v**2 * asked.hidden for v in asked.before.tolist())}
-
-    def score(self, view: LayerView) -> Tensor:
-        """Chosen tokens from the first to the last, the others below them."""
-        score = torch.zeros(view.vision.shape, device=view.hidden.device)
-        question = view.instruction.to(score.device)
-        for row, count in enumerate(self.kept(view).tolist()):
-            places = view.vision[row].nonzero().flatten().to(score.device)
-            if len(places):
-                chosen = places[most_likely(view.hidden[row, places], view.hidden[row, question[row]], count)]
-                score[row, chosen] = torch.arange(len(chosen), 0, -1, device=score.device, dtype=score.dtype)
-        return score
+    def choose(self, features: Tensor, question: Tensor, count: int) -> Tensor:
+        """See :func:`most_likely`."""
+        return most_likely(features, question, count)
 
 
 def relevance(features: Tensor, question: Tensor) -> Tensor:
@@ -94,7 +68,7 @@ def most_likely(features: Tensor, question: Tensor, count: int) -> Tensor:
     factors = kernel.new_zeros(min(count, len(unit)), len(unit))
     chosen: list[Tensor] = []
     for step in range(len(factors)):
-        best = (left == left.max()).to(torch.uint8).argmax()
+        best = first_largest(left)
         chosen.append(best)
         explained = (factors[:step, best, None] * factors[:step]).sum(dim=0)
         factors[step] = (kernel[best] - explained) / left[best].clamp(min=1e-12).sqrt()
