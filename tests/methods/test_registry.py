@@ -24,6 +24,7 @@ from vtw_eval.methods import (
     make_method,
     parse_method,
 )
+from vtw_eval.methods.selector import Selector
 from vtw_eval.methods.wrapped import Wrapped
 
 
@@ -88,7 +89,7 @@ def test_every_method_file_is_registered_and_exported() -> None:
 
 
 LAYERS = 10
-BASES = (Method, Scorer, Composite, Wrapped)
+BASES = (Method, Scorer, Selector, Composite, Wrapped)
 
 
 @pytest.mark.parametrize(
