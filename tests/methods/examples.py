@@ -23,6 +23,8 @@ _SPECS = {
     "pyramiddrop, keep": "pyramiddrop,position=keep",
     "dart": "dart,k=1,r=0.4,vision_pivots=1,text_pivots=2",
     "feather": "feather,k1=1,r1=0.6,k2=3,r2=0.5,grid=2",
+    "sparsevlm": "sparsevlm,k1=1,k2=2,k3=3",
+    "sparsevlm, nothing merged": "sparsevlm,k1=1,k2=2,k3=3,r=0.7,recycle=false",
     "dyvte": "dyvte",
     "tome": "tome,k=1",
     "downsample": "downsample",

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.methods.test_methods import check_cache
-from tests.support.families import FAMILIES, VIDEO, make_inputs
+from tests.support.families import FAMILIES, VIDEO, make_inputs, make_model
 from tests.support.oracle import FLASH, GLM_VIDEO, KINDS, models
-from vtw_eval import Downsample, ToMe
+from vtw_eval import Downsample, Method, Reads, ToMe
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.engine import Trace
+from vtw_eval.cost.dry_run import dry_run
+from vtw_eval.engine import LayerView, Merge, Trace
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods.downsample import pooling_cells, runs
+from vtw_eval.methods.sparsevlm import SparseVLM, density_peaks, is_rater
 from vtw_eval.methods.tome import match
 from vtw_eval.verify.oracle import vision_positions
 
@@ -78,6 +85,189 @@ def test_tome_equals_a_loop_over_tokens(name: str, method: ToMe) -> None:
         torch.testing.assert_close(mine, naive_tome(model, inputs, method), atol=1e-6, rtol=0)
 
 
+SPARSE = SparseVLM(k1=1, k2=2, k3=3)
+
+
+def naive_peaks(points: list[Tensor], count: int) -> list[tuple[int, list[int]]]:
+    """Return the centre and the members of each group, the clearest first."""
+    n = len(points)
+    far = [[float((a - b).norm()) / len(a) ** 0.5 for b in points] for a in points]
+    density = [math.exp(-sum(d**2 for d in sorted(line)[:count]) / count) for line in far]
+    apart = []
+    for i in range(n):
+        denser = [j for j in range(n) if (density[j], -j) > (density[i], -i)]
+        apart.append(min((far[i][j] for j in denser), default=max(map(max, far))))
+    centres = sorted(range(n), key=lambda i: -apart[i] * density[i])[:count]
+    members: dict[int, list[int]] = {centre: [] for centre in centres}
+    for i in range(n):
+        members[i if i in centres else min(centres, key=lambda centre: far[i][centre])].append(i)
+    return list(members.items())
+
+
+@torch.no_grad()
+def test_groups_are_those_of_density_peaks() -> None:
+    points = torch.randn(60, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points += 4 * torch.eye(8).repeat_interleave(10, dim=0)[:60]
+    for count in (1, 2, 6, 9):
+        centres, group = density_peaks(points, count)
+        expected = naive_peaks(list(points), count)
+        assert centres.tolist() == [centre for centre, _ in expected]
+        assert [(group == i).nonzero()[:, 0].tolist() for i in range(count)] == [members for _, members in expected]
+        if count == 6:
+            assert sorted(int(centre) // 10 for centre in centres) == list(range(6))
+    assert density_peaks(torch.ones(5, 3), 2)[0].tolist() == [0, 1]  # all alike: in order
+
+
+def test_all_words_rate_where_none_is_above_the_mean() -> None:
+    vision = torch.tensor([[1.0, 0.0], [1.0, 0.2]])
+    assert is_rater(vision, torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])).tolist() == [True, False, False]
+    assert is_rater(vision, torch.tensor([[2.0, 0.0]])).tolist() == [True]
+
+
+def naive_sparsevlm(model: torch.nn.Module, inputs: dict[str, Tensor], stages: dict[int, int]) -> tuple[Tensor, list]:
+    """Last logits of one prompt under eager attention, and the counts of vision tokens: lists, no hooks in the way.
+
+    ``stages`` names the share that each stage keeps, in numbers of 576.
+    """
+    anatomy = find_anatomy(model)
+    entered: list[tuple[Tensor, dict]] = []
+    handle = anatomy.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append((args[0], kwargs)), with_kwargs=True
+    )
+    model(**inputs)
+    handle.remove()
+    states, kwargs = entered[0]
+    vision = vision_positions(model, inputs["input_ids"])[0].tolist()
+    tokens = [{"h": states[0, i], "place": i, "vision": v} for i, v in enumerate(vision)]
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        token["image"] = before["image"] + (not before["vision"]) if before else 0
+    total, last = sum(vision), max(i for i, v in enumerate(vision) if v)
+    rating = [0.0] * len(vision)
+    words = range(last + 1, len(vision))
+    for i in (i for i, v in enumerate(vision) if v):
+        products = [math.exp(float(states[0, i] @ states[0, word])) for word in words]
+        for word, product in zip(words, products, strict=True):
+            rating[word] += product / sum(products)
+    raters = {word for word in words if rating[word] / total > 1 / len(words) + 1e-12}
+    weights, counts, cut = torch.empty(0), [], False
+    for i, layer in enumerate(anatomy.layers):
+        if i in stages:
+            now = [n for n, token in enumerate(tokens) if token["vision"]]
+            score = {
+                n: sum(float(weights[:, q, n].mean()) for q, token in enumerate(tokens) if token["place"] in raters)
+                for n in now
+            }
+            best = sorted(now, key=lambda n: -score[n])[: total * stages[i] // 576]
+            dropped = [n for n in now if n not in best]
+            pool = sorted(sorted(dropped, key=lambda n: -score[n])[: int(0.3 * len(dropped)) + 1])
+            groups = naive_peaks([tokens[n]["h"] for n in pool], int(len(pool) / 10) + 1)
+            made = [
+                {**tokens[pool[centre]], "h": torch.stack([tokens[pool[m]]["h"] for m in members]).mean(dim=0)}
+                for centre, members in groups
+            ]
+            new: list[dict] = []
+            for image in sorted({token["image"] for token in tokens}):
+                own = [n for n, token in enumerate(tokens) if token["image"] == image]
+                new += [tokens[n] for n in own if tokens[n]["vision"] and n in best]
+                new += [token for token in made if token["image"] == image]
+                new += [tokens[n] for n in own if not tokens[n]["vision"]]
+            tokens, cut = new, True
+        counts.append(sum(token["vision"] for token in tokens))
+        hidden = torch.stack([token["h"] for token in tokens])[None]
+        embeddings = kwargs["position_embeddings"]
+        if cut:
+            positions = torch.arange(len(tokens))[None]
+            mrope = "mrope_section" in str(model.config)
+            embeddings = anatomy.rotary(hidden, positions.expand(3, 1, -1) if mrope else positions)
+        mask = torch.zeros(len(tokens), len(tokens), dtype=hidden.dtype)
+        mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(1), -torch.inf)[None, None]
+        seen: list[Tensor] = []
+        handle = layer.self_attn.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out[1][0]))
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=embeddings)
+        handle.remove()
+        hidden, weights = hidden[0] if isinstance(hidden, tuple) else hidden, seen[0]
+        for token, state in zip(tokens, hidden[0], strict=True):
+            token["h"] = state
+    return model.get_output_embeddings()(anatomy.decoder.norm(tokens[-1]["h"])), counts
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl"])
+@torch.no_grad()
+def test_sparsevlm_equals_a_loop_over_tokens(name: str) -> None:
+    model, eager = make_model(name, attn="sdpa"), make_model(name, attn="eager")
+    rows = [["t3", "i", "t4"], ["t2", *"iii", "t1", *"iiiiiiiiiiiiiiiiiiiiiiiiiiiii", "t9"]]
+    logits, counts = [], []
+    for row in rows:
+        inputs = make_inputs(name, model, [row])
+        with SparseVLM(k1=1, k2=2, k3=3, budget=128)(model) as trace:
+            logits.append(model(**inputs).logits[0, -1])
+            counts.append(trace.vision_per_layer[0].tolist())
+        expected, count = naive_sparsevlm(eager, inputs, {1: 303, 2: 110, 3: 36})
+        torch.testing.assert_close(logits[-1], expected, atol=1e-5, rtol=0)  # rotation is of float32
+        assert counts[-1] == count
+    with SparseVLM(k1=1, k2=2, k3=3, budget=128)(model) as trace:
+        together = model.generate(
+            **make_inputs(name, model, [*rows, ["t6"]]),
+            max_new_tokens=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+            do_sample=False,
+        ).logits[0]
+    assert trace.vision_per_layer.tolist() == [*counts, [0] * 4]
+    torch.testing.assert_close(together[:2], torch.stack(logits).to(together), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept", "merged"),
+    [
+        (192, [300, 200, 110], [309, 204, 113]),
+        (128, [303, 110, 36], None),
+        (96, [238, 48, 26], None),
+        (64, [66, 30, 17], None),
+    ],
+)
+def test_sparsevlm_keeps_as_many_as_its_code(budget: int, kept: list[int], merged: list[int] | None) -> None:
+    for recycle, expected in ((False, kept), (True, merged)):
+        seen = dry_run(SparseVLM(budget=budget, recycle=recycle), 32, text=66, vision=576).vision[0].tolist()
+        assert seen[:3] == [576] * 3
+        if expected is not None:
+            assert seen[3:] == [expected[0]] * 4 + [expected[1]] * 9 + [expected[2]] * 16
+
+
+def test_sparsevlm_is_the_unchanged_model_where_all_may_stay() -> None:
+    assert set(dry_run(SparseVLM(r=0.0), 20, text=66, vision=576).vision[0].tolist()) == {576}
+    assert dry_run(SparseVLM(r=1.0, recycle=False), 20, text=66, vision=9).vision[0].tolist() == [9] * 3 + [0] * 17
+    for wrong, what in (({"budget": 100}, "192, 128"), ({"budget": 64, "r": 0.5}, "not both"), ({"k1": 7}, "k1=7")):
+        with pytest.raises(ValueError, match=what):
+            SparseVLM(**wrong)
+
+
+@torch.no_grad()
+def test_states_that_a_method_changes_enter_the_layer_where_no_token_goes() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Louder(Method):
+        key: ClassVar[str] = "louder"
+        reads = Reads.HIDDEN
+
+        def layers(self, num_layers: int) -> Sequence[int]:
+            return (1,)
+
+        def keep(self, view: LayerView) -> Merge:
+            return Merge(view.valid, view.hidden * (1 + view.vision[..., None].to(view.hidden)))
+
+    model, _ = models("llava", "sdpa")
+    seen: list[Tensor] = []
+    with Louder()(model) as trace:
+        inputs = make_inputs("llava", model, [["t3", "i", "t4"]])
+        handle = find_anatomy(model).layers[1].register_forward_hook(lambda module, args, out: seen.append(args[0]))
+        model(**inputs)
+        handle.remove()
+    entering = model(**inputs, output_hidden_states=True).hidden_states[1]
+    vision = vision_positions(model, inputs["input_ids"])
+    torch.testing.assert_close(seen[0], torch.where(vision[..., None], 2 * entering, entering))
+    assert trace.tokens_per_layer.unique().tolist() == [vision.shape[1]]
+
+
 def sizes(trace: Trace, layer: int) -> Tensor:
     assert trace.reduction is not None
     layout = trace.reduction.layouts[layer]
@@ -88,9 +278,9 @@ def sizes(trace: Trace, layer: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("method", [ToMe(k=1, r=0.8), ToMe(per_layer=2), Downsample(r=0.75)])
+@pytest.mark.parametrize("method", [ToMe(k=1, r=0.8), ToMe(per_layer=2), Downsample(r=0.75), SPARSE])
 @torch.no_grad()
-def test_counts_sizes_and_text(name: str, method: ToMe | Downsample) -> None:
+def test_counts_sizes_and_text(name: str, method: ToMe | Downsample | SparseVLM) -> None:
     model, _ = models(name, "sdpa")
     layers = find_anatomy(model).num_layers
     for kind, rows in KINDS.items():
@@ -117,6 +307,10 @@ def test_counts_sizes_and_text(name: str, method: ToMe | Downsample) -> None:
                         now -= max(min(now - method.target(total, layer, layers), now // 2), 0)
                     assert sizes(trace, layer)[row][vision[row]].sum() == total
                     assert sizes(trace, layer)[row][kept & ~vision[row]].eq(1).all()
+                elif isinstance(method, SparseVLM):
+                    stage = layer - 1
+                    left = min(total * (300, 200, 110)[stage] // 576, now) if 0 <= stage < 3 else now
+                    now = left + (int(0.3 * (now - left)) + 1) // 10 + 1 if left < now else now
                 else:
                     now = sum(int(pooling_cells(len(run), method.r).max()) + 1 for run in runs(vision[row]))
                 assert int((kept & vision[row]).sum()) == now

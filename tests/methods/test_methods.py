@@ -31,12 +31,13 @@ from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import METHODS, Scorer
 from vtw_eval.methods.feather import Feather
 from vtw_eval.methods.himap import HiMAP
+from vtw_eval.methods.sparsevlm import SparseVLM
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
 
 NEVER = 10**6
 """A withdrawal layer that no model has: nothing is masked."""
 
-MERGING = ("tome", "downsample", "downsample+vtw")
+MERGING = ("tome", "sparsevlm", "downsample", "downsample+vtw")
 """These change hidden states: see test_merging.py."""
 
 
@@ -182,6 +183,9 @@ def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequ
         return (int(total * (1 - removed) + 0.5),)
     if isinstance(method, Feather) and layer >= method.k1:
         return range(total + 1)
+    if isinstance(method, SparseVLM):
+        stage = sum(layer >= k for k in (method.k1, method.k2, method.k3))
+        return (min(total * 3 * (0, 300, 200, 110)[stage] // 1100, total) if stage else total,)
     if isinstance(method, DyVTE):
         return (0, total) if layer else (total,)
     if isinstance(method, PyramidDrop):

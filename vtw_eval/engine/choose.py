@@ -104,7 +104,7 @@ class Chooser:
     ) -> tuple[Layout, Tensor, Tensor] | None:
         """Return the layout after a choice, the chosen slots of the one before, and the hidden states to choose from.
 
-        None if all go on.
+        None if all go on as they are.
         """
         view = self._view(i, step, layout, hidden, kwargs)
         prompt, valid = step.reduction.prompt, view.valid
@@ -115,7 +115,7 @@ class Chooser:
         keep = (merge.keep | answered) & valid
         if prompt.ends is not None and not bool((keep & ~answered).any(dim=1).all()):
             raise ValueError("a method left a row without any token of its prompt.")
-        if torch.equal(keep, valid):
+        if torch.equal(keep, valid) and not isinstance(answer, Merge):
             return None
         new, chosen = advance(layout, keep)
         new = new if merge.size is None else replace(new, size=merge.size.gather(1, chosen))

@@ -339,6 +339,11 @@ def ranks(score: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
+def largest(values: Tensor, count: int) -> Tensor:
+    """Return the numbers of the largest of ``values``, ``[n]``, in ascending order; of equal ones the earlier."""
+    return (ranks(values[None])[0] < count).nonzero().flatten()
+
+
 def random_scores(view: LayerView, seed: int) -> Tensor:
     """Return uniform random numbers for each prompt token, drawn per row, for the current tokens; ``[rows, tokens]``.
 

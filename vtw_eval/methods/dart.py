@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vtw_eval.engine import LayerView, Reads
-from vtw_eval.methods.base import Asked, precise, ranks
+from vtw_eval.methods.base import Asked, largest, precise
 from vtw_eval.methods.budget import kept_of_rows
 from vtw_eval.methods.scorer import Scorer
 
@@ -100,11 +100,6 @@ class DART(Scorer):
                 chosen = least_like(states[row, vision], pivots, states[row, others], left - len(pivots))
                 score[row, vision[chosen]] = 1
         return score
-
-
-def largest(values: Tensor, count: int) -> Tensor:
-    """Return the numbers of the largest of ``values``, ``[n]``, in ascending order; of equal ones the earlier."""
-    return (ranks(values[None])[0] < count).nonzero().flatten()
 
 
 def least_like(features: Tensor, pivots: Tensor, others: Tensor, count: int) -> Tensor:

@@ -32,6 +32,7 @@ OURS: Mapping[str, str] = {
     "cdpruner": "vtw_eval.methods.cdpruner:CDPruner",
     "dart": "vtw_eval.methods.dart:DART",
     "feather": "vtw_eval.methods.feather:Feather",
+    "sparsevlm": "vtw_eval.methods.sparsevlm:SparseVLM",
     "dyvte": "vtw_eval.methods.dyvte.method:DyVTE",
 }
 """Where each method of this project stands, by its key."""
