@@ -71,14 +71,15 @@ def test_a_random_layer_gives_all_draws() -> None:
 def test_every_method_of_the_registry_can_be_costed_or_says_why_not() -> None:
     for key, cls in METHODS.items():
         method: Method = cls()
-        if key == "dyvte":
-            with pytest.raises(ValueError, match=r"vtw,k=EXIT\+1"):
-                tokens_per_layer(method, 8, text=20, vision=40)
-            with pytest.raises(ValueError, match=r"vtw,k=EXIT\+1"):
-                tokens_per_layer(parse_method("fastv+dyvte"), 8, text=20, vision=40)
+        if key in ("dyvte", "feather"):
+            words = {"dyvte": r"vtw,k=EXIT\+1", "feather": "union=false"}[key]
+            with pytest.raises(ValueError, match=words):
+                tokens_per_layer(method, 32, text=20, vision=200)
+            with pytest.raises(ValueError, match=words):
+                tokens_per_layer(parse_method(f"fastv+{key}"), 32, text=20, vision=200)
         else:
-            tokens = tokens_per_layer(method, 8, text=20, vision=40)
-            assert (tokens < 60).any() == (key != "baseline")
+            tokens = tokens_per_layer(method, 32, text=20, vision=200)
+            assert (tokens < 220).any() == (key != "baseline")
 
 
 @pytest.mark.parametrize(
