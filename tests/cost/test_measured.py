@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,13 +25,14 @@ from vtw_eval.cost import (
     vision_tower_flops,
 )
 from vtw_eval.cost.bench.subject import llava_config
-from vtw_eval.cost.choice import choice_flops, slots_per_layer
+from vtw_eval.cost.choice import choice_flops, read_flops, slots_per_layer
 from vtw_eval.cost.dry_run import tokens_per_layer
 from vtw_eval.cost.measure.flops import cache_bytes, fvcore_flops, torch_flops
 from vtw_eval.cost.measure.fvcore_trace import HANDLES
 from vtw_eval.cost.measure.meta import meta_method, meta_model
 from vtw_eval.cost.measure.torch_counter import flop_counter
 from vtw_eval.engine.calls import cache_of_output, with_cache
+from vtw_eval.methods.composite import parts_of
 
 # --- counters
 
@@ -199,14 +201,14 @@ def test_a_static_cache_holds_its_buffer() -> None:
 SMALL = Geometry(name="small", layers=4, hidden=32, heads=4, kv_heads=2, head_dim=8, ffn=48, gated=True, vocab=64)
 
 
-@pytest.mark.parametrize("label", [label for label in EXAMPLES if "dyvte" not in label])
+@pytest.mark.parametrize("label", [label for label, m in EXAMPLES.items() if not any(p.adaptive for p in parts_of(m))])
 @torch.no_grad()
 def test_a_replay_is_the_real_run(label: str) -> None:
     """The same model and prompt with values: counts are equal but for what is computed from scores."""
     method = EXAMPLES[label]
     with meta_method(method, model := meta_model(SMALL), text=9, vision=16, seed=1) as (trace, inputs):
         found = torch_flops(model, inputs)
-        kept = trace.tokens_per_layer
+        kept, closed, looks = trace.tokens_per_layer, read_flops(trace, SMALL), list(trace.looks)
     ids = torch.randint(63, (1, 25), generator=torch.Generator().manual_seed(1))
     vision = torch.zeros_like(ids, dtype=torch.bool)
     vision[:, 4:20] = True
@@ -214,8 +216,13 @@ def test_a_replay_is_the_real_run(label: str) -> None:
     with method(real, vision_mask=vision, prompt_ids=ids) as real_trace:
         embeds = real.get_input_embeddings()(ids)
         expected = torch_flops(real, {**inputs, "inputs_embeds": embeds})
-    similarities = choice_flops(real_trace, SMALL).get("similarities", 0)
-    assert (found.layers, found.head, found.method) == (expected.layers, expected.head, expected.method - similarities)
+    read, chosen = read_flops(real_trace, SMALL), choice_flops(real_trace, SMALL)
+    assert (found.layers, found.head, found.method) == (expected.layers, expected.head, sum(closed.values()))
+    assert expected.method == sum(chosen.values())
+    if label.startswith("sparsevlm"):  # with how many queries it reads depends on the model
+        assert [replace(look, queries=0) for look in looks] == [replace(look, queries=0) for look in real_trace.looks]
+    else:
+        assert closed == read
     assert torch.equal(kept, real_trace.tokens_per_layer)
 
 

@@ -59,8 +59,8 @@ def meta_method(
     """Install a method on a model on the meta device, for one prompt.
 
     The number of tokens in each layer is what the method leaves of this prompt on a tiny random model. The layers that
-    a method runs up to their attention to score tokens are run here too; what it then computes from the scores, such as
-    ToMe's similarities and means, is not.
+    a method runs up to their attention to score tokens are run here too, with as many queries as there; what it then
+    computes from the scores, such as ToMe's similarities and means, is not.
 
     Parameters
     ----------
