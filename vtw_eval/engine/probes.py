@@ -263,7 +263,9 @@ def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, 
     try:
         layer.forward(hidden, **_unrecorded(arguments))
     except _AtAttentionError as stopped:
-        return stopped
+        # Its traceback holds the frames that hold it, and with them all states and the KV cache until Python's garbage
+        # collection, which may be minutes away.
+        return stopped.with_traceback(None)
     finally:
         config._attn_implementation_internal = implementation
     raise ValueError("this model's attention cannot be looked into: it does not use transformers' interface.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         If the profiler of this torch does not tell of allocations as it should.
     """
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -47,6 +49,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     check_profiler()
+    gc.collect()  # what earlier runs left would be released in this one, and counted as less than nothing
     return _peak_of(run)
 
 
