@@ -19,7 +19,8 @@ from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost.dry_run import dry_run
 from vtw_eval.engine import LayerView, Merge, Trace
 from vtw_eval.engine.calls import cache_of_output
-from vtw_eval.methods.downsample import pooling_cells, runs
+from vtw_eval.methods.budget import runs
+from vtw_eval.methods.downsample import pooling_cells
 from vtw_eval.methods.sparsevlm import SparseVLM, density_peaks, is_rater
 from vtw_eval.methods.tome import match
 from vtw_eval.verify.oracle import vision_positions

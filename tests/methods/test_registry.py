@@ -25,6 +25,7 @@ from vtw_eval.methods import (
     parse_method,
 )
 from vtw_eval.methods.selector import Selector
+from vtw_eval.methods.staged import Staged
 from vtw_eval.methods.wrapped import Wrapped
 
 
@@ -89,7 +90,7 @@ def test_every_method_file_is_registered_and_exported() -> None:
 
 
 LAYERS = 10
-BASES = (Method, Scorer, Selector, Composite, Wrapped)
+BASES = (Method, Scorer, Selector, Staged, Composite, Wrapped)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def sweep(
             resolved = resolve(chosen)
             cells = select(resolved.cells(), only or [])
             typer.echo(dry_run_table(cells))
-            for line in resolved.index().missed:
+            for line in resolved.missed:
                 typer.echo(f"not at its budget: {line}")
             settings, told = Settings(chosen.device, chosen.batch_size, chosen.verify), partial(typer.echo, err=True)
             refuse_hopeless(cells, settings, told, elsewhere=executor == "ray", planning=True)

@@ -53,13 +53,8 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
     if not 0 < budget <= 1:
         raise ValueError(f"a budget of {budget:g} is out of range: it is a share of the unchanged model's FLOPs, 0..1.")
 
-    @functools.cache
-    def flops(candidate: Method) -> float:
-        run = dry_run(candidate, geometry.layers, text=text, vision=vision, name=geometry.name)
-        return float(exact_prefill_flops(run.tokens, geometry).mean())
-
     def share(candidate: Method) -> float:
-        return flops(candidate) / flops(Baseline())
+        return _flops(candidate, geometry, text, vision) / _flops(Baseline(), geometry, text, vision)
 
     def fit(candidate: Method, problem: str, reachable: bool = False) -> Fit:
         far = abs(share(candidate) - budget) > TOLERANCE * budget
@@ -82,3 +77,9 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
     return fit(
         min(met, key=lambda candidate: abs(share(candidate) - budget)), "its steps are larger than that", reachable=True
     )
+
+
+@functools.lru_cache(maxsize=1024)  # methods and budgets share the unchanged model, and many strengths
+def _flops(method: Method, geometry: Geometry, text: float, vision: float) -> float:
+    run = dry_run(method, geometry.layers, text=text, vision=vision, name=geometry.name)
+    return float(exact_prefill_flops(run.tokens, geometry).mean())

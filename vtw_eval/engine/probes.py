@@ -72,7 +72,7 @@ def last_query_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
-    with _one_query(layer, last, hidden.shape[1]):
+    with _projecting(layer, hidden, last):
         found = _run_to_attention(layer, hidden, arguments, config)
     return _weights(found, last[:, None], valid)[:, :, 0]
 
@@ -106,7 +106,7 @@ def unrotated_attention(
     except (KeyError, TypeError, ValueError):
         raise changed("a decoder layer gets no cosines and sines as position_embeddings") from None
     still = {**arguments, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
-    with _one_query(layer, last, hidden.shape[1]):
+    with _projecting(layer, hidden, last):
         found = _run_to_attention(layer, hidden, still, config)
     scores = _scores(found, last[:, None])
     return _softmax(scores, ~among.to(scores.device)[:, None, None])[:, :, 0] * among.to(scores.device)[:, None]
@@ -134,11 +134,7 @@ def mean_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
-    attention = getattr(layer, "self_attn", None)
-    with ExitStack() as stack:
-        if (projection := getattr(attention, "v_proj", None)) is not None:
-            place = torch.zeros_like(valid[:, 0], dtype=torch.long)
-            stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))
+    with _projecting(layer, hidden, None):
         found = _run_to_attention(layer, hidden, arguments, config)
     queries = queries & valid
     count = queries.sum(dim=1)
@@ -163,7 +159,7 @@ def rotated_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any],
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
-    with _one_query(layer, torch.zeros_like(hidden[:, 0, 0], dtype=torch.long), hidden.shape[1]):
+    with _projecting(layer, hidden, _first(hidden)):
         return _run_to_attention(layer, hidden, arguments, config).key.transpose(1, 2)
 
 
@@ -228,14 +224,20 @@ def _stop_before(module: nn.Module, args: tuple[Any, ...]) -> NoReturn:
 
 
 @contextmanager
-def _one_query(layer: nn.Module, place: Tensor, tokens: int) -> Iterator[None]:
-    """Let a layer project one query of each row, and one value, which nobody reads."""
+def _projecting(layer: nn.Module, hidden: Tensor, query: Tensor | None) -> Iterator[None]:
+    """Let a layer project the query of one place of each row, or all, and of the values, which nobody reads, one."""
     attention = getattr(layer, "self_attn", None)
     with ExitStack() as stack:
-        for name, at in (("q_proj", place), ("v_proj", torch.zeros_like(place))):
-            if (projection := getattr(attention, name, None)) is not None:
-                stack.enter_context(_on_one_token(projection, at, tokens))
+        for name, place in (("q_proj", query), ("v_proj", _first(hidden))):
+            projection = getattr(attention, name, None)
+            if projection is not None and place is not None:
+                stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))
         yield
+
+
+def _first(hidden: Tensor) -> Tensor:
+    """Return the first place of each row of hidden states, long ``[rows]``."""
+    return torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
 
 
 @contextmanager

@@ -7,15 +7,34 @@ from torch import Tensor
 
 from vtw_eval.methods.base import check_share, kept_count
 
+DEFAULT_R = 0.5
+"""Share that is removed where neither it nor a number of tokens is given."""
 
-def check_budget(r: float | None, tokens: int | None) -> None:
-    """Raise ``ValueError`` unless exactly one of a share to remove and a number of tokens is given, and possible."""
+
+def checked_share(r: float | None, tokens: int | None) -> float | None:
+    """Return the share to remove, None where a number of tokens is given instead.
+
+    Raises
+    ------
+    ValueError
+        If both are given, or one is out of range.
+    """
     if r is not None and tokens is not None:
         raise ValueError(f"r={r} or tokens={tokens}, not both: each says how many vision tokens stay.")
     if r is not None:
         check_share("r", r)
     if tokens is not None and tokens < 0:
         raise ValueError(f"tokens={tokens} is out of range: it is a number of vision tokens for each image, 0 or more.")
+    return DEFAULT_R if r is None and tokens is None else r
+
+
+def runs(mask: Tensor) -> list[Tensor]:
+    """Return the places of each unbroken run of True in a boolean ``[tokens]``: an image, if they are vision tokens."""
+    places = mask.nonzero().flatten()
+    if not len(places):
+        return []
+    borders = (places.diff() > 1).nonzero().flatten() + 1
+    return list(places.tensor_split(borders.tolist()))
 
 
 def kept_of_rows(vision: Tensor, r: float | None, tokens: int | None) -> Tensor:
@@ -28,14 +47,10 @@ def kept_of_rows(vision: Tensor, r: float | None, tokens: int | None) -> Tensor:
     r
         Share that is removed; halves are rounded up.
     tokens
-        Number that stays for each image, all where an image has no more. An image is an unbroken run of vision tokens:
-        its tiles, or the frames of a video, unless the model puts text between them.
+        Number that stays for each image, all where an image has no more. An image is one of its :func:`runs`: all
+        tiles, or the frames of a video, unless the model puts text between them.
     """
     if tokens is None:
         assert r is not None
         return kept_count(vision.sum(dim=1), r)
-    begins = vision & ~torch.nn.functional.pad(vision, (1, 0))[:, :-1]
-    run = begins.cumsum(dim=1) * vision  # 1, 2, ... by image; 0 for text
-    sizes = torch.zeros(len(vision), vision.shape[1] + 1, dtype=torch.long, device=vision.device)
-    sizes = sizes.scatter_add(1, run, vision.long())
-    return sizes[:, 1:].clamp(max=tokens).sum(dim=1)
+    return torch.tensor([sum(min(len(run), tokens) for run in runs(row)) for row in vision], device=vision.device)

@@ -59,18 +59,18 @@ def most_likely(features: Tensor, question: Tensor, count: int) -> Tensor:
     features, question
         See :func:`relevance`.
     count
-        How many, at most as many as there are vision tokens.
+        How many, one or more, at most as many as there are vision tokens.
     """
     unit = normalize(features.float(), dim=-1)
     weight = relevance(features, question)
     kernel = weight[:, None] * (unit @ unit.T) * weight
     left = kernel.diagonal().clone()
-    factors = kernel.new_zeros(min(count, len(unit)), len(unit))
+    factors = kernel.new_zeros(count, len(unit))
     chosen: list[Tensor] = []
-    for step in range(len(factors)):
+    for step in range(count):
         best = first_largest(left)
         chosen.append(best)
         explained = (factors[:step, best, None] * factors[:step]).sum(dim=0)
         factors[step] = (kernel[best] - explained) / left[best].clamp(min=1e-12).sqrt()
         left = (left - factors[step].square()).clamp(min=0).index_fill(0, torch.stack(chosen), -torch.inf)
-    return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=unit.device)
+    return torch.stack(chosen)

@@ -37,7 +37,7 @@ def most_diverse(features: Tensor, count: int) -> Tensor:
     features
         ``[tokens, width]``, one or more.
     count
-        How many, at most as many as there are.
+        How many, one or more, at most as many as there are.
 
     Returns
     -------
@@ -49,9 +49,9 @@ def most_diverse(features: Tensor, count: int) -> Tensor:
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     nearest = distance.masked_fill(itself, torch.inf).amin(dim=1)
     chosen: list[Tensor] = []
-    for _ in range(min(count, len(unit))):
+    for _ in range(count):
         chosen.append(first_largest(nearest))
         # Before the first choice "nearest" is that among all others, after it that among the chosen ones.
         nearest = distance[chosen[-1]] if len(chosen) == 1 else torch.minimum(nearest, distance[chosen[-1]])
         nearest = nearest.index_fill(0, torch.stack(chosen), -torch.inf)
-    return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=unit.device)
+    return torch.stack(chosen)

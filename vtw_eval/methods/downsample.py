@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vtw_eval.engine import LayerView, Merge, Reads
 from vtw_eval.methods.base import Method
-from vtw_eval.methods.budget import check_budget
-from vtw_eval.methods.scorer import DEFAULT_R
+from vtw_eval.methods.budget import checked_share, runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +42,7 @@ class Downsample(Method):
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.r is None and self.tokens is None:
-            object.__setattr__(self, "r", DEFAULT_R)
-        check_budget(self.r, self.tokens)
+        object.__setattr__(self, "r", checked_share(self.r, self.tokens))
 
     def scaled(self, strength: float, num_layers: int) -> Downsample:
         """Remove this share."""
@@ -70,15 +67,6 @@ class Downsample(Method):
                     hidden[row, middle] = view.hidden[row, members].mean(dim=0)
                     keep[row, middle] = True
         return Merge(keep, hidden)
-
-
-def runs(mask: Tensor) -> list[Tensor]:
-    """Return the places of each unbroken run of True in a boolean ``[tokens]``."""
-    places = mask.nonzero().flatten()
-    if not len(places):
-        return []
-    borders = (places.diff() > 1).nonzero().flatten() + 1
-    return list(places.tensor_split(borders.tolist()))
 
 
 def pooling_cells(count: int, removed: float) -> Tensor:

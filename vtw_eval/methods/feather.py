@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Reads
-from vtw_eval.methods.base import Method, check_layer, check_share, keep_best
-from vtw_eval.methods.downsample import runs
+from vtw_eval.methods.base import check_share, keep_best
+from vtw_eval.methods.budget import runs
+from vtw_eval.methods.staged import Staged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feather(Method):
+class Feather(Staged):
     """Drop vision tokens in two stages, by attention without the rotary embedding (Endo et al., ICCV 2025).
 
     Attention is that of the last prompt token in the layer before, among the vision tokens only, of queries and keys
@@ -43,7 +42,6 @@ class Feather(Method):
     key: ClassVar[str] = "feather"
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.13180"
     reads = Reads.UNROTATED_BEFORE
-    needs_vision: ClassVar[bool] = True
 
     k1: int = 8
     r1: float = 0.7
@@ -77,14 +75,10 @@ class Feather(Method):
         left = 1 - strength
         return replace(self, r1=round(1 - left, 6), r2=round(1 - left**2.5, 6), union=False)
 
-    def bind(self, anatomy: Anatomy) -> Feather:
-        """Check the layers against the number of layers."""
-        check_layer("k2", self.k2, anatomy.num_layers)
-        return self
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        """Both stages; a second one at the number of layers never comes."""
-        return tuple(k for k in (self.k1, self.k2) if k < num_layers)
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Both."""
+        return self.k1, self.k2
 
     def empty_from(self, num_layers: int) -> int:
         """Return the first stage that removes all vision tokens."""

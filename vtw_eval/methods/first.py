@@ -13,17 +13,7 @@ from vtw_eval.methods.scorer import Scorer
 
 @dataclass(frozen=True, kw_only=True)
 class First(Scorer):
-    """Keep the first vision tokens of a row: the top of its first image.
-
-    Parameters
-    ----------
-    k
-        Number of layers that see all vision tokens.
-    r
-        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given.
-    tokens
-        Number of vision tokens that stay for each image, instead of ``r``.
-    """
+    """Keep the first vision tokens of a row: the top of its first image."""
 
     key: ClassVar[str] = "first"
     reads = Reads.ROLES

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Reads
-from vtw_eval.methods.base import Method, check_layer, check_share, keep_best, kept_count
+from vtw_eval.methods.base import check_share, keep_best, kept_count
+from vtw_eval.methods.staged import Staged
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiMAP(Method):
+class HiMAP(Staged):
     """Drop vision tokens in two stages, by attention of the instruction and then of vision tokens (Yin et al., 2025).
 
     Before layer ``k1`` those stay that the text after the last image attends to most in the layer before; before layer
@@ -34,7 +33,6 @@ class HiMAP(Method):
     key: ClassVar[str] = "himap"
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.13108"
     reads = Reads.ATTENTION_BEFORE
-    needs_vision: ClassVar[bool] = True
 
     k1: int = 2
     r1: float = 0.5
@@ -57,14 +55,10 @@ class HiMAP(Method):
         left = 1 - strength
         return replace(self, r1=round(1 - left, 6), r2=round(1 - left**3, 6))
 
-    def bind(self, anatomy: Anatomy) -> HiMAP:
-        """Check the layers against the number of layers."""
-        check_layer("k2", self.k2, anatomy.num_layers)
-        return self
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        """Both stages; a second one at the number of layers never comes."""
-        return tuple(k for k in (self.k1, self.k2) if k < num_layers)
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Both."""
+        return self.k1, self.k2
 
     def empty_from(self, num_layers: int) -> int:
         """Return the first stage that removes all vision tokens."""

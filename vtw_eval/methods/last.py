@@ -17,15 +17,6 @@ class Last(Scorer):
 
     FEATHER (https://arxiv.org/abs/2412.13180) shows that FastV mostly keeps these, because the rotary embedding favours
     what is near; a method that does no better than this control has that bias only.
-
-    Parameters
-    ----------
-    k
-        Number of layers that see all vision tokens.
-    r
-        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given.
-    tokens
-        Number of vision tokens that stay for each image, instead of ``r``.
     """
 
     key: ClassVar[str] = "last"

@@ -11,12 +11,9 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import Method, check_layer, keep_best
-from vtw_eval.methods.budget import check_budget, kept_of_rows
+from vtw_eval.methods.budget import checked_share, kept_of_rows
 
 Self = TypeVar("Self", bound="Scorer")
-
-DEFAULT_R = 0.5
-"""Share that is removed where neither it nor a number of tokens is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +40,7 @@ class Scorer(Method):
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.r is None and self.tokens is None:
-            object.__setattr__(self, "r", DEFAULT_R)
-        check_budget(self.r, self.tokens)
+        object.__setattr__(self, "r", checked_share(self.r, self.tokens))
 
     def score(self, view: LayerView) -> Tensor:
         """Return the score of each current token, ``[rows, tokens]``; only those of vision tokens count.

@@ -43,7 +43,7 @@ class Selector(Scorer):
         question
             Those of the text behind the last vision token, ``[n, width]``.
         count
-            How many, at most as many as there are.
+            How many, one or more, at most as many as there are.
         """
         raise NotImplementedError
 
@@ -57,9 +57,9 @@ class Selector(Scorer):
         instruction = view.instruction.to(score.device)
         for row, count in enumerate(self.kept(view).tolist()):
             places = view.vision[row].nonzero().flatten().to(score.device)
-            if len(places):
+            if left := min(count, len(places)):
                 features, question = view.hidden[row, places], view.hidden[row, instruction[row]]
-                chosen = places[self.choose(features, question, min(count, len(places)))]
+                chosen = places[self.choose(features, question, left)]
                 score[row, chosen] = torch.arange(len(chosen), 0, -1, device=score.device, dtype=score.dtype)
         return score
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Merge, Reads
-from vtw_eval.methods.base import Asked, Method, Position, check_layer, check_share, keep_best, largest, precise
-from vtw_eval.methods.downsample import runs
+from vtw_eval.methods.base import Asked, Position, check_share, keep_best, largest, precise
+from vtw_eval.methods.budget import runs
+from vtw_eval.methods.staged import Staged
 
 LISTS: Mapping[int, tuple[int, int, int]] = {
     192: (300, 200, 110),
@@ -26,7 +26,7 @@ _OF = 576
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseVLM(Method):
+class SparseVLM(Staged):
     """Drop vision tokens in three stages, by attention of the words that images resemble (Zhang et al., ICML 2025).
 
     Raters are the words of the text behind the last image that get more than the mean of the softmax, over that text,
@@ -58,7 +58,6 @@ class SparseVLM(Method):
     key: ClassVar[str] = "sparsevlm"
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.04417"
     reads = Reads.EMBEDDINGS | Reads.ATTENTION_BEFORE | Reads.HIDDEN
-    needs_vision: ClassVar[bool] = True
 
     k1: int = 3
     k2: int = 7
@@ -91,14 +90,10 @@ class SparseVLM(Method):
         """Remove this share by the last stage."""
         return replace(self, r=round(strength, 6), budget=None)
 
-    def bind(self, anatomy: Anatomy) -> SparseVLM:
-        """Check the layers against the number of layers."""
-        check_layer("k3", self.k3, anatomy.num_layers)
-        return self
-
-    def layers(self, num_layers: int) -> Sequence[int]:
-        """All stages; a third one at the number of layers never comes."""
-        return tuple(k for k in (self.k1, self.k2, self.k3) if k < num_layers)
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """All three."""
+        return self.k1, self.k2, self.k3
 
     def empty_from(self, num_layers: int) -> int:
         """Return the first stage if all vision tokens are removed there, and none merged."""
@@ -106,7 +101,7 @@ class SparseVLM(Method):
 
     def _count(self, layer: int, total: int, now: int) -> int:
         """Return how many of ``now`` vision tokens a stage keeps, of ``total`` in the prompt; without merged ones."""
-        stage = (self.k1, self.k2, self.k3).index(layer)
+        stage = self.stages.index(layer)
         if self.r is None:
             assert self.budget is not None
             return min(total * LISTS[self.budget][stage] // _OF, now)

@@ -17,15 +17,6 @@ class Uniform(Scorer):
     """Keep vision tokens at even distances in raster order, over the images of a row one after the other.
 
     Of n tokens m stay: the one in the middle of each of m equal stretches, number ``floor((i + 1/2) n / m)``.
-
-    Parameters
-    ----------
-    k
-        Number of layers that see all vision tokens.
-    r
-        Share of the vision tokens that is removed; 0.5 unless ``tokens`` is given.
-    tokens
-        Number of vision tokens that stay for each image, instead of ``r``.
     """
 
     key: ClassVar[str] = "uniform"

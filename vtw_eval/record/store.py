@@ -72,6 +72,11 @@ class Store:
         return self.root / "plan.yaml"
 
     @property
+    def listings(self) -> list[Path]:
+        """Those files that there are that say what the folder holds; empty where it is none of a sweep."""
+        return [file for file in (self.index_file, self.plan_file) if file.is_file()]
+
+    @property
     def index(self) -> Index:
         """The cells of this sweep and what tables call things.
 
@@ -128,7 +133,7 @@ class Store:
     def _check_index(self, index: Index) -> None:
         """Refuse to replace another plan whose results would then be out of sight."""
         advice = "give another folder with -o, or --take-over to replace it (its cells stay on disk)."
-        there = [file for file in (self.index_file, self.plan_file) if file.is_file()]
+        there = self.listings
         if not there:
             return
         if not (self.root / "cells").is_dir():

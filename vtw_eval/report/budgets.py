@@ -24,9 +24,10 @@ def budget_blocks(table: ModelTable, results: Results, equivalence: float | None
         See :func:`~vtw_eval.report.tables.main_table`.
     """
     blocks: list[Block] = []
+    methods = [(row, but_for_seeds(row.method)) for row in table.rows] if results.budgets else []
     for label, specs in results.budgets.items():
         at = {but_for_seeds(spec) for spec in specs}
-        rows = [row for row in table.rows if row.method == BASELINE or but_for_seeds(row.method) in at]
+        rows = [row for row, method in methods if row.method == BASELINE or method in at]
         if any(row.method != BASELINE for row in rows):
             blocks += [
                 Paragraph(Text(f"At {label}:", "bold")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vtw_eval.record.store import Store
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.plain import FILES, read_lmms_output
 from vtw_eval.report.results import Results, read_store
@@ -25,7 +26,7 @@ def read_results(folder: Path) -> Results:
     """
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder.")
-    if any((folder / name).is_file() for name in ("index.json", "plan.yaml")):
+    if Store(folder).listings:
         return read_store(folder)
     if (folder / FILE).is_file():
         return read_summary(folder / FILE)

@@ -308,14 +308,18 @@ class Plan(Strict):
         budgets: dict[str, list[str]] = {}
         for fitted in itertools.chain.from_iterable(self.fitted.values()):
             budgets.setdefault(fitted.budget, []).extend(fitted.methods)
-        missed = _unique(line for each in itertools.chain.from_iterable(self.fitted.values()) for line in each.missed)
         return Index(
             title=self.title,
             names=self.names,
             budgets={label: _unique(specs) for label, specs in budgets.items()},
-            missed=missed,
+            missed=self.missed,
             cells=self.cells(),
         )
+
+    @property
+    def missed(self) -> list[str]:
+        """Which methods of a resolved plan could not be set to a budget, and why."""
+        return _unique(line for fitted in itertools.chain.from_iterable(self.fitted.values()) for line in fitted.missed)
 
     def text(self) -> str:
         """Return the plan as YAML, which :func:`read_plan` gives back."""

@@ -57,7 +57,7 @@ def run_sweep(
     cells = select(plan.cells(), only)
     store = Store(root)
     settings = Settings(plan.device, plan.batch_size, plan.verify)
-    for line in plan.index().missed:
+    for line in plan.missed:
         watcher.note(f"not at its budget: {line}")
     with store.lock(watcher.note):
         entries = [store.entry(spec) for spec in cells]

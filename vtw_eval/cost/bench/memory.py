@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from vtw_eval.runtime import free_memory
 from vtw_eval.versions import UpstreamChangedError
 
 _EVENT = "[memory]"
@@ -40,8 +40,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     UpstreamChangedError
         If the profiler of this torch does not tell of allocations as it should.
     """
+    free_memory()  # what earlier runs left would be released in this one, and counted as less than nothing
     if device.type == "cuda":
-        gc.collect()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -49,7 +49,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     check_profiler()
-    gc.collect()  # what earlier runs left would be released in this one, and counted as less than nothing
     return _peak_of(run)
 
 
