@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from vtw_eval.report.analysis import ModelTable
 from vtw_eval.report.budgets import budget_blocks
 from vtw_eval.report.changes import Changes, changes_blocks
+from vtw_eval.report.choice_blocks import choice_blocks
 from vtw_eval.report.examples import changed_answers
 from vtw_eval.report.labels import families, named_labels
 from vtw_eval.report.measured import Measured, measured_tables
@@ -119,6 +120,7 @@ def _model_blocks(table: ModelTable, options: ReportOptions, told: set[str], bud
         blocks.insert(0, Paragraph(Text(table.withheld, "bold")))
     for text, measured in measured_tables(table, options.measured):
         blocks += [measured, Paragraph(f"Measured: {text}")]
+    blocks += choice_blocks(table)
     blocks.append(Details("95 % intervals", [interval_table(table), Paragraph(_INTERVALS)]))
     if (paired := paired_table(table, options.equivalence)) is not None:
         note = Paragraph(_paired_note(table.reference_name, options.equivalence))

@@ -42,7 +42,7 @@ def main_table(table: ModelTable, equivalence: float | None = None) -> Table[Inl
     base = table.baseline.flops if table.baseline is not None else None
     rows: list[list[Inline]] = []
     for row in table.rows:
-        cells: list[Inline] = [row.label, *([_cost(row.flops, unit, base)] if flops else [])]
+        cells: list[Inline] = [row.label, *([cost_text(row.flops, unit, base)] if flops else [])]
         cells += [_main_cell(row, title, task, best[title], equivalence) for title, task in table.columns.items()]
         rows.append(cells)
     return Table(headers, rows)
@@ -57,7 +57,8 @@ def _best(table: ModelTable, title: str) -> str | None:
     return f"{pick(score.outcome.value for score in scores):.2f}"
 
 
-def _cost(flops: float | None, unit: float, base: float | None) -> str:
+def cost_text(flops: float | None, unit: float, base: float | None) -> str:
+    """Return FLOPs in a unit with their share of the unchanged model's; ``-`` if they are not known."""
     if flops is None:
         return "-"
     amount = flops / unit

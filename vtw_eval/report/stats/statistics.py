@@ -11,8 +11,9 @@ group fail together, the imagined ones count as many documents as the design eff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -57,10 +58,38 @@ class Comparison:
     lost: int
     """Documents with a lower score in the first than in the second."""
     won: int
+    draws: Array = field(repr=False, compare=False)
+    """Of the difference, float64 ``[DRAWS]``, in ascending order; what the intervals are percentiles of."""
 
     def equal_within(self, margin: float) -> bool:
         """Tell whether two one-sided tests (TOST, 5 % each) find the difference smaller than a margin."""
         return -margin < self.narrow.low and self.narrow.high < margin
+
+    def loss_bound(self, error: float, higher_is_better: bool = True) -> float:
+        """Return the loss below which the true one lies, but for a chance of error; one-sided.
+
+        The loss of a margin M or more is refuted at that error (a test of non-inferiority) if M is above the bound:
+        the bound is the order statistic of the draws above which ``k`` of them lie, with ``(k + 1) / (draws + 1)`` no
+        larger than ``error``, as for the p-value of a Monte-Carlo test.
+
+        Parameters
+        ----------
+        error
+            Chance that the loss is larger.
+        higher_is_better
+            Of the metric.
+
+        Returns
+        -------
+        float
+            In the unit of the metric; at least the observed loss, infinite if the error is too small for the draws.
+        """
+        above = math.floor(error * (len(self.draws) + 1) + 1e-9) - 1
+        if above < 0:
+            return math.inf
+        loss = -self.difference if higher_is_better else self.difference
+        bound = -self.draws[above] if higher_is_better else self.draws[len(self.draws) - 1 - above]
+        return max(float(bound), loss)
 
 
 def interval(evidence: Evidence, level: float = 0.95, seed: int = 0) -> Interval:
@@ -123,6 +152,7 @@ def compare(first: Evidence, second: Evidence, seed: int = 0) -> Comparison:
         mcnemar_p=exact,
         lost=lost,
         won=won,
+        draws=np.sort(draws),
     )
 
 
