@@ -49,6 +49,8 @@ BIDIRECTIONAL: frozenset[str] = frozenset({"gemma3", "paligemma"})
 """``config.model_type`` of families whose vision tokens see each other in both directions."""
 
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+_TOWERS = ("vision_tower", "vision_model", "visual", "image_tower", "video_tower")
+_PROJECTORS = ("multi_modal_projector", "connector", "merger")
 
 
 class UnsupportedModelError(TypeError):
@@ -91,6 +93,66 @@ class Anatomy:
         attention = getattr(self.layers[layer], "self_attn", self.layers[layer])
         config = getattr(attention, "config", self.text_config)  # Mistral's attention reads it there
         return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The vision tower of a model, and what stands between it and the decoder."""
+
+    owner: nn.Module
+    """The module whose ``get_image_features`` and ``get_video_features`` run the tower."""
+    towers: tuple[nn.Module, ...]
+    """The tower; two where videos have one of their own."""
+    layers: tuple[tuple[nn.Module, ...], ...]
+    """Transformer layers of each tower."""
+    projector: nn.Module
+    """What makes the decoder's features of the tower's; inside the tower where that merges patches itself."""
+    has_cls: bool
+    """Whether a CLS token stands before the patches of each image."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of a tower."""
+        return len(self.layers[0])
+
+    @property
+    def merges(self) -> bool:
+        """Whether the projector is a part of the tower, which merges flattened patches of images of any size."""
+        return any(module is self.projector for module in self.towers[0].modules())
+
+
+def find_tower(anatomy: Anatomy) -> Tower:
+    """Find the vision tower of a model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it has none that is known, with the reason.
+    """
+    model = anatomy.model
+    owner = next((part for part in (getattr(model, "model", None), model) if hasattr(part, "get_image_features")), None)
+    if owner is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} makes its vision features in no get_image_features(), as remote code does: its "
+            "vision tower cannot be read. Take the checkpoint in transformers' own class, if there is one."
+        )
+    towers = tuple(part for name in _TOWERS if (part := getattr(owner, name, None)) is not None)
+    layers = tuple(found for tower in towers if (found := _tower_layers(tower)))
+    projectors = [getattr(part, name, None) for part in (owner, *towers) for name in _PROJECTORS]
+    projector = next((part for part in projectors if part is not None), None)
+    if not towers or len(layers) != len(towers) or projector is None:
+        raise UnsupportedModelError(
+            f"no vision tower with transformer layers and a projector behind it was found in {type(owner).__name__} "
+            f"(looked for {', '.join((*_TOWERS, *_PROJECTORS))}): it cannot be read."
+        )
+    own = (name.rpartition(".")[2] for name, _ in towers[0].named_parameters())
+    return Tower(owner, towers, layers, projector, has_cls=any(n in ("class_embedding", "cls_token") for n in own))
+
+
+def _tower_layers(tower: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the layers of a vision tower, none if it has no list of them."""
+    lists = (m for name, m in tower.named_modules() if name.rpartition(".")[2] in ("layers", "layer", "blocks"))
+    return tuple(next((found for found in lists if isinstance(found, nn.ModuleList)), ()))
 
 
 def inner_model(model: nn.Module) -> nn.Module:

@@ -31,9 +31,14 @@ READINGS: dict[Reads, Callable[[LayerView], Any]] = {
     Reads.NORMED: lambda view: view.normed,
     Reads.KEYS_BEFORE: lambda view: view.keys_before(),
     Reads.UNROTATED_BEFORE: lambda view: view.unrotated_attention(view.vision),
+    Reads.MEAN_QUERY: lambda view: view.mean_query_attention(~view.instruction, view.vision),
+    Reads.ROTATED_KEYS: lambda view: view.rotated_keys(),
+    Reads.VALUES_BEFORE: lambda view: view.values_before(),
+    Reads.ROTATION: lambda view: view.rotation,
+    Reads.TOWER: lambda view: view.tower.received(),
 }
-EVERYTHING = ~Reads.TOWER
-FREE = (Reads.IDS, Reads.HIDDEN, Reads.EMBEDDINGS, Reads.NORMED)
+EVERYTHING = ~Reads.ROLES
+FREE = (Reads.IDS, Reads.HIDDEN, Reads.EMBEDDINGS, Reads.NORMED, Reads.ROTATION)
 """No matrix product is needed for these."""
 
 
@@ -86,7 +91,7 @@ def test_attention_of_other_layers_is_no_reading(offset: int) -> None:
         run(reader(EVERYTHING, lambda view: view.attention(view.layer + offset)))
 
 
-@pytest.mark.parametrize("what", [Reads.KEYS_BEFORE, Reads.UNROTATED_BEFORE], ids=str)
+@pytest.mark.parametrize("what", [Reads.KEYS_BEFORE, Reads.UNROTATED_BEFORE, Reads.VALUES_BEFORE], ids=str)
 def test_there_is_no_layer_before_the_first(what: Reads) -> None:
     class Early(type(reader(what, READINGS[what]))):  # type: ignore[misc]
         def layers(self, num_layers: int) -> Sequence[int]:
@@ -130,11 +135,6 @@ def test_the_norm_and_the_rotation_are_not_read_where_they_are_hidden(monkeypatc
         reader(Reads.UNROTATED_BEFORE, READINGS[Reads.UNROTATED_BEFORE])(model).__enter__()
 
 
-def test_the_tower_is_not_read_yet() -> None:
-    with pytest.raises(ValueError, match="reader reads the vision tower, which is not possible yet"):
-        run(reader(Reads.TOWER, lambda view: None))
-
-
 def test_keys_are_not_read_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llava", attn="sdpa")
     monkeypatch.delattr(find_anatomy(model).layers[-1].self_attn, "k_proj")
@@ -162,7 +162,7 @@ def test_what_is_read_is_what_is_charged(what: Reads, times: int) -> None:
 
 @pytest.mark.parametrize(
     ("what", "share"),
-    [(what, None) for what in READINGS if what not in FREE]
+    [(what, None) for what in READINGS if what not in (*FREE, Reads.TOWER)]
     + [(what, share) for what in (Reads.ATTENTION, Reads.ATTENTION_BEFORE) for share in (3, 1)],
 )
 def test_a_large_model_is_charged_by_what_is_read_on_a_tiny_one(what: Reads, share: int | None) -> None:

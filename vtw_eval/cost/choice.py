@@ -63,7 +63,8 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
         if isinstance(part, Method):
             for i in part.layers(geometry.layers):
                 prompt = trace.reduction.prompt
-                asked = Asked(i, prompt, before[:, i], after[:, i], geometry.hidden, geometry.head_dim)
+                sizes = geometry.hidden, geometry.head_dim, geometry.kv_heads
+                asked = Asked(i, prompt, before[:, i], after[:, i], *sizes)
                 found.update(part.own_flops(asked))
     return {name: flops for name, flops in found.items() if flops}
 
@@ -75,8 +76,14 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
       tokens, q and v on one, and one query meets all keys: ``2 (n h d_kv + h (d_q + d_kv) + n d_q)`` for n tokens,
       d_q = heads x head width and d_kv likewise. For m queries q works on all tokens, and m queries meet all keys.
       The same without the rotary embedding.
+      So does the mean query of some tokens: q works on all, and one query meets all keys.
     * "keys": the k matrix works once more on all tokens, ``2 n h d_kv``; for rotated keys the layer is run up to its
-      attention function, which takes q and v of one token too: ``2 h (d_q + d_kv)`` more.
+      attention function, which takes q and v of one token too: ``2 h (d_q + d_kv)`` more. "values" likewise, with k
+      and v changed about.
+
+    * "tower": a layer of the vision tower is run up to its attention function: its k matrix works once more on all its
+      tokens, q on one (CLS) or all, v on one, a joint qkv matrix on all; these queries meet all keys of their image or
+      window. The look itself tells.
 
     Hidden states, embeddings, roles and ids are there anyway, and a norm is no matrix product.
 
@@ -90,10 +97,13 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     width = geometry.heads * geometry.head_dim
     keys = geometry.hidden * geometry.kv_heads * geometry.head_dim
     for look in trace.looks:
-        if look.what is Reads.KEYS:
+        if look.flops is not None:
+            found["tower"] += look.flops
+        elif look.what is Reads.KEYS:
             found["keys"] += 2 * rows * look.slots * keys
-        elif look.what is Reads.KEYS_BEFORE:
-            found["keys"] += 2 * rows * (look.slots * keys + geometry.hidden * width + keys)
+        elif look.what in (Reads.KEYS_BEFORE, Reads.ROTATED_KEYS, Reads.VALUES_BEFORE):
+            kind = "values" if look.what is Reads.VALUES_BEFORE else "keys"
+            found[kind] += 2 * rows * (look.slots * keys + geometry.hidden * width + keys)
         else:
             # One query is known beforehand; several are picked from those of all tokens.
             projected, queries = (1, 1) if look.queries is None else (look.slots, look.queries)

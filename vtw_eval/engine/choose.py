@@ -13,11 +13,15 @@ from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.arguments import Arguments
 from vtw_eval.engine.layout import Layout, advance, last_slot, pick, rearranged
 from vtw_eval.engine.probes import (
+    Heads,
     last_query_attention,
     mean_attention,
+    mean_query_attention,
     rotated_keys,
+    rotation,
     rotation_free_keys,
     unrotated_attention,
+    values,
 )
 from vtw_eval.engine.step import Step
 from vtw_eval.engine.view import LayerView, Merge, Reducer, check_answer
@@ -141,14 +145,23 @@ class Chooser:
         def probe(at: int) -> Tensor:
             return last_query_attention(self.anatomy.layers[at], *seen(at), self.anatomy.text_config, last, valid)
 
-        def mean_probe(at: int, queries: Tensor) -> Tensor:
-            return mean_attention(self.anatomy.layers[at], *seen(at), self.anatomy.text_config, queries, valid)
+        def mean_probe(at: int, queries: Tensor, heads: Heads) -> Tensor:
+            return mean_attention(self.anatomy.layers[at], *seen(at), self.anatomy.text_config, queries, valid, heads)
 
         def keys() -> Tensor:
             return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
 
-        def keys_before() -> Tensor:
-            return rotated_keys(self.anatomy.layers[i - 1], *seen(i - 1), self.anatomy.text_config)
+        def keys_with_rotation(at: int) -> Tensor:
+            return rotated_keys(self.anatomy.layers[at], *seen(at), self.anatomy.text_config)
+
+        def values_before() -> Tensor:
+            return values(self.anatomy.layers[i - 1], *seen(i - 1), self.anatomy.text_config)
+
+        def mean_query(queries: Tensor, among: Tensor) -> Tensor:
+            return mean_query_attention(self.anatomy.layers[i], *entering(), self.anatomy.text_config, queries, among)
+
+        def angles() -> tuple[Tensor, Tensor]:
+            return rotation(entering()[1])
 
         def unrotated(among: Tensor) -> Tensor:
             layer = self.anatomy.layers[i - 1]
@@ -173,9 +186,13 @@ class Chooser:
             probe=probe,
             mean_probe=mean_probe,
             key_probe=keys,
-            key_before_probe=keys_before,
+            rotated_key_probe=keys_with_rotation,
+            value_before_probe=values_before,
+            mean_query_probe=mean_query,
+            rotation_probe=angles,
             unrotated_probe=unrotated,
             last_norm=last_norm,
             entered=hidden[:, :0] if step.embeddings is None else step.embeddings,
             looks=step.looks,
+            tower_view=step.tower,
         )

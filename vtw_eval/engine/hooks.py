@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.anatomy import Anatomy, check_support, find_anatomy, find_tower
 from vtw_eval.engine.arguments import Arguments
 from vtw_eval.engine.cache import ReducedCache, check_cache, reduce_cache
 from vtw_eval.engine.calls import (
@@ -36,6 +36,8 @@ from vtw_eval.engine.outputs import blank_labels, restore_last, restore_recorded
 from vtw_eval.engine.prompts import PromptReader
 from vtw_eval.engine.reads import Reads, check_readable
 from vtw_eval.engine.step import RotaryCall, Step
+from vtw_eval.engine.tower import TokenIds, TowerView
+from vtw_eval.engine.tower_pass import TowerRecorder
 from vtw_eval.engine.trace import Trace
 from vtw_eval.engine.view import Reducer, asked_layers
 from vtw_eval.engine.wrappers import compiled_inside, replaced, uncompiled
@@ -59,6 +61,10 @@ class _Engine:
         kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else None
         self.arguments = Arguments(anatomy, kind)
         self.chooser = Chooser(method, anatomy, self.arguments)
+        self.tower: TowerRecorder | None = None
+        if self.asked and Reads.TOWER in method.reads:
+            tower = find_tower(anatomy)
+            self.tower = TowerRecorder(tower, method.tower_layers(tower.num_layers))
         self.step: Step | None = None
         self.seen: Mapping[str, Any] = {}
         self.labels: Tensor | None = None
@@ -73,6 +79,8 @@ class _Engine:
         if self.asked and self.method.positions == "rearrange" and self.anatomy.rotary is not None:
             yield self.anatomy.rotary.register_forward_hook(self.after_rotary, with_kwargs=True)
         yield decoder.register_forward_hook(self.after_decoder)
+        if self.tower is not None:
+            yield from self.tower.register()
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Return what takes the place of the model's own functions while the method is installed."""
@@ -98,6 +106,8 @@ class _Engine:
                 return output
             finally:
                 self.step, self.labels, self.seen = None, None, {}
+                if self.tower is not None:
+                    self.tower.forget()
 
         return watched
 
@@ -114,6 +124,8 @@ class _Engine:
                 return generate(*args, **kwargs)
             finally:
                 self.prompts.generating = None
+                if self.tower is not None:
+                    self.tower.forget()
 
         return watched
 
@@ -227,6 +239,10 @@ class _Engine:
         step = Step(reduction, decoding=False, queries=length, total=length, continued=continued, cache=cache)
         if self.asked:
             take_deepstack(step, kwargs, self.first, self.anatomy.num_layers)
+        if self.tower is not None:
+            ids = TokenIds.of(self.anatomy.model.config)
+            width = self.anatomy.hidden_size
+            step.tower = TowerView(self.tower, prompt, width, ids, step.looks, str(self.method))
         if self.method.reads.before_layers:
             self.chooser.plan(step, source, self.asked)
         return step
@@ -364,6 +380,8 @@ def install(
         for handle in engine.register():
             stack.callback(handle.remove)
         stack.enter_context(replaced(anatomy.model, engine.functions()))
+        if engine.tower is not None:
+            stack.enter_context(replaced(engine.tower.tower.owner, engine.tower.functions()))
         stack.enter_context(uncompiled(anatomy.decoder, anatomy.layers))
         yield engine.trace
     if not engine.trace.prefills and compiled_inside(anatomy.decoder, anatomy.layers):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from vtw_eval.engine.calls import changed, without_cache
 from vtw_eval.engine.layout import right_aligned
 
+Heads = Literal["mean", "max"]
 _PROBE = "vtw_eval_probe"
 _CHUNK = 64
 """Queries whose rows of weights are in memory at a time."""
@@ -101,21 +102,74 @@ def unrotated_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
+    with _projecting(layer, hidden, last):
+        found = _run_to_attention(layer, hidden, _still(arguments), config)
+    return _among(_scores(found, last[:, None]), among)
+
+
+def mean_query_attention(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any, queries: Tensor, among: Tensor
+) -> Tensor:
+    """Return the attention weights that the mean of some queries would give as if no token had a position.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config
+        As in :func:`last_query_attention`.
+    queries
+        Boolean ``[rows, tokens]``: whose queries the mean is of, for each head.
+    among
+        Boolean ``[rows, tokens]``: the keys; no mask hides any of them.
+
+    Returns
+    -------
+    Tensor
+        float32 (float64 for float64 states), ``[rows, heads, tokens]``; a row sums to 1, or to 0 without any key.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    with _projecting(layer, hidden, None):
+        found = _run_to_attention(layer, hidden, _still(arguments), config)
+    are = queries.to(found.query.device)[:, None, :, None]
+    mean = found.query.masked_fill(~are, 0).sum(dim=2, keepdim=True) / are.sum(dim=2, keepdim=True).clamp(min=1)
+    found.query = mean.to(found.query)
+    return _among(_scores(found, _first(hidden)[:, None]), among)
+
+
+def rotation(arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines that a layer gets, ``[1 or rows, tokens, channels]`` each."""
     try:
         cos, sin = arguments["position_embeddings"]
     except (KeyError, TypeError, ValueError):
         raise changed("a decoder layer gets no cosines and sines as position_embeddings") from None
-    still = {**arguments, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
-    with _projecting(layer, hidden, last):
-        found = _run_to_attention(layer, hidden, still, config)
-    scores = _scores(found, last[:, None])
-    return _softmax(scores, ~among.to(scores.device)[:, None, None])[:, :, 0] * among.to(scores.device)[:, None]
+    return cos, sin
+
+
+def _still(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer's arguments with an angle of 0 for all tokens."""
+    cos, sin = rotation(arguments)
+    return {**arguments, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+
+
+def _among(scores: Tensor, among: Tensor) -> Tensor:
+    """Return the weights of the logits of one query, ``[rows, heads, 1, tokens]``, over some keys, 0 for the others."""
+    among = among.to(scores.device)
+    return _softmax(scores, ~among[:, None, None])[:, :, 0] * among[:, None]
 
 
 def mean_attention(
-    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any, queries: Tensor, valid: Tensor
+    layer: nn.Module,
+    hidden: Tensor,
+    arguments: Mapping[str, Any],
+    config: Any,
+    queries: Tensor,
+    valid: Tensor,
+    heads: Heads = "mean",
 ) -> Tensor:
-    """Return the attention that tokens receive in a layer that has not run, mean over heads and some queries.
+    """Return the attention that tokens receive in a layer that has not run, mean over some queries.
 
     Parameters
     ----------
@@ -123,11 +177,14 @@ def mean_attention(
         As in :func:`last_query_attention`.
     queries
         Boolean ``[rows, tokens]``, those among ``valid`` over whose rows of weights the mean is taken.
+    heads
+        What is taken over the heads first.
 
     Returns
     -------
     Tensor
-        float32 (float64 for float64 states), ``[rows, tokens]``; a row sums to 1, or to 0 without any query.
+        float32 (float64 for float64 states), ``[rows, tokens]``; the mean of heads sums to 1, or to 0 without any
+        query.
 
     Raises
     ------
@@ -141,7 +198,9 @@ def mean_attention(
     places, chosen = right_aligned(queries, max(int(count.max()), 1))
     total = torch.zeros(hidden.shape[:2], device=found.query.device)
     for some, are in zip(places.split(_CHUNK, dim=1), chosen.split(_CHUNK, dim=1), strict=True):
-        weights = _weights(found, some, valid).mean(dim=1) * are.to(total.device)[:, :, None]
+        weights = _weights(found, some, valid)
+        weights = weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)
+        weights = weights * are.to(total.device)[:, :, None]
         total = total + weights.sum(dim=1)
     return total / count.clamp(min=1).to(total.device)[:, None]
 
@@ -163,6 +222,23 @@ def rotated_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any],
         return _run_to_attention(layer, hidden, arguments, config).key.transpose(1, 2)
 
 
+def values(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> Tensor:
+    """Return the values of a layer as its KV cache holds them, ``[rows, tokens, key heads, head width]``.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config
+        As in :func:`last_query_attention`.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    with _projecting(layer, hidden, _first(hidden), unread="k_proj"):
+        return _run_to_attention(layer, hidden, arguments, config).value.transpose(1, 2)
+
+
 def keys_and_values(
     layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any
 ) -> tuple[Tensor, Tensor]:
@@ -175,6 +251,30 @@ def keys_and_values(
     """
     found = _run_to_attention(layer, hidden, arguments, config)
     return found.key, found.value
+
+
+def attention_inputs(
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], *, one_query: bool
+) -> _AtAttentionError:
+    """Return what a layer of a vision tower hands to its attention function: queries, keys, mask and options.
+
+    Parameters
+    ----------
+    layer, hidden, arguments
+        As in :func:`last_query_attention`; hidden states also ``[tokens, width]``, of images one after another.
+    one_query
+        Project the query of the first token only, and give it as that of all.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
+    config = next((module.config for module in layer.modules() if hasattr(module, "config")), None)
+    if config is None:
+        raise ValueError("this model's vision tower cannot be looked into: its attention has no config.")
+    with _projecting(layer, hidden, _first(hidden) if one_query else None):
+        return _run_to_attention(layer, hidden, arguments, config)
 
 
 def rotation_free_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> Tensor:
@@ -224,11 +324,16 @@ def _stop_before(module: nn.Module, args: tuple[Any, ...]) -> NoReturn:
 
 
 @contextmanager
-def _projecting(layer: nn.Module, hidden: Tensor, query: Tensor | None) -> Iterator[None]:
-    """Let a layer project the query of one place of each row, or all, and of the values, which nobody reads, one."""
-    attention = getattr(layer, "self_attn", None)
+def _projecting(
+    layer: nn.Module, hidden: Tensor, query: Tensor | None, unread: Literal["k_proj", "v_proj"] = "v_proj"
+) -> Iterator[None]:
+    """Let a layer project the query of one place of each row, or all, and of the values, which nobody reads, one.
+
+    Or one of the keys, if it is these that nobody reads.
+    """
+    attention = getattr(layer, "self_attn", None) or getattr(layer, "attention", None)  # the latter in vision towers
     with ExitStack() as stack:
-        for name, place in (("q_proj", query), ("v_proj", _first(hidden))):
+        for name, place in (("q_proj", query), (unread, _first(hidden))):
             projection = getattr(attention, name, None)
             if projection is not None and place is not None:
                 stack.enter_context(_on_one_token(projection, place, hidden.shape[1]))

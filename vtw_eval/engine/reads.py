@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from enum import Flag, auto
 
 from torch import nn
 
-from vtw_eval.anatomy import Anatomy
+from vtw_eval.anatomy import Anatomy, UnsupportedModelError, find_tower
 
 
 class Reads(Flag):
@@ -37,8 +38,16 @@ class Reads(Flag):
     """Keys of the layer before, after the rotary embedding."""
     UNROTATED_BEFORE = auto()
     """Attention of the prompt's last token in the layer before, without the rotary embedding."""
+    MEAN_QUERY = auto()
+    """Attention of the mean query of some tokens in the layer about to run, without the rotary embedding."""
+    ROTATED_KEYS = auto()
+    """Keys of the layer about to run, after the rotary embedding."""
+    VALUES_BEFORE = auto()
+    """Values of the layer before."""
+    ROTATION = auto()
+    """Cosines and sines of the rotary embedding of the layer about to run."""
     TOWER = auto()
-    """Attention or features of the vision tower."""
+    """Features, attention, keys and places of the vision tower, see :class:`~vtw_eval.engine.tower.TowerView`."""
 
     @property
     def words(self) -> str:
@@ -56,8 +65,25 @@ class Reads(Flag):
         return bool(self & _BEFORE)
 
 
-_BEFORE = Reads.ATTENTION_BEFORE | Reads.KEYS_BEFORE | Reads.UNROTATED_BEFORE
-_IN_LAYERS = Reads.HIDDEN | Reads.KEYS | Reads.ATTENTION | Reads.EMBEDDINGS | Reads.NORMED | _BEFORE
+@dataclass(frozen=True)
+class Look:
+    """One time that a method read something which had to be computed for it."""
+
+    what: Reads
+    layer: int
+    """Of which layer."""
+    slots: int
+    """Tokens of each row that the layer computed on, padding included."""
+    queries: int | None = None
+    """How many of each row's tokens were queries, the most of any row; None for the last token of the prompt alone."""
+    flops: int | None = None
+    """FLOPs of its matrix products over the batch, where only the look itself can tell: of the vision tower."""
+
+
+_BEFORE = Reads.ATTENTION_BEFORE | Reads.KEYS_BEFORE | Reads.UNROTATED_BEFORE | Reads.VALUES_BEFORE
+_ROTARY = Reads.UNROTATED_BEFORE | Reads.MEAN_QUERY | Reads.ROTATION
+_ABOUT_TO_RUN = Reads.KEYS | Reads.ATTENTION | Reads.MEAN_QUERY | Reads.ROTATED_KEYS | Reads.ROTATION
+_IN_LAYERS = Reads.HIDDEN | Reads.EMBEDDINGS | Reads.NORMED | _ABOUT_TO_RUN | _BEFORE
 
 _WORDS = {
     Reads.IDS: "token ids",
@@ -69,6 +95,10 @@ _WORDS = {
     Reads.NORMED: "hidden states behind the last norm",
     Reads.KEYS_BEFORE: "rotated keys of the layer before",
     Reads.UNROTATED_BEFORE: "unrotated attention of the layer before",
+    Reads.MEAN_QUERY: "unrotated attention of a mean query",
+    Reads.ROTATED_KEYS: "rotated keys",
+    Reads.VALUES_BEFORE: "values of the layer before",
+    Reads.ROTATION: "rotary angles",
     Reads.TOWER: "the vision tower",
 }
 
@@ -91,17 +121,20 @@ def check_readable(reads: Reads, anatomy: Anatomy, who: str) -> None:
         If it has not.
     """
     if Reads.TOWER in reads:
-        raise ValueError(f"{who} reads the vision tower, which is not possible yet.")
+        try:
+            find_tower(anatomy)
+        except UnsupportedModelError as error:
+            raise ValueError(f"{who} reads the vision tower: {error}") from None
     if Reads.KEYS in reads and not all(map(_has_keys, anatomy.layers)):
         raise ValueError(
             f"{who} reads keys, but this model's layers have no key projection of their own (self_attn.k_proj)."
         )
     if Reads.NORMED in reads and not hasattr(anatomy.decoder, "norm"):
         raise ValueError(f"{who} reads hidden states behind the last norm, but this model's decoder has no .norm.")
-    if Reads.UNROTATED_BEFORE in reads and not all(map(_gets_rotation, anatomy.layers)):
+    if (rotary := reads & _ROTARY) and not all(map(_gets_rotation, anatomy.layers)):
         raise ValueError(
-            f"{who} reads attention without the rotary embedding, but this model's layers do not get that from the "
-            "decoder (position_embeddings)."
+            f"{who} reads {rotary.words}, but this model's layers do not get the rotary embedding from the decoder "
+            "(position_embeddings)."
         )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vtw_eval.engine.layout import Layout, Reduction
-from vtw_eval.engine.view import Look
+from vtw_eval.engine.reads import Look
+from vtw_eval.engine.tower import TowerView
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Step:
     """How many hooks on layers have run."""
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     """What entered a layer whose attention a method wants to see at the next one."""
+    tower: TowerView | None = None
+    """The vision tower, if a method reads it."""
     embeddings: Tensor | None = None
     """What entered the first layer, if a method reads it."""
     deepstack: tuple[Tensor, Sequence[Tensor]] | None = None

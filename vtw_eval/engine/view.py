@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.layout import Prompt
-from vtw_eval.engine.reads import Reads
+from vtw_eval.engine.probes import Heads
+from vtw_eval.engine.reads import Look, Reads
+from vtw_eval.engine.tower import TowerView
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,6 @@ class Merge:
     size: Tensor | None = None
     """How many tokens each stands for, ``[rows, tokens]``. Later layers add its logarithm to the attention logits of
     the token, as if it stood there that many times. None for no such weight."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """One time that a method read something which had to be computed for it."""
-
-    what: Reads
-    layer: int
-    """Of which layer."""
-    slots: int
-    """Tokens of each row that the layer computed on, padding included."""
-    queries: int | None = None
-    """How many of each row's tokens were queries, the most of any row; None for the last token of the prompt alone."""
 
 
 @dataclass
@@ -66,12 +55,18 @@ class LayerView:
     """How many tokens of the prompt each stands for, ``[rows, tokens]``; ones unless a method merges."""
     probe: Callable[[int], Tensor] = field(repr=False)
     """Attention row of a layer for each head, see :meth:`attention`."""
-    mean_probe: Callable[[int, Tensor], Tensor] = field(repr=False)
+    mean_probe: Callable[[int, Tensor, Heads], Tensor] = field(repr=False)
     """Mean of attention rows of a layer, see :meth:`attention`."""
     key_probe: Callable[[], Tensor] = field(repr=False)
     """Keys of the layer about to run, see :meth:`keys`."""
-    key_before_probe: Callable[[], Tensor] = field(repr=False)
-    """Keys of the layer before, see :meth:`keys_before`."""
+    rotated_key_probe: Callable[[int], Tensor] = field(repr=False)
+    """Keys of a layer, see :meth:`rotated_keys` and :meth:`keys_before`."""
+    value_before_probe: Callable[[], Tensor] = field(repr=False)
+    """Values of the layer before, see :meth:`values_before`."""
+    mean_query_probe: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+    """Attention row of the layer about to run for each head, see :meth:`mean_query_attention`."""
+    rotation_probe: Callable[[], tuple[Tensor, Tensor]] = field(repr=False)
+    """Cosines and sines, see :attr:`rotation`."""
     unrotated_probe: Callable[[Tensor], Tensor] = field(repr=False)
     """Attention row of the layer before for each head, see :meth:`unrotated_attention`."""
     last_norm: Callable[[Tensor], Tensor] = field(repr=False)
@@ -80,6 +75,8 @@ class LayerView:
     """What entered the first layer, see :attr:`embeddings`; empty if no method reads it."""
     looks: list[Look] = field(repr=False)
     """What was read so far in this pass."""
+    tower_view: TowerView | None = field(default=None, repr=False)
+    """The vision tower, see :attr:`tower`; None if no method reads it."""
 
     def shown_to(self, method: Reducer) -> LayerView:
         """Return the view for another method, which may look at what that one reads."""
@@ -121,6 +118,16 @@ class LayerView:
         return self.entered
 
     @property
+    def tower(self) -> TowerView:
+        """The vision tower's side of the prompt's vision tokens: features, attention, keys, places.
+
+        At the places of ``view.prompt``, not of the current tokens.
+        """
+        self._read(Reads.TOWER, "view.tower")
+        assert self.tower_view is not None
+        return self.tower_view
+
+    @property
     def generated(self) -> Tensor:
         """Boolean ``[rows, tokens]``: tokens of an answer that stand behind the prompt; they always go on."""
         return self.prompt.answer(self.index)
@@ -135,7 +142,7 @@ class LayerView:
         """Number of vision tokens of each prompt, long ``[rows]``."""
         return self.prompt.vision.sum(dim=1)
 
-    def attention(self, layer: int, queries: Tensor | None = None) -> Tensor:
+    def attention(self, layer: int, queries: Tensor | None = None, heads: Heads = "mean") -> Tensor:
         """Attention weights of some tokens over the current tokens, mean over heads and these queries.
 
         Computed from these queries and all keys, so that SDPA and FlashAttention stay on.
@@ -148,11 +155,13 @@ class LayerView:
         queries
             Boolean ``[rows, tokens]``: which of the current tokens; padding does not count. None: each prompt's last
             token.
+        heads
+            "max" for the maximum over heads, of each query.
 
         Returns
         -------
         Tensor
-            ``[rows, tokens]``; a row sums to 1, or to 0 where it has no query.
+            ``[rows, tokens]``; with the mean of heads a row sums to 1, or to 0 where it has no query.
 
         Raises
         ------
@@ -170,15 +179,15 @@ class LayerView:
         slots = self.index.shape[1]
         if queries is None:
             self.looks.append(Look(what, layer, slots))
-            return self.probe(layer).mean(dim=1)
+            weights = self.probe(layer)
+            return weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)
         queries = queries & self.valid
         self.looks.append(Look(what, layer, slots, max(int(queries.sum(dim=1).max()), 1)))
-        return self.mean_probe(layer, queries)
+        return self.mean_probe(layer, queries, heads)
 
     def keys(self) -> Tensor:
         """Keys of the layer about to run, before the rotary embedding, mean over heads; ``[rows, tokens, head]``."""
-        self._read(Reads.KEYS, "view.keys()")
-        self.looks.append(Look(Reads.KEYS, self.layer, self.index.shape[1]))
+        self._look(Reads.KEYS, "view.keys()")
         return self.key_probe()
 
     def keys_before(self) -> Tensor:
@@ -192,7 +201,50 @@ class LayerView:
             Before the first layer.
         """
         self._look_before(Reads.KEYS_BEFORE, "view.keys_before()")
-        return self.key_before_probe()
+        return self.rotated_key_probe(self.layer - 1)
+
+    def rotated_keys(self) -> Tensor:
+        """Keys of the layer about to run, after norms and the rotary embedding; ``[rows, tokens, key heads, head]``."""
+        self._look(Reads.ROTATED_KEYS, "view.rotated_keys()")
+        return self.rotated_key_probe(self.layer)
+
+    def values_before(self) -> Tensor:
+        """Values of the layer before, ``[rows, tokens, key heads, head]``; heads that share them are not repeated.
+
+        Raises
+        ------
+        ValueError
+            Before the first layer.
+        """
+        self._look_before(Reads.VALUES_BEFORE, "view.values_before()")
+        return self.value_before_probe()
+
+    @property
+    def rotation(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines by which the layer about to run rotates, ``[rows, tokens, channels]`` each."""
+        self._read(Reads.ROTATION, "view.rotation")
+        cos, sin = self.rotation_probe()
+        return cos.expand(self.rows, -1, -1), sin.expand(self.rows, -1, -1)
+
+    def mean_query_attention(self, queries: Tensor, among: Tensor) -> Tensor:
+        """Attention weights of the mean query of some tokens, in the layer about to run, as if none had a position.
+
+        Queries and keys are those after the layer's norms, without the rotary embedding, and nothing is hidden.
+
+        Parameters
+        ----------
+        queries
+            Boolean ``[rows, tokens]``: whose queries the mean is of, for each head; padding does not count.
+        among
+            Boolean ``[rows, tokens]``: over which of the current tokens the softmax goes.
+
+        Returns
+        -------
+        Tensor
+            Mean over heads, ``[rows, tokens]``; a row sums to 1, or to 0 where ``among`` has none.
+        """
+        self._look(Reads.MEAN_QUERY, "view.mean_query_attention()", queries=1)
+        return self.mean_query_probe(queries & self.valid, among & self.valid).mean(dim=1)
 
     def unrotated_attention(self, among: Tensor) -> Tensor:
         """Attention weights of the prompt's last token in the layer before as if no token had a position.
@@ -217,6 +269,11 @@ class LayerView:
         """
         self._look_before(Reads.UNROTATED_BEFORE, "view.unrotated_attention()")
         return self.unrotated_probe(among & self.valid).mean(dim=1)
+
+    def _look(self, what: Reads, where: str, queries: int | None = None) -> None:
+        """Note a look at the layer about to run, if it is declared."""
+        self._read(what, where)
+        self.looks.append(Look(what, self.layer, self.index.shape[1], queries))
 
     def _look_before(self, what: Reads, where: str) -> None:
         """Note a look at the layer before.
@@ -266,6 +323,9 @@ class Reducer(Protocol):
     @property
     def reads(self) -> Reads:
         """What :meth:`keep` looks at. If no layer computes it, all is asked before the first one runs."""
+
+    def tower_layers(self, num_layers: int) -> Sequence[int]:
+        """Layers of the vision tower that :meth:`keep` looks at, if it reads that."""
 
     def bind(self, anatomy: Anatomy) -> Reducer:
         """Fill in defaults that depend on the model, and check against it."""

@@ -49,6 +49,8 @@ class Asked:
     """Width of hidden states."""
     head_dim: int
     """Width of a head."""
+    kv_heads: int
+    """Heads of keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,19 @@ class Method:
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layer indices before which :meth:`keep` is asked; empty for the unchanged model."""
         raise NotImplementedError
+
+    def tower_layers(self, num_layers: int) -> Sequence[int]:
+        """Layers of the vision tower that :meth:`keep` names to ``view.tower``, if ``Reads.TOWER`` is declared.
+
+        What entered and left them is kept in memory for the pass. Negative numbers count from the end, as in
+        ``vision_feature_layer`` of transformers.
+
+        Parameters
+        ----------
+        num_layers
+            Layers of the tower.
+        """
+        return (-2,)
 
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Boolean tensor ``[rows, tokens]`` of the current tokens that enter this layer and all later ones.

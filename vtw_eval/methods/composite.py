@@ -106,6 +106,11 @@ class Composite(Method):
         """Each layer that a part names."""
         return sorted({layer for part in self.parts for layer in part.layers(num_layers)})
 
+    def tower_layers(self, num_layers: int) -> Sequence[int]:
+        """Each layer of the vision tower that a part names."""
+        reading = (part for part in self.parts if Reads.TOWER in part.reads)
+        return sorted({layer for part in reading for layer in part.tower_layers(num_layers)})
+
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Keep what every part that names this layer keeps."""
         keep, merge = view.valid, None

@@ -40,6 +40,10 @@ class Wrapped(Method):
         """Return the layers of the method."""
         return self.method.layers(num_layers)
 
+    def tower_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers of the vision tower that the method reads."""
+        return self.method.tower_layers(num_layers)
+
     def __str__(self) -> str:
         """Return the spec of the method."""
         return str(self.method)

@@ -263,6 +263,7 @@ def _parts(model: PreTrainedModel, enter: Callable[[str], None], leave: Callable
 
     def before_layers(*_: Any) -> None:
         """Surround each layer and what a method computes before it, which is a hook that may have come just now."""
+        end()
         while around:
             around.pop().remove()
         for i, layer in enumerate(anatomy.layers):
@@ -279,6 +280,8 @@ def _parts(model: PreTrainedModel, enter: Callable[[str], None], leave: Callable
                 surround(module, VISION)
             elif last[-1] in _PROJECTORS or last[0] == "deepstack_merger_list":
                 surround(module, PROJECTOR)
+        # What a method computes before the first layer stands between these two.
+        handles.append(anatomy.decoder.register_forward_pre_hook(lambda *_: begin(METHOD), prepend=True))
         handles.append(anatomy.decoder.register_forward_pre_hook(before_layers))
         surround(head, HEAD)
         for name, module in model.named_modules():  # after the parts, so that theirs begin before their own weights
