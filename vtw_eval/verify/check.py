@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import LayerView, Merge, Trace
 from vtw_eval.engine.masks import mask_kind
+from vtw_eval.engine.probes import Heads
 from vtw_eval.methods import VTW, Method
 from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.methods.wrapped import Wrapped
@@ -151,9 +152,11 @@ class _Attention:
     places: Tensor
     """Long ``[rows, tokens]``."""
     weights: Tensor
-    """``[rows, heads, tokens]``; one head, the mean, where there are several queries."""
+    """``[rows, heads, tokens]``; one head where there are several queries."""
     queries: Tensor | None = None
     """Boolean ``[rows, tokens]``; None for the last token."""
+    heads: Heads = "mean"
+    """What was taken over the heads, where there are several queries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +165,8 @@ class _Watched(Wrapped):
 
     key: ClassVar[str] = "watched"
     rows: list[_Attention] = field(default_factory=list)
-    keys: list[tuple[int, Tensor]] = field(default_factory=list)
-    """Layers and their rotated keys."""
+    cached: list[tuple[int, str, Tensor]] = field(default_factory=list)
+    """Layers that have run, and their "keys", rotated, or "values"."""
     merges: list[int] = field(default_factory=list)
 
     def keep(self, view: LayerView) -> Tensor | Merge:
@@ -172,17 +175,29 @@ class _Watched(Wrapped):
             self.rows.append(_Attention(view.layer, layer, view.index, weights))
             return weights
 
-        def mean_probe(layer: int, queries: Tensor) -> Tensor:
-            weights = view.mean_probe(layer, queries)
-            self.rows.append(_Attention(view.layer, layer, view.index, weights[:, None], queries))
+        def mean_probe(layer: int, queries: Tensor, heads: Heads) -> Tensor:
+            weights = view.mean_probe(layer, queries, heads)
+            self.rows.append(_Attention(view.layer, layer, view.index, weights[:, None], queries, heads))
             return weights
 
-        def key_before_probe() -> Tensor:
-            keys = view.key_before_probe()
-            self.keys.append((view.layer - 1, keys.transpose(1, 2)))
+        def rotated_key_probe(layer: int) -> Tensor:
+            keys = view.rotated_key_probe(layer)
+            if layer < view.layer:
+                self.cached.append((layer, "keys", keys.transpose(1, 2)))
             return keys
 
-        shown = replace(view, probe=probe, mean_probe=mean_probe, key_before_probe=key_before_probe)
+        def value_before_probe() -> Tensor:
+            values = view.value_before_probe()
+            self.cached.append((view.layer - 1, "values", values.transpose(1, 2)))
+            return values
+
+        shown = replace(
+            view,
+            probe=probe,
+            mean_probe=mean_probe,
+            rotated_key_probe=rotated_key_probe,
+            value_before_probe=value_before_probe,
+        )
         answer = self.method.keep(shown)
         if isinstance(answer, Merge):
             self.merges.append(view.layer)
@@ -216,7 +231,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         cached = _generate(model, inputs)
         _check_trace(trace, inputs)
         ran = replace(trace)  # later runs leave this one alone
-        rows, keys, merges = list(watched.rows), list(watched.keys), bool(watched.merges)
+        rows, in_cache, merges = list(watched.rows), list(watched.cached), bool(watched.merges)
         uncached = _generate(model, inputs, use_cache=False)
         alone = _alone(model, inputs)
     layers = find_anatomy(model).num_layers
@@ -229,8 +244,8 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
     if not subject.exact and effect < _NOISE * subject.tolerance:
         return ("counts",)  # rounding hides the rest
     _close(subject, "with and without a KV cache", _difference(cached, uncached))
-    for layer, seen_keys in keys:
-        _check_keys(subject, layer, seen_keys, cached.cache)
+    for layer, what, read in in_cache:
+        _check_cached(subject, layer, what, read, cached.cache)
     for row, difference in enumerate(_differences(cached, alone)):
         _close(subject, f"of row {row} alone and in a padded batch", difference)
     if merges or (method.positions == "rearrange" and _several_rotaries(model)):
@@ -250,7 +265,8 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
     _close(subject, "with removed and with masked tokens while decoding", float(answered[1:].max()))
     for seen in rows:
         _check_attention(subject, ran, seen, _rows_of(weights[seen.layer], seen, inputs.length))
-    return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []), *(["keys"] if keys else []))
+    kinds = sorted({what for _, what, _ in in_cache})
+    return ("counts", "cache", "padding", "masking", *(["attention"] if rows else []), *kinds)
 
 
 def check_search(subject: Subject) -> tuple[str, ...]:
@@ -308,7 +324,8 @@ def _rows_of(weights: Tensor, seen: _Attention, length: int) -> Tensor:
     if seen.queries is None:
         return weights[:, :, length - 1]
     queries = torch.zeros_like(weights[:, 0, :, 0]).scatter(1, seen.places, seen.queries.to(weights))
-    mean = (weights.mean(dim=1) * queries[:, :, None]).sum(dim=1) / queries.sum(dim=1).clamp(min=1)[:, None]
+    over = weights.mean(dim=1) if seen.heads == "mean" else weights.amax(dim=1)
+    mean = (over * queries[:, :, None]).sum(dim=1) / queries.sum(dim=1).clamp(min=1)[:, None]
     return mean[:, None]
 
 
@@ -327,13 +344,13 @@ def _check_attention(subject: Subject, trace: Trace, seen: _Attention, expected:
         )
 
 
-def _check_keys(subject: Subject, layer: int, keys: Tensor, cache: Any) -> None:
-    """Compare keys that a method saw, ``[rows, key heads, tokens, head]``, with those of the layer's KV cache."""
-    held = cache.layers[layer].keys[:, :, : keys.shape[2]]
-    if held.shape == keys.shape:  # a sliding window has thrown some away
-        difference, scale = float((held - keys).abs().max()), float(held.abs().max())
+def _check_cached(subject: Subject, layer: int, what: str, read: Tensor, cache: Any) -> None:
+    """Compare keys or values that a method saw, ``[rows, key heads, tokens, head]``, with the layer's KV cache."""
+    held = getattr(cache.layers[layer], what)[:, :, : read.shape[2]]
+    if held.shape == read.shape:  # a sliding window has thrown some away
+        difference, scale = float((held - read).abs().max()), float(held.abs().max())
         if not difference <= (1e-4 if subject.exact else 0.05) * scale:
-            raise MismatchError(f"keys of layer {layer} differ by {difference:.1e} from those in its KV cache")
+            raise MismatchError(f"{what} of layer {layer} differ by {difference:.1e} from those in its KV cache")
 
 
 def _close(subject: Subject, what: str, difference: float) -> None:

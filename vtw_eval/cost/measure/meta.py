@@ -141,6 +141,12 @@ class _Replay(_Choosing):
                 view.keys()
             elif look.what is Reads.KEYS_BEFORE:
                 view.keys_before()
+            elif look.what is Reads.ROTATED_KEYS:
+                view.rotated_keys()
+            elif look.what is Reads.VALUES_BEFORE:
+                view.values_before()
+            elif look.what is Reads.MEAN_QUERY:
+                view.mean_query_attention(view.valid, view.valid)
             elif look.what is Reads.UNROTATED_BEFORE:
                 view.unrotated_attention(view.vision)
             elif look.queries is None:
