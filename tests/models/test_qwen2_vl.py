@@ -1,4 +1,4 @@
-"""Sizes of pictures, frames of videos and what is told of their pace, for Qwen2-VL and Qwen2.5-VL in both harnesses."""
+"""Sizes of pictures, frames of videos and what is told of their pace, for the Qwen families in both harnesses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from PIL import Image
 pytest.importorskip("qwen_vl_utils")
 
 from qwen_vl_utils import fetch_image, fetch_video
+from qwen_vl_utils.vision_process import smart_nframes
 
 from tests.support.videos import edit, smooth, write_clip
-from vtw_eval.models.qwen2_vl import SECONDS, resize_image, resized_sides
+from vtw_eval.models.qwen2_vl import SECONDS, SYSTEM, TIMES, UNBOUNDED, resize_image, resized_sides
 from vtw_eval.models.runner import DocumentError, Request, Runner
 from vtw_eval.models.video import EDITED, REPEATED, SHORT
 
@@ -105,6 +106,10 @@ def test_other_sizes_are_those_of_qwen_vl_utils() -> None:
             np.asarray(resize_image(image, **bounds)), fetch_image({"image": image, **bounds})
         )
         np.testing.assert_array_equal(np.asarray(resize_image(image)), fetch_image({"image": image}))
+        np.testing.assert_array_equal(
+            np.asarray(resize_image(image, **bounds, patch=16)),
+            fetch_image({"image": image, **bounds}, image_patch_size=16),
+        )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -195,7 +200,7 @@ def test_no_note_where_the_told_pace_is_right(runner: Callable[..., Runner], tmp
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_videos_of_few_frames(
     runner: Callable[..., Runner], tmp_path: Path, family: str, path: str, count: int
@@ -210,21 +215,119 @@ def test_videos_of_few_frames(
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_default_shows_what_qwen_vl_utils_shows(runner: Callable[..., Runner], tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_the_default_shows_what_qwen_vl_utils_shows(
+    runner: Callable[..., Runner], tmp_path: Path, family: str, path: str
+) -> None:
     """An edit list hides half of the video, which decord does not heed: it shows frames again."""
     pytest.importorskip("decord")
     video = write_clip(tmp_path / "a.mp4", smooth(24))
     edit(video, share=0.5)
-    made = runner("qwen2_vl", path, **BOUNDS, max_num_frames=8)
+    patch = {"qwen2_vl": 14, "qwen3_vl": 16}[family]
+    bounds = {"min_pixels": (2 * patch) ** 2, "max_pixels": 4 * (2 * patch) ** 2}
+    asked = {"fps": 2.0} if family == "qwen3_vl" and path != "kit" else {}
+    made = runner(family, path, **bounds, max_num_frames=8, **asked)
     costs, inputs = ask(made, path, "video", video, nframe=6)
-    theirs = fetch_video({"video": str(video), "nframes": 6, **BOUNDS})
-    expected = made.family.processor.video_processor(videos=[theirs], return_tensors="pt")["pixel_values_videos"]
+    theirs = fetch_video({"video": str(video), "nframes": 6, **bounds}, image_patch_size=patch)
+    processed = {"do_resize": False, "do_sample_frames": False} if family == "qwen3_vl" else {}
+    expected = made.family.processor.video_processor(videos=[theirs], return_tensors="pt", **processed)[
+        "pixel_values_videos"
+    ]
     torch.testing.assert_close(inputs["pixel_values_videos"], expected.to(inputs["pixel_values_videos"].dtype))
     assert costs.media == (EDITED,)
-    upright = runner("qwen2_vl", path, **BOUNDS, max_num_frames=8, media="upright")
+    upright = runner(family, path, **bounds, max_num_frames=8, **asked, media="upright")
     costs, inputs = ask(upright, path, "video", video, nframe=6)
     assert costs.media == ()
     assert inputs["video_grid_thw"][0, 0] == 2 if path != "kit" else 3
+
+
+BOUNDS_3 = {"min_pixels": 1024, "max_pixels": 4096}
+
+
+def stamps(made: Runner, inputs: Any) -> list[str]:
+    text = made.family.tokenizer.decode(inputs["input_ids"][0])
+    return [part.split(" seconds>")[0] for part in text.split("<")[1:] if " seconds>" in part]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_times_in_prompts_of_qwen3(runner: Callable[..., Runner], tmp_path: Path, path: str) -> None:
+    """Frames 0, 9, 18, 27, 36, 45, 54, 63 at 8 a second, in pairs."""
+    video = write_clip(tmp_path / "a.mp4", smooth(64))
+    made = runner("qwen3_vl", path, **BOUNDS_3, max_num_frames=8)
+    costs, inputs = ask(made, path, "video", video, nframe=8)
+    assert inputs["video_grid_thw"].tolist()[0][0] == 4
+    middles = [(a + b) / 2 / 8 for a, b in ((0, 9), (18, 27), (36, 45), (54, 63))]
+    assert stamps(made, inputs) == [f"{time:.1f}" for time in middles]
+    assert costs.media == ()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_times_of_an_uneven_video_are_its_own_where_asked(
+    runner: Callable[..., Runner], tmp_path: Path, path: str
+) -> None:
+    video = write_clip(tmp_path / "a.mkv", smooth(6), ticks=(0, 1, 2, 30, 31, 60))
+    costs, inputs = ask(runner("qwen3_vl", path, **BOUNDS_3), path, "video", video, nframe=6)
+    assert costs.media == (TIMES,)
+    made = runner("qwen3_vl", path, **BOUNDS_3, media="upright")
+    costs, inputs = ask(made, path, "video", video, nframe=6)
+    assert stamps(made, inputs) == [f"{time:.1f}" for time in ((0 + 0.1) / 2 + 1e-9, (0.2 + 3.0) / 2, (3.1 + 6.0) / 2)]
+    assert costs.media == ()
+
+
+def test_bounds_that_lmms_evals_adapter_for_qwen3_forgets(runner: Callable[..., Runner], tmp_path: Path) -> None:
+    """Under the chat protocol images of 256 x 128 keep their 32 tokens though four are allowed."""
+    Image.new("RGB", (256, 128), "red").save(tmp_path / "large.png")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "fits.png")
+    for path, media, tokens, notes in (
+        ("chat", "harness", 32, (UNBOUNDED,)),
+        ("chat", "upright", 2, ()),
+        ("simple", "harness", 2, ()),
+        ("kit", "harness", 2, ()),
+    ):
+        made = runner("qwen3_vl", path, **BOUNDS_3, media=media)
+        costs, _ = ask(made, path, "image", tmp_path / "large.png")
+        assert (costs.vision_tokens, costs.media) == (tokens, notes), (path, media)
+        costs, _ = ask(made, path, "image", tmp_path / "fits.png")
+        assert (costs.vision_tokens, costs.media) == (4, ())
+
+
+def test_the_kit_names_no_bounds_for_qwen3(runner: Callable[..., Runner], tmp_path: Path) -> None:
+    made = runner("qwen3_vl", "kit").family
+    assert made.bounds == {"min_pixels": 4 * 32 * 32, "max_pixels": 16384 * 32 * 32}
+    video = write_clip(tmp_path / "a.mp4", smooth(4))
+    prompt = prompt_of(runner("qwen3_vl", "kit"), "kit", "video", video, 4, None)
+    theirs = fetch_video({"video": str(video), "nframes": 4}, image_patch_size=16)
+    torch.testing.assert_close(made.resize(prompt.clips[0]), theirs)
+
+
+def test_a_system_message_of_a_document_for_qwen3(runner: Callable[..., Runner]) -> None:
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "text", "text": "?"}]},
+    ]
+    before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    rest = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = runner("qwen3_vl", "chat").family.chat_prompt(messages)
+    assert (prompt.text, prompt.notes) == (before + rest, (SYSTEM,))
+    prompt = runner("qwen3_vl", "chat", media="upright").family.chat_prompt(messages)
+    assert (prompt.text, prompt.notes) == (rest, ())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 24, 31, 33])
+@pytest.mark.parametrize("most", [3, 4, 7, 32])
+def test_frames_of_qwen3_are_those_of_lmms_evals_adapter(runner: Callable[..., Runner], count: int, most: int) -> None:
+    """It asks qwen_vl_utils for a number, which fails where that, rounded, is more than there are."""
+    made = runner("qwen3_vl", "chat", max_num_frames=most).family
+    chosen = made.choose_frames(count, 8.0)
+    try:
+        expected = smart_nframes({"nframes": most}, count, 8.0)
+    except ValueError:
+        expected = max(1, count // 2 * 2)
+    assert chosen == [int(i) for i in torch.linspace(0, count - 1, expected).round()]
+    by_rate = runner("qwen3_vl", "chat", max_num_frames=most, fps=4.0).family
+    if count > 3:
+        expected = smart_nframes({"fps": 4.0, "max_frames": min(most, count)}, count, 8.0)
+        assert len(by_rate.choose_frames(count, 8.0)) == expected
 
 
 def test_what_is_noted_reaches_the_costs_of_its_own_row(runner: Callable[..., Runner], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ ADAPTERS: Mapping[str, tuple[str, bool]] = {
     "llava_onevision": ("llava_vtw", True),
     "qwen2_vl": ("qwen2vl_vtw", True),
     "qwen2_5_vl": ("qwen2vl_vtw", True),
+    "qwen3_vl": ("qwen2vl_vtw", True),
     "internvl": ("internvl_vtw", True),
     "internvl_remote": ("internvl_vtw", True),
     "video_llava": ("video_llava_vtw", True),
@@ -45,6 +46,7 @@ def runner(checkpoint: Callable[[str], str]) -> Callable[..., Runner]:
         "llava_onevision": {"max_frames_num": 4},
         "qwen2_vl": {"max_num_frames": 4, "max_pixels": 28 * 28 * 16},
         "qwen2_5_vl": {"max_num_frames": 4, "min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 16},
+        "qwen3_vl": {"max_num_frames": 4, "min_pixels": 32 * 32 * 4, "max_pixels": 32 * 32 * 16},
         "internvl": {"num_frames": 4},
         "internvl_remote": {"num_frames": 4, "trust_remote_code": True},
     }
@@ -304,8 +306,8 @@ def test_stop_strings_of_qwen(runner: Callable[..., Runner]) -> None:
     assert made.family.decode(tokens, {}) == ["one. two\n\nthree"]
     with pytest.raises(ValueError, match="must be a string or a list"):
         made.family.decode(tokens, {"until": 3})
-    tokens_2_5 = runner("qwen2_5_vl", simple=True).family.decode(tokens, {"until": ["\n\n", "two"]})
-    assert tokens_2_5 == [" one. "]
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        assert runner(family, simple=True).family.decode(tokens, {"until": ["\n\n", "two"]}) == [" one. "]
 
 
 def test_remote_code_answers_as_its_chat_method(runner: Callable[..., Runner]) -> None:
@@ -360,6 +362,8 @@ def test_chat_template_option(runner: Callable[..., Runner]) -> None:
         ("qwen2_vl", False, 128),
         ("qwen2_5_vl", False, 128),
         ("qwen2_5_vl", True, 32768),
+        ("qwen3_vl", False, 128),
+        ("qwen3_vl", True, 128),
         ("internvl", False, 1024),
         ("internvl_remote", True, 1024),
         ("video_llava", True, 1024),

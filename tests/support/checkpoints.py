@@ -21,6 +21,7 @@ HEADS = 4
 IMAGE_SIZE = 56
 PATCH_SIZE = 14
 QWEN_PATCH = 14
+QWEN3_PATCH = 16
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "
@@ -248,9 +249,11 @@ def make_video_llava(folder: Path, seed: int, dtype: torch.dtype) -> None:
     save(config, processor, folder, seed, dtype)
 
 
-def _qwen_parts(processor_class: Any) -> tuple[PreTrainedTokenizerFast, Any]:
-    """Tokenizer and processor of Qwen2-VL or Qwen2.5-VL."""
+def _qwen_parts(processor_class: Any, video_processor_class: Any = None) -> tuple[PreTrainedTokenizerFast, Any]:
+    """Tokenizer and processor of Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    patch = {"patch_size": QWEN3_PATCH} if video_processor_class else {}
 
     tokenizer = make_tokenizer(
         {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
@@ -261,9 +264,9 @@ def _qwen_parts(processor_class: Any) -> tuple[PreTrainedTokenizerFast, Any]:
         "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
     )
     processor = processor_class(
-        Qwen2VLImageProcessor(size=limits),
+        Qwen2VLImageProcessor(size=limits, **patch),
         tokenizer,
-        Qwen2VLVideoProcessor(size=limits),
+        (video_processor_class or Qwen2VLVideoProcessor)(size=limits, **patch),
         chat_template=template,
     )
     return tokenizer, processor
@@ -320,6 +323,30 @@ def make_qwen2_5_vl(folder: Path, seed: int, dtype: torch.dtype) -> None:
             "patch_size": QWEN_PATCH,
             "window_size": 56,
             "fullatt_block_indexes": [1],
+        },
+        **_qwen_ids(tokenizer),
+    }
+    save(config, processor, folder, seed, dtype)
+
+
+def make_qwen3_vl(folder: Path, seed: int, dtype: torch.dtype) -> None:
+    """Qwen3-VL: patches of 16, time stamps in the prompt, interleaved M-RoPE, features for the first layers."""
+    from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    tokenizer, processor = _qwen_parts(Qwen3VLProcessor, Qwen3VLVideoProcessor)
+    rope = {**ROPE, "mrope_interleaved": True}
+    config = {
+        "model_type": "qwen3_vl",
+        "text_config": text_config("qwen3_vl_text", len(tokenizer), rope_parameters=rope, head_dim=HIDDEN // HEADS),
+        "vision_config": {
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": HIDDEN,
+            "num_heads": 4,
+            "patch_size": QWEN3_PATCH,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
         },
         **_qwen_ids(tokenizer),
     }
@@ -407,6 +434,7 @@ FAMILIES: Mapping[str, Callable[[Path, int, torch.dtype], None]] = {
     "video_llava": make_video_llava,
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
     "internvl_remote": make_internvl_remote,
 }

@@ -1,7 +1,8 @@
-"""Qwen2-VL and Qwen2.5-VL, prompted as VLMEvalKit's ``Qwen2VLChat`` does."""
+"""Qwen2-VL and Qwen2.5-VL, prompted as VLMEvalKit's ``Qwen2VLChat`` does, and Qwen3-VL as ``Qwen3VLChat``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
+from vlmeval.vlm.qwen3_vl.prompt import Qwen3VLPromptMixin
 
 from vtw_eval.media import once, open_pictures, strictly
 from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitOptions, KitPrompt, KitQuestion, Row
@@ -18,9 +20,10 @@ from vtw_eval.models.video import Choose, notes_on, read_clip, reader_of
 from vtw_eval.verify.touch_guards import qwen_frames
 
 PIXELS = (1280 * 28 * 28, 16384 * 28 * 28)
-"""Smallest and largest area of an image in the kit's entries for these checkpoints."""
+"""Smallest and largest area of an image in the kit's entries for Qwen2-VL and Qwen2.5-VL."""
 
-OCRBENCH_MIN_PIXELS = 10 * 10 * 28 * 28
+OCRBENCH_TOKENS = 10 * 10
+"""Vision tokens that an image of OCRBench has at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +34,14 @@ class QwenKitOptions(KitOptions, QwenOptions):
     ----------
     min_pixels, max_pixels
         Bounds of the area that an image or a frame is resized to. ``None``: 1003520 and 12845056, as in the kit's
-        entries for these checkpoints.
+        entries for Qwen2-VL and Qwen2.5-VL; for Qwen3-VL, whose entries have none, those of ``qwen_vl_utils``.
     max_num_frames
         Frames taken from a video, where the dataset names no number; without effect while there is an ``fps``.
     fps
         Frames per second taken from a video, where the dataset names no number.
     use_custom_prompt
         Word questions as the kit's class does instead of as its datasets do. ``None``: as in the kit's entries,
-        for Qwen2-VL but not for Qwen2.5-VL.
+        for Qwen2-VL but not for the others.
     system_prompt
         System message; empty: what the chat template says.
     """
@@ -50,7 +53,7 @@ class QwenKitOptions(KitOptions, QwenOptions):
 
 
 class Qwen2VLKit(KitFamily, Qwen2VL):
-    """Checkpoints of Qwen2-VL and Qwen2.5-VL under VLMEvalKit."""
+    """Checkpoints of Qwen2-VL, Qwen2.5-VL and Qwen3-VL under VLMEvalKit."""
 
     options_class = QwenKitOptions
     options: QwenKitOptions
@@ -63,11 +66,31 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
     @property
     def bounds(self) -> dict[str, int]:
         """``min_pixels`` and ``max_pixels``."""
+        from qwen_vl_utils import vision_process as qwen
+
         low, high = self.options.min_pixels, self.options.max_pixels
-        return {
-            "min_pixels": PIXELS[0] if low is None else low,
-            "max_pixels": PIXELS[1] if high is None else high,
-        }
+        least, most = PIXELS
+        if self.model_type == "qwen3_vl":
+            least, most = (count * self._area for count in (qwen.IMAGE_MIN_TOKEN_NUM, qwen.IMAGE_MAX_TOKEN_NUM))
+        return {"min_pixels": least if low is None else low, "max_pixels": most if high is None else high}
+
+    @property
+    def frame_bounds(self) -> tuple[float, float]:
+        """Smallest and largest area of a frame of a video; for Qwen3-VL ``qwen_vl_utils`` has others than of images."""
+        from qwen_vl_utils import vision_process as qwen
+
+        low, high = super().frame_bounds
+        if self.model_type == "qwen3_vl":
+            low = qwen.VIDEO_MIN_TOKEN_NUM * self._area if self.options.min_pixels is None else low
+            high = math.inf if self.options.max_pixels is None else high
+        return low, high
+
+    @property
+    def _area(self) -> int:
+        """Pixels of a vision token."""
+        from qwen_vl_utils import vision_process as qwen
+
+        return (self.recipe.patch * qwen.SPATIAL_MERGE_SIZE) ** 2
 
     @property
     def takes_video(self) -> bool:
@@ -88,10 +111,10 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         """Show the images, then the question with its options or the form of its answer."""
         return self._words(images=images).build_prompt(row, dataset)
 
-    @staticmethod
-    def _words(asked: bool = True, images: Sequence[str] = ()) -> Any:
+    def _words(self, asked: bool = True, images: Sequence[str] = ()) -> Any:
         """Return the part of the kit's class that words questions."""
-        words = Qwen2VLPromptMixin(use_custom_prompt=asked)
+        of_class = Qwen3VLPromptMixin if self.model_type == "qwen3_vl" else Qwen2VLPromptMixin
+        words = of_class(use_custom_prompt=asked)
         words.set_dump_image(lambda row: list(images))
         return words
 
@@ -108,7 +131,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         qwen_frames()
         bounds = self.bounds
         if question.dataset == "OCRBench":
-            bounds = {**bounds, "min_pixels": OCRBENCH_MIN_PIXELS}
+            bounds = {**bounds, "min_pixels": OCRBENCH_TOKENS * self._area}
         content: list[dict[str, Any]] = [
             {"type": part["type"], **({"text": part["value"]} if part["type"] == "text" else {})}
             for part in question.parts
@@ -119,7 +142,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         clips = [read_clip(path, self._chooser(question), reader) for path in question.values("video")]
         return KitPrompt(
             self.render([{"role": "user", "content": content}]),
-            tuple(resize_image(image, **bounds) for image in images),
+            tuple(resize_image(image, **bounds, patch=self.recipe.patch) for image in images),
             notes=once((*notes, *notes_on([clips])[0])),
             clips=tuple(clips),
         )
@@ -141,14 +164,19 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         return choose
 
     def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
-        """Encode images, and the frames of videos, whose places and rate the kit's class does not tell."""
+        """Encode images, and the frames of videos, whose places and rate the kit tells to Qwen3-VL only."""
         images = all_images(prompts)
         clips = [prompt.clips if isinstance(prompt, KitPrompt) else () for prompt in prompts]
         return self.with_videos(prompts, {"images": images} if images else {}, clips, places=False)
 
     def generation(self, generation: Mapping[str, Any]) -> dict[str, Any]:
-        """Greedy, which the kit asks for by sampling from the best token only, and without repetition penalty."""
-        return {**super().generation(generation), "repetition_penalty": 1.0}
+        """Greedy and without repetition penalty.
+
+        The kit's class asks for that by sampling from the best token only. For Qwen3-VL it samples where the
+        checkpoint's generation config says so: answers of which no two runs are the same.
+        """
+        longest = {"max_new_tokens": 32768} if self.model_type == "qwen3_vl" else {}
+        return {**super().generation({**longest, **generation}), "repetition_penalty": 1.0}
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:
         """Decode without cleaning up spaces."""

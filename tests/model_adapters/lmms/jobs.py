@@ -22,12 +22,16 @@ class Pair:
     ours_simple: bool | None = None
     bfloat16: bool = False
     """lmms-eval's adapter loads in bfloat16 whatever the checkpoint holds; batches round differently there."""
+    options: str = ""
+    """Options of both."""
 
     @property
     def name(self) -> str:
         """Name of the pair."""
         protocol = " simple" if self.simple else ""
-        return f"{self.stock}{protocol} on {self.family}" + ("" if self.ours_simple is None else ", ours chat")
+        return f"{self.stock}{protocol} on {self.family}{self.options}" + (
+            "" if self.ours_simple is None else ", ours chat"
+        )
 
 
 PAIRS = (
@@ -46,6 +50,24 @@ PAIRS = (
     Pair("qwen2_vl", "qwen2vl_vtw", "qwen2_vl", ("mme", "scienceqa", "videomme"), simple=True, ours_simple=False),
     Pair("qwen2_5_vl", "qwen2vl_vtw", "qwen2_5_vl", ("mme", "scienceqa", "mmmu_val", "videomme"), bfloat16=True),
     Pair("qwen2_5_vl", "qwen2vl_vtw", "qwen2_5_vl", ("mme", "videomme"), simple=True, bfloat16=True),
+    # lmms-eval's adapter fails for videos of fewer frames than it is asked for
+    Pair(
+        "qwen3_vl",
+        "qwen2vl_vtw",
+        "qwen3_vl",
+        ("mme", "scienceqa", "mmmu_val", "videomme"),
+        bfloat16=True,
+        options=",max_num_frames=7",
+    ),
+    Pair(
+        "qwen3_vl",
+        "qwen2vl_vtw",
+        "qwen3_vl",
+        ("mme", "mmmu_val", "videomme"),
+        simple=True,
+        bfloat16=True,
+        options=",min_pixels=4096,max_pixels=16384,fps=4,max_num_frames=10",
+    ),
     Pair("internvl_hf", "internvl_vtw", "internvl", ("mme", "scienceqa", "mmmu_val"), bfloat16=True),
 )
 
@@ -96,13 +118,13 @@ def harness_jobs(checkpoint: Callable[[str], str], data: Path, scratch: Path) ->
         ours_simple = pair.simple if pair.ours_simple is None else pair.ours_simple
         jobs[f"{pair.name}: stock"] = {
             "model": pair.stock,
-            "args": f"{source},device_map=cpu",
+            "args": f"{source},device_map=cpu{pair.options}",
             "tasks": pair.tasks,
             "simple": pair.simple,
         }
         jobs[f"{pair.name}: ours"] = {
             "model": pair.ours,
-            "args": f"{source},method=baseline{',dtype=bfloat16' if pair.bfloat16 else ''}",
+            "args": f"{source},method=baseline{',dtype=bfloat16' if pair.bfloat16 else ''}{pair.options}",
             "tasks": pair.tasks,
             "simple": ours_simple,
             "batch_size": 1 if pair.bfloat16 else 3,

@@ -33,6 +33,7 @@ def cuda_is_cpu(tile: int) -> Iterator[None]:
     """
     import torch
     from transformers import (
+        AutoModelForImageTextToText,
         BatchFeature,
         LlavaNextProcessor,
         LlavaProcessor,
@@ -40,7 +41,8 @@ def cuda_is_cpu(tile: int) -> Iterator[None]:
         Qwen2VLForConditionalGeneration,
     )
     from vlmeval.vlm.internvl import internvl_chat
-    from vlmeval.vlm.qwen2_vl import model as qwen
+    from vlmeval.vlm.qwen2_vl import model as qwen2
+    from vlmeval.vlm.qwen3_vl import model as qwen3
 
     def elsewhere(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, *args, **kwargs: original(self, *("cpu" if a == "cuda" else a for a in args), **kwargs)
@@ -58,11 +60,16 @@ def cuda_is_cpu(tile: int) -> Iterator[None]:
         change(torch.Tensor, "cuda", lambda self, *args: self)
         for cls in (torch.Tensor, torch.nn.Module, BatchFeature):
             change(cls, "to", elsewhere(cls.to))
-        for cls in (Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration):
-            change(cls, "from_pretrained", without_flash(cls.from_pretrained))
+        for opener in (
+            Qwen2VLForConditionalGeneration,
+            Qwen2_5_VLForConditionalGeneration,
+            AutoModelForImageTextToText,
+        ):
+            change(opener, "from_pretrained", without_flash(opener.from_pretrained))
         for processor in (LlavaProcessor, LlavaNextProcessor):
             change(processor, "__call__", text_first(processor.__call__))
-        change(qwen, "get_gpu_memory", lambda: [80_000])
+        for module in (qwen2, qwen3):
+            change(module, "get_gpu_memory", lambda: [80_000])
         change(internvl_chat, "load_image", functools.partial(internvl_chat.load_image, input_size=tile))
         yield
 

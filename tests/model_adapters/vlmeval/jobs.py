@@ -11,6 +11,7 @@ from typing import Any
 IMAGES = ("MME", "POPE", "AI2D_TEST", "ScienceQA_TEST", "MMMU_DEV_VAL")
 SIX = ("MME", "POPE", "AI2D_TEST", "ScienceQA_TEST", "MMBench_DEV_EN", "MMMU_DEV_VAL")
 PIXELS = {"min_pixels": 28 * 28, "max_pixels": 8 * 28 * 28}
+PIXELS_3 = {"min_pixels": 32 * 32, "max_pixels": 8 * 32 * 32}
 
 
 def videomme(nframe: int) -> dict[str, Any]:
@@ -28,11 +29,13 @@ class Pair:
     datasets: tuple[Any, ...]
     stock_options: dict[str, Any] = field(default_factory=dict)
     our_options: dict[str, Any] = field(default_factory=dict)
+    how: str = ""
+    """What tells it from another pair of the same class and family."""
 
     @property
     def name(self) -> str:
         """Name of the pair."""
-        return f"{self.stock} on {self.family}"
+        return f"{self.stock} on {self.family}{self.how}"
 
 
 HALF = {"dtype": "float16"}
@@ -51,6 +54,23 @@ PAIRS = (
         ("POPE", "MMMU_DEV_VAL", videomme(4)),
         {**PIXELS, "use_custom_prompt": False},
         PIXELS,
+    ),
+    Pair(
+        "Qwen3VLChat",
+        "Qwen2VLVTW",
+        "qwen3_vl",
+        ("MME", "AI2D_TEST", "MMMU_DEV_VAL", videomme(4)),
+        PIXELS_3,
+        {**PIXELS_3, "use_custom_prompt": True},
+        ", its own words and bounds",
+    ),
+    Pair(
+        "Qwen3VLChat",
+        "Qwen2VLVTW",
+        "qwen3_vl",
+        ("POPE", "MMMU_DEV_VAL", videomme(4)),
+        {"use_custom_prompt": False, "fps": None},
+        {"fps": None},
     ),
     Pair(
         "InternVLChat",

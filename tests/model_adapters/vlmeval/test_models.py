@@ -147,6 +147,17 @@ def test_questions_in_chinese_end_in_chinese(model: Callable[..., Any]) -> None:
         assert message == [{"type": "image", "value": "a.png"}, {"type": "text", "value": words + ending}]
 
 
+def test_questions_are_worded_as_the_class_for_the_family_words_them(checkpoint: Callable[[str], str]) -> None:
+    row = {"question": "What is it?", "A": "one", "B": "two"}
+    made = Qwen2VLVTW(pretrained=checkpoint("qwen3_vl"), k=3, device="cpu")
+    message = made.family.own_prompt(row, "AI2D_TEST", ["a.png"])
+    words = "Question: What is it?\nOptions:\nA. one\nB. two\nAnswer with the option letter only."
+    assert message == [{"type": "image", "value": "a.png"}, {"type": "text", "value": words}]
+    assert not made.use_custom_prompt("AI2D_TEST"), "as in the kit's entries"
+    arguments = made.family.generation({})
+    assert (arguments["max_new_tokens"], arguments["do_sample"]) == (32768, False)
+
+
 def test_marks_of_internvl() -> None:
     image, text = {"type": "image", "value": "i.png"}, {"type": "text", "value": "Q"}
     assert mark_images(KitQuestion([text, image])) == "<image>\nQ"
