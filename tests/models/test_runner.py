@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ ADAPTERS: Mapping[str, tuple[str, bool]] = {
     "qwen2_5_vl": ("qwen2vl_vtw", True),
     "qwen3_vl": ("qwen2vl_vtw", True),
     "internvl": ("internvl_vtw", True),
+    "internvl3_5": ("internvl_vtw", True),
     "internvl_remote": ("internvl_vtw", True),
     "video_llava": ("video_llava_vtw", True),
 }
@@ -48,6 +50,7 @@ def runner(checkpoint: Callable[[str], str]) -> Callable[..., Runner]:
         "qwen2_5_vl": {"max_num_frames": 4, "min_pixels": 28 * 28 * 4, "max_pixels": 28 * 28 * 16},
         "qwen3_vl": {"max_num_frames": 4, "min_pixels": 32 * 32 * 4, "max_pixels": 32 * 32 * 16},
         "internvl": {"num_frames": 4},
+        "internvl3_5": {"num_frames": 4},
         "internvl_remote": {"num_frames": 4, "trust_remote_code": True},
     }
 
@@ -337,6 +340,24 @@ def test_tiles_are_those_of_lmms_eval(size: tuple[int, int], monkeypatch: pytest
     torch.testing.assert_close(to_tensor(tiles(image, 1, 6, 56, True)), expected)
     columns, rows = tile_grid(*size, 1, 6, 56)
     assert columns * rows + (columns * rows > 1) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "mllama"}, "It is not supported: its vision features enter by cross-attention"),
+        (
+            {"model_type": "llavaonevision1_5", "auto_map": {"AutoConfig": "configuration.Config"}},
+            "It runs code of its own, which is known for internvl_chat only: take one in transformers' format.",
+        ),
+        ({"model_type": "blip"}, r"but llava_vtw opens llava, llava_next, llava_onevision\.$"),
+    ],
+)
+def test_why_a_checkpoint_is_not_opened(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = {"pretrained": str(tmp_path), "method": "baseline", "trust_remote_code": True}
+    with pytest.raises(ValueError, match=reason):
+        Runner("llava_vtw", arguments, simple=False, device=torch.device("cpu"), log=print)
 
 
 def test_remote_code_cannot_score(runner: Callable[..., Runner]) -> None:

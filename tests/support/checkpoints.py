@@ -353,8 +353,8 @@ def make_qwen3_vl(folder: Path, seed: int, dtype: torch.dtype) -> None:
     save(config, processor, folder, seed, dtype)
 
 
-def make_internvl(folder: Path, seed: int, dtype: torch.dtype) -> None:
-    """InternVL in transformers format: images in tiles, pixel shuffle, Qwen2."""
+def make_internvl(folder: Path, seed: int, dtype: torch.dtype, text: str = "qwen2", **of_text: Any) -> None:
+    """InternVL in transformers format: images in tiles, pixel shuffle, Qwen2 or what ``text`` says."""
     from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
 
     tokenizer = make_tokenizer(
@@ -377,7 +377,7 @@ def make_internvl(folder: Path, seed: int, dtype: torch.dtype) -> None:
     )
     config = {
         "model_type": "internvl",
-        "text_config": text_config("qwen2", len(tokenizer)),
+        "text_config": text_config(text, len(tokenizer), **of_text),
         "vision_config": {
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -393,6 +393,11 @@ def make_internvl(folder: Path, seed: int, dtype: torch.dtype) -> None:
         "vision_feature_layer": -1,
     }
     save(config, processor, folder, seed, dtype)
+
+
+def make_internvl3_5(folder: Path, seed: int, dtype: torch.dtype) -> None:
+    """InternVL3.5 in transformers format, which has Qwen3 for Qwen2."""
+    make_internvl(folder, seed, dtype, "qwen3", head_dim=HIDDEN // HEADS)
 
 
 REMOTE_CODE = Path(__file__).parent / "remote_code"
@@ -436,6 +441,7 @@ FAMILIES: Mapping[str, Callable[[Path, int, torch.dtype], None]] = {
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "internvl": make_internvl,
+    "internvl3_5": make_internvl3_5,
     "internvl_remote": make_internvl_remote,
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from vtw_eval.anatomy import REFUSED
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.family import Family
@@ -83,7 +84,7 @@ def family_of(
     model_type = str(config.get("model_type"))
     family = adapters[adapter].family_of(model_type)
     if family is None:
-        raise ValueError(_wrong_family(adapter, options.pretrained, model_type, adapters))
+        raise ValueError(_wrong_family(adapter, options.pretrained, config, adapters))
     if family.auto_class == "AutoModel" and not options.trust_remote_code:
         raise ValueError(
             f"{options.pretrained} brings its own code (model type {model_type}): add trust_remote_code=True to run "
@@ -106,8 +107,13 @@ def _read_config(options: Options) -> dict[str, Any]:
     return config
 
 
-def _wrong_family(adapter: str, pretrained: str, model_type: str, adapters: Mapping[str, Adapter]) -> str:
+def _wrong_family(adapter: str, pretrained: str, config: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> str:
+    model_type = str(config.get("model_type"))
     known = ", ".join(sorted(t for family in adapters[adapter].families for t in family.model_types))
     better = next((name for name, other in adapters.items() if other.family_of(model_type)), None)
     advice = f" Use --model {better} for it." if better else ""
+    if model_type in REFUSED:
+        advice = f" It is not supported: {REFUSED[model_type]}."
+    elif not better and "auto_map" in config:
+        advice = " It runs code of its own, which is known for internvl_chat only: take one in transformers' format."
     return f"{pretrained} is a checkpoint of type {model_type!r}, but {adapter} opens {known}.{advice}"

@@ -69,6 +69,7 @@ PAIRS = (
         options=",min_pixels=4096,max_pixels=16384,fps=4,max_num_frames=10",
     ),
     Pair("internvl_hf", "internvl_vtw", "internvl", ("mme", "scienceqa", "mmmu_val"), bfloat16=True),
+    Pair("internvl_hf", "internvl_vtw", "internvl3_5", ("mme", "mmmu_val"), bfloat16=True),
 )
 
 ERRORS = {
