@@ -28,7 +28,8 @@ def share(spec: str, vision: int = 576) -> float:
 
 @pytest.mark.parametrize("name", ADJUSTABLE)
 def test_every_method_that_can_costs_the_same(name: str) -> None:
-    budget = 0.6 if name == "tome" else 0.5  # which merges until the last layer: half is out of its reach
+    # One merges until the last layer, the other removes nothing before layer 16: half is out of their reach.
+    budget = 0.6 if name in ("tome", "ivc_prune") else 0.5
     fit = fit_flops(parse_method(name), LLAVA, budget, text=66, vision=576)
     assert not fit.problem
     assert fit.share == pytest.approx(budget, rel=TOLERANCE)

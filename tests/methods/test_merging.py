@@ -21,6 +21,7 @@ from vtw_eval.engine import LayerView, Merge, Trace
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods.budget import runs
 from vtw_eval.methods.downsample import pooling_cells
+from vtw_eval.methods.pact import PACT
 from vtw_eval.methods.sparsevlm import SparseVLM, density_peaks, is_rater
 from vtw_eval.methods.tome import match
 from vtw_eval.verify.oracle import vision_positions
@@ -87,6 +88,7 @@ def test_tome_equals_a_loop_over_tokens(name: str, method: ToMe) -> None:
 
 
 SPARSE = SparseVLM(k1=1, k2=2, k3=3)
+CLUSTERS = PACT(k1=1, r=0.3, merged=0.4)
 
 
 def naive_peaks(points: list[Tensor], count: int) -> list[tuple[int, list[int]]]:
@@ -279,9 +281,9 @@ def sizes(trace: Trace, layer: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("method", [ToMe(k=1, r=0.8), ToMe(per_layer=2), Downsample(r=0.75), SPARSE])
+@pytest.mark.parametrize("method", [ToMe(k=1, r=0.8), ToMe(per_layer=2), Downsample(r=0.75), SPARSE, CLUSTERS])
 @torch.no_grad()
-def test_counts_sizes_and_text(name: str, method: ToMe | Downsample | SparseVLM) -> None:
+def test_counts_sizes_and_text(name: str, method: ToMe | Downsample | SparseVLM | PACT) -> None:
     model, _ = models(name, "sdpa")
     layers = find_anatomy(model).num_layers
     for kind, rows in KINDS.items():
@@ -308,6 +310,12 @@ def test_counts_sizes_and_text(name: str, method: ToMe | Downsample | SparseVLM)
                         now -= max(min(now - method.target(total, layer, layers), now // 2), 0)
                     assert sizes(trace, layer)[row][vision[row]].sum() == total
                     assert sizes(trace, layer)[row][kept & ~vision[row]].eq(1).all()
+                elif isinstance(method, PACT):
+                    if layer == method.k1:
+                        now = int(int(total * 0.7 + 1e-6) * 0.6 + 1e-6)
+                    stands = sizes(trace, layer)[row]
+                    assert now <= stands[vision[row]].sum() <= total
+                    assert stands[kept & ~vision[row]].eq(1).all()
                 elif isinstance(method, SparseVLM):
                     stage = layer - 1
                     left = min(total * (300, 200, 110)[stage] // 576, now) if 0 <= stage < 3 else now

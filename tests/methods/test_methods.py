@@ -30,14 +30,16 @@ from vtw_eval.engine import LayerView, Reads, Trace, probes
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import METHODS, Scorer
 from vtw_eval.methods.feather import Feather
+from vtw_eval.methods.fitprune import DELETED, FitPrune
 from vtw_eval.methods.himap import HiMAP
+from vtw_eval.methods.ivc_prune import IVCPrune
 from vtw_eval.methods.sparsevlm import SparseVLM
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
 
 NEVER = 10**6
 """A withdrawal layer that no model has: nothing is masked."""
 
-MERGING = ("tome", "sparsevlm", "downsample", "downsample+vtw")
+MERGING = ("tome", "sparsevlm", "downsample", "downsample+vtw", "pact", "pact, known number")
 """These change hidden states: see test_merging.py."""
 
 
@@ -126,7 +128,7 @@ def test_the_model_computes_what_masking_computes(name: str, label: str) -> None
         if not torch.equal(
             last, trace.kept(-1)
         ):  # generate() counts positions without padding, which rotated keys tell
-            assert Reads.KEYS_BEFORE in method.reads
+            assert method.reads & (Reads.KEYS_BEFORE | Reads.ROTATION)
             expected = oracle_logits(oracle, longer, traced(trace), rearrange=rearrange)
         torch.testing.assert_close(decoded[:, 1:], expected[:, length:-1], atol=2e-5, rtol=0)
         check_kept(method, trace, model, inputs)
@@ -181,8 +183,13 @@ def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequ
     if isinstance(method, HiMAP):
         removed = 0 if layer < method.k1 else method.r1 if layer < method.k2 else method.r2
         return (int(total * (1 - removed) + 0.5),)
-    if isinstance(method, Feather) and layer >= method.k1:
-        return range(total + 1)
+    if isinstance(method, (Feather, IVCPrune)) and layer >= method.k1:
+        least = int(total * (1 - method.r) + 1e-6) if isinstance(method, IVCPrune) else 0
+        return (least,) if not method.union else range(least, total + 1)
+    if isinstance(method, FitPrune):  # the layers' share of 32 have run, the last of them in part
+        whole, part = divmod(32 * layer, layers)
+        gone = sum(DELETED[:whole]) + (part / layers * DELETED[whole] if part else 0)
+        return (int(total * (576 - gone) / 576 + 0.5),)
     if isinstance(method, SparseVLM):
         stage = sum(layer >= k for k in (method.k1, method.k2, method.k3))
         return (min(total * 3 * (0, 300, 200, 110)[stage] // 1100, total) if stage else total,)

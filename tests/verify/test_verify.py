@@ -25,6 +25,7 @@ from vtw_eval.engine import cache as engine_cache
 from vtw_eval.engine import choose, hooks, masks
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.dart import DART
+from vtw_eval.methods.pact import PACT
 from vtw_eval.verify import touch_points, verdict
 from vtw_eval.verify.check import MismatchError, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import family_config, make_inputs, make_model, shrink
@@ -51,7 +52,7 @@ def test_every_method_passes(family: str) -> None:
     subject = make_subject(shrink(family_config(family)), "sdpa", torch.float32, CPU)
     for method in EXAMPLES.values():
         done = check_method(subject, method)
-        merges = isinstance(method, ToMe) or getattr(method, "recycle", False) or "downsample" in str(method)
+        merges = isinstance(method, (ToMe, PACT)) or getattr(method, "recycle", False) or "downsample" in str(method)
         rearranges = method.positions == "rearrange" and family == "gemma3"
         assert ("masking" in done) != (merges or rearranges), method
     assert check_search(subject) == ("search",)

@@ -33,6 +33,9 @@ OURS: Mapping[str, str] = {
     "dart": "vtw_eval.methods.dart:DART",
     "feather": "vtw_eval.methods.feather:Feather",
     "sparsevlm": "vtw_eval.methods.sparsevlm:SparseVLM",
+    "pact": "vtw_eval.methods.pact:PACT",
+    "fitprune": "vtw_eval.methods.fitprune:FitPrune",
+    "ivc_prune": "vtw_eval.methods.ivc_prune:IVCPrune",
     "dyvte": "vtw_eval.methods.dyvte.method:DyVTE",
 }
 """Where each method of this project stands, by its key."""

@@ -1,0 +1,94 @@
+"""FitPrune: a few vision tokens leave after every layer, how many is fitted beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtw_eval.engine import LayerView, Reads
+from vtw_eval.methods.base import Method, check_share, keep_best
+
+DELETED = (
+    *(14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4),
+    *(26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0),
+)
+"""Of 576 vision tokens, how many leave in each layer of LLaVA-1.5-7B when 60 % of FLOPs shall go, as in the code."""
+
+_OF = 576
+_LEFT = tuple(_OF - gone for gone in accumulate(DELETED))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPrune(Method):
+    """Drop a few vision tokens after every layer, those that text and vision tokens attend to least (Ye et al., 2024).
+
+    In each layer, the maximum over heads of the attention weights is averaged over the text behind the last image, and
+    over the vision tokens that are left. Those with the lowest product of both averages leave before the next layer.
+    The code lets them leave behind the attention of the same layer: what goes on, and what its KV cache holds, are
+    the same, but here they still pay for that layer's output projection and FFN. How many leave is the code's table
+    for 60 % less FLOPs of LLaVA-1.5-7B (449 of 576), as shares of the prompt's vision tokens; in a model of another
+    number of layers, interpolated by depth.
+
+    The paper fits such a table to attention statistics of some samples, by a rule (intersection of both averages'
+    lowest) other than the one that its code then chooses by (product). Tables are not fitted here: other strengths are
+    powers of the published one's shares.
+
+    Parameters
+    ----------
+    r
+        Share of the vision tokens that is removed by the end; the published table, 0.78, unless given.
+    """
+
+    key: ClassVar[str] = "fitprune"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2409.10197"
+    reads = Reads.ATTENTION_BEFORE
+    needs_vision: ClassVar[bool] = True
+
+    r: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.r is not None:
+            check_share("r", self.r)
+
+    def scaled(self, strength: float, num_layers: int) -> FitPrune:
+        """Remove this share by the end."""
+        return replace(self, r=round(strength, 6))
+
+    @property
+    def _power(self) -> float:
+        """Power of the published shares by which ``r`` are gone in the end."""
+        if self.r is None:
+            return 1.0
+        return math.inf if self.r == 1 else math.log(1 - self.r) / math.log(_LEFT[-1] / _OF)
+
+    def shares(self, num_layers: int) -> list[float]:
+        """Return which share of the vision tokens enters each layer, ``[num_layers]``."""
+        depth = np.arange(num_layers) / num_layers
+        published = np.interp(depth, np.arange(len(_LEFT) + 1) / len(_LEFT), np.array([_OF, *_LEFT]) / _OF)
+        return [float(share) for share in published**self._power]
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers that fewer tokens enter than the one before."""
+        shares = self.shares(num_layers)
+        return tuple(i for i in range(1, num_layers) if shares[i] < shares[i - 1])
+
+    def empty_from(self, num_layers: int) -> int:
+        """Return the second layer if all vision tokens are removed."""
+        return 1 if self.r == 1 else num_layers
+
+    def keep(self, view: LayerView) -> Tensor:
+        """Keep the layer's share of the prompt's vision tokens, and all text."""
+        share = self.shares(view.num_layers)[view.layer]
+        count = torch.tensor([math.floor(total * share + 0.5) for total in view.vision_total.tolist()])
+        if bool((count >= view.vision.sum(dim=1).cpu()).all()):
+            return view.valid
+        by_text = view.attention(view.layer - 1, view.instruction, heads="max")
+        by_vision = view.attention(view.layer - 1, view.vision, heads="max")
+        return keep_best(view, by_text * by_vision, count)
