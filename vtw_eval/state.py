@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def save_state(
-    path: Path, module: nn.Module, optimiser: torch.optim.AdamW, run: Mapping[str, Any], counters: Mapping[str, Any]
+    path: Path,
+    module: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    run: Mapping[str, Any],
+    counters: Mapping[str, Any],
 ) -> None:
     """Write weights, moments and counters; a reader or a crash never sees half of it.
 
@@ -37,8 +41,8 @@ def save_state(
         The file.
     module
         The module in training.
-    optimiser
-        Its AdamW optimiser.
+    optimisers
+        Its optimisers; all that they keep of a parameter are tensors.
     run
         JSON-able settings, which a run that goes on from the state must have too.
     counters
@@ -47,8 +51,9 @@ def save_state(
     tensors = {}
     for name, parameter in module.named_parameters():
         tensors[f"weight/{name}"] = parameter.detach().contiguous()
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"{key}/{name}"] = value.contiguous()
+        for optimiser in optimisers:
+            for key, value in optimiser.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value.contiguous()
     with atomically(path) as part:
         save_file(tensors, part, metadata={"about": json.dumps({"run": dict(run), "counters": dict(counters)})})
 
@@ -76,7 +81,7 @@ def read_counters(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     return about["counters"]
 
 
-def load_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW) -> None:
+def load_state(path: Path, module: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> None:
     """Put a state's weights and moments back, in place.
 
     Parameters
@@ -85,8 +90,8 @@ def load_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW) -> N
         A file written by :func:`save_state`.
     module
         A module with the same parameters.
-    optimiser
-        Its optimiser.
+    optimisers
+        Its optimisers.
 
     Raises
     ------
@@ -99,10 +104,12 @@ def load_state(path: Path, module: nn.Module, optimiser: torch.optim.AdamW) -> N
             if f"weight/{name}" not in names:
                 raise KeyError(f"{path} has no weight {name!r}: it was written by another version of the trainer")
             parameter.data.copy_(file.get_tensor(f"weight/{name}"))
-            moments = {
-                key: file.get_tensor(f"{key}/{name}").to(parameter.device)
-                for key in ("exp_avg", "exp_avg_sq")
-                if f"{key}/{name}" in names
+            kept = {
+                key.removesuffix(f"/{name}"): file.get_tensor(key)
+                for key in names
+                if key.endswith(f"/{name}") and key.partition("/")[2] == name and not key.startswith("weight/")
             }
-            if moments:
-                optimiser.state[parameter] = {"step": file.get_tensor(f"step/{name}"), **moments}
+            for optimiser in optimisers:
+                if kept and any(parameter is p for group in optimiser.param_groups for p in group["params"]):
+                    device = {key: "cpu" if key == "step" else parameter.device for key in kept}
+                    optimiser.state[parameter] = {key: value.to(device[key]) for key, value in kept.items()}

@@ -145,7 +145,7 @@ def test_a_failed_write_leaves_the_old_state(tmp_path, monkeypatch):
 
     monkeypatch.setattr("vtw_eval.files.Path.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_state(path, trainer.module, trainer.optimiser, {}, {})
+        save_state(path, trainer.module, [trainer.optimiser], {}, {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

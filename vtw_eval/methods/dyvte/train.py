@@ -390,7 +390,7 @@ class GateTrainer:
 
     def save(self, path: Path) -> None:
         """Write weights, moments and step, whole or not at all."""
-        save_state(path, self.gates, self.optimizer, self.about(), {"step": self.step})
+        save_state(path, self.gates, [self.optimizer], self.about(), {"step": self.step})
 
     def resume(self, path: Path) -> None:
         """Go on from a saved state.
@@ -401,7 +401,7 @@ class GateTrainer:
             If it belongs to another run.
         """
         counters = read_counters(path, self.about())
-        load_state(path, self.gates, self.optimizer)
+        load_state(path, self.gates, [self.optimizer])
         self.step = counters["step"]
 
 

@@ -129,7 +129,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, size: Size) -> LlavaConfig:
     )
 
 
-def _sincos_table(side: int, width: int) -> torch.Tensor:
+def sincos_table(side: int, width: int) -> torch.Tensor:
     """2-D sine/cosine position table, [1 + side * side, width]; the first row, of the class token, is zero."""
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies
@@ -166,7 +166,7 @@ def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
                 module.bias.zero_()
         elif isinstance(module, CLIPVisionEmbeddings):
             side = config.vision_config.image_size // config.vision_config.patch_size
-            module.position_embedding.weight.copy_(_sincos_table(side, module.embed_dim))
+            module.position_embedding.weight.copy_(sincos_table(side, module.embed_dim))
             module.class_embedding.normal_(0, 0.5, generator=generator)
     model.model.language_model.embed_tokens.weight.normal_(0, 0.5, generator=generator)
 

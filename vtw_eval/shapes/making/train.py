@@ -133,7 +133,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write the state atomically."""
         counters = {"stage": self.stage, "step": self.step, "seconds": self.seconds}
-        save_state(path, self.module, self.optimiser, self.about(), counters)
+        save_state(path, self.module, [self.optimiser], self.about(), counters)
 
     def resume(self, path: Path) -> None:
         """Go on from a state; the data go on too, as they depend on seed, stage and step only.
@@ -145,7 +145,7 @@ class Trainer:
         """
         counters = read_counters(path, self.about())
         self.start_stage(counters["stage"], counters["step"])
-        load_state(path, self.module, self.optimiser)
+        load_state(path, self.module, [self.optimiser])
         self.seconds = counters["seconds"]
 
     def export(self, directory: Path) -> None:

@@ -1,0 +1,294 @@
+"""The held-out test sets of boards: made from test scenes, the same everywhere, built on first use and kept on disk.
+
+A test set is a Hugging Face ``DatasetDict`` in Arrow files with a single split ``test``. Its columns are those that the
+scoring code of the benchmark it imitates reads, and it asks as many questions of an image as the benchmark does or
+nearly so; ``image_id`` tells which rows share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vtw_eval.files import cache_home, folder_atomically
+from vtw_eval.shapes import questions as wording
+from vtw_eval.shapes import scenes as kinds
+from vtw_eval.shapes.boards import questions, scenes
+from vtw_eval.shapes.boards.questions import (
+    OPEN,
+    TWO_STEP,
+    ask,
+    ask_color,
+    ask_count,
+    ask_exist,
+    ask_mark,
+    ask_position,
+)
+from vtw_eval.shapes.boards.scenes import Scene, render, sample_scene
+from vtw_eval.shapes.questions import Question, exist_text
+from vtw_eval.shapes.scenes import KINDS
+
+SEED = 20261125
+"""Seed of the test sets."""
+
+MME = {
+    "existence": ask_exist,
+    "count": ask_count,
+    "color": ask_color,
+    "position": ask_position,
+    "OCR": ask_mark,
+}
+"""MME's names of its kinds of question, and who asks them; each at most 200 points of the score."""
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class BoardSample:
+    """A test scene, its image (uint8, [128, 128, 3]) and a question about it."""
+
+    scene: Scene
+    image: np.ndarray
+    question: Question
+
+
+def held_out(type: str, count: int, seed: int = SEED) -> list[BoardSample]:
+    """Return held-out questions of one type, one per scene; number ``i`` does not depend on ``count``.
+
+    Parameters
+    ----------
+    type
+        One of :data:`vtw_eval.shapes.boards.questions.TYPES`.
+    count
+        How many.
+    seed
+        Seed of the scenes.
+
+    Returns
+    -------
+    list of BoardSample
+        Scenes that do not allow such a question are skipped.
+    """
+    samples = []
+    for number in range(count):
+        rng = np.random.default_rng([seed, zlib.crc32(type.encode()), number])
+        while True:
+            scene = sample_scene(rng, test=True)
+            question = ask(type, scene, rng)
+            if question is not None:
+                break
+        samples.append(BoardSample(scene, render(scene, rng), question))
+    return samples
+
+
+def _png(image: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _scenes(name: str, count: int, low: int = 1) -> Iterator[tuple[int, np.random.Generator, Scene]]:
+    """Yield number, generator and scene of each image of a test set."""
+    for number in range(count):
+        rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), number])
+        yield number, rng, sample_scene(rng, low, test=True)
+
+
+def _pair(category: str, scene: Scene, rng: np.random.Generator) -> tuple[Question, Question] | None:
+    """Ask for Yes and for No, if the scene allows both."""
+    yes, no = (MME[category](scene, rng, answer) for answer in (True, False))
+    return (yes, no) if yes and no else None
+
+
+def mme_rows() -> Rows:
+    """Make 1,200 questions in MME's form: a Yes/No pair about each of 120 images for each of five kinds."""
+    rows: Rows = []
+    for category in MME:
+        for number, rng, scene in _scenes(f"mme {category}", 120):
+            pair = _pair(category, scene, rng)
+            while pair is None:  # MME needs its pairs
+                scene = sample_scene(rng, test=True)
+                pair = _pair(category, scene, rng)
+            name = f"{category}/{number:04d}.png"
+            image = _png(render(scene, rng))
+            rows += [
+                {
+                    "question_id": name,
+                    "image_id": name,
+                    "category": category,
+                    "question": question.text,
+                    "answer": question.answer,
+                    "image": image,
+                }
+                for question in pair
+            ]
+    return rows
+
+
+def pope_rows() -> Rows:
+    """Make 1,440 questions in POPE's form: about each of 80 images 3 for Yes and 3 for No in each of three settings.
+
+    ``random`` asks about absent kinds, ``popular`` about absent ones of the twelve kinds that are most frequent in this
+    test set, ``adversarial`` about absent kinds that are easy to confuse with what is there, as far as there are enough
+    of them. As in POPE the questions for Yes are the same in all settings.
+    """
+    images = [
+        (number, rng, scene)
+        for number, rng, scene in _scenes("pope", 120, low=3)
+        if len({item.kind for item in scene.items}) >= 3
+    ][:80]
+    frequency = Counter(item.kind for _, _, scene in images for item in scene.items)
+    popular = sorted(KINDS, key=lambda kind: (-frequency[kind], KINDS.index(kind)))[: len(KINDS) // 2]
+    rows: Rows = []
+    for number, rng, scene in images:
+        image = _png(render(scene, rng))
+        present = sorted({item.kind for item in scene.items})
+        there = [present[i] for i in rng.permutation(len(present))[:3]]
+        absent = questions.absent_kinds(scene, "random")
+        confused = questions.absent_kinds(scene, "adversarial")
+        for category, pool in (
+            ("random", absent),
+            ("popular", [kind for kind in popular if kind not in present]),
+            ("adversarial", confused),
+        ):
+            drawn = [pool[i] for i in rng.permutation(len(pool))[:3]]
+            rest = [kind for kind in absent if kind not in drawn]
+            drawn += [rest[i] for i in rng.permutation(len(rest))[: 3 - len(drawn)]]
+            for asked, answer in ((there, "yes"), (drawn, "no")):
+                rows += [
+                    {
+                        "question_id": str(len(rows) + place),
+                        "image_id": f"{number:04d}",
+                        "image_source": f"{number:04d}",
+                        "category": category,
+                        "question": exist_text(kind),
+                        "answer": answer,
+                        "image": image,
+                    }
+                    for place, kind in enumerate(asked)
+                ]
+    return rows
+
+
+def _asked(types: Sequence[str], scene: Scene, rng: np.random.Generator) -> list[Question] | None:
+    """Ask a question of each type, no two alike; None if the scene does not allow them all."""
+    asked: list[Question] = []
+    for type in types:
+        question = ask(type, scene, rng)
+        if question is None or question.text in {earlier.text for earlier in asked}:
+            return None
+        asked.append(question)
+    return asked
+
+
+def _rows(name: str, types: Sequence[str], images: int) -> Rows:
+    """Make rows of an image with a question of each type; a scene that does not allow them all is drawn again."""
+    rows: Rows = []
+    for number, rng, scene in _scenes(name, images):
+        asked = _asked(types, scene, rng)
+        while asked is None:
+            scene = sample_scene(rng, test=True)
+            asked = _asked(types, scene, rng)
+        image = _png(render(scene, rng))
+        for question in asked:
+            row = {
+                "question_id": str(len(rows)),
+                "image_id": f"{number:04d}",
+                "category": question.type.removeprefix("open_"),
+                "question": question.text,
+                "answer": question.answer,
+                "image": image,
+            }
+            if question.options:
+                row |= {"options": list(question.options), "answer": str("ABCD".index(question.answer))}
+            rows.append(row)
+    return rows
+
+
+def ai2d_rows() -> Rows:
+    """Make 1,000 questions in AI2D's form, four of an image: four options, the answer is the right one's number."""
+    return _rows("ai2d", ("choice",) * 4, 250)
+
+
+def vqa_rows() -> Rows:
+    """Make 1,200 questions with a one-word answer, six of an image: colour, shape, number, digit, row and column."""
+    return _rows("vqa", OPEN, 200)
+
+
+def gqa_rows() -> Rows:
+    """Make 1,200 questions of two steps, six of an image: two on a neighbour, two on likeness, two on two kinds."""
+    return _rows("gqa", TWO_STEP * 2, 200)
+
+
+def caption_rows() -> Rows:
+    """Make 500 requests for a caption."""
+    return _rows("caption", ("caption",), 500)
+
+
+TEST_SETS: dict[str, Callable[[], Rows]] = {
+    "mme": mme_rows,
+    "pope": pope_rows,
+    "ai2d": ai2d_rows,
+    "vqa": vqa_rows,
+    "gqa": gqa_rows,
+    "caption": caption_rows,
+}
+"""The makers of the test sets by name."""
+
+
+def fingerprint() -> str:
+    """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in (kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def dataset_path(name: str, cache: Path | None = None) -> Path:
+    """Return the directory of a test set, making it first if it is not there.
+
+    Safe with several processes at a time: each builds in a directory of its own, the first to finish gives it its name.
+
+    Parameters
+    ----------
+    name
+        One of :data:`TEST_SETS`.
+    cache
+        Where test sets are kept; None means the user's cache.
+
+    Returns
+    -------
+    pathlib.Path
+        For ``datasets.load_from_disk``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such test set.
+    """
+    if name not in TEST_SETS:
+        raise ValueError(f"unknown test set {name!r}; known: {', '.join(TEST_SETS)}")
+    final = (cache or cache_home() / "boards") / f"{name}-{fingerprint()}"
+    if final.is_dir():
+        return final
+
+    import datasets  # an optional dependency, and slow to import
+
+    rows = TEST_SETS[name]()
+    features = {key: datasets.Value("string") for key in rows[0]} | {"image": datasets.Image()}
+    if "options" in rows[0]:
+        features["options"] = datasets.List(datasets.Value("string"))
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
+    with folder_atomically(final, replace=False) as part:  # another process may be faster
+        table.save_to_disk(part)
+    return final

@@ -1,0 +1,164 @@
+"""The training recipe and its data: every batch is a pure function of (seed, stage, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from vtw_eval.shapes.boards.making.model import Size
+from vtw_eval.shapes.boards.processor import PATCH_SIZE
+from vtw_eval.shapes.boards.questions import TYPES, Question, ask
+from vtw_eval.shapes.boards.scenes import (
+    GRID,
+    IMAGE_SIZE,
+    MARKS,
+    MAX_ITEMS,
+    SIZES,
+    Placed,
+    Scene,
+    paint,
+    place,
+    sample_scene,
+)
+from vtw_eval.shapes.making.recipe import to_pixels
+from vtw_eval.shapes.scenes import COLORS, SHAPES
+
+STAGES = ("vision", "joint")
+"""The two stages, in their order."""
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "mark": MARKS,
+}
+"""Attributes of an object whose words stage ``vision`` draws the object's patches to."""
+PLACES = ("row", "column")
+"""Attributes that stage ``vision`` reads from an object's patches by heads of their own."""
+
+TYPE_SHARES: dict[str, float] = {type: 1.0 for type in TYPES} | {"position": 1.5, "relate": 1.5, "choice": 1.5}
+"""How often each question type is asked in training, relative to the others (where the scene allows it)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the result of a training run. Schedules are counted in steps, never in time.
+
+    Attributes
+    ----------
+    seed
+        Seed of weights and data.
+    vision_steps, vision_images
+        Stage ``vision``: steps, images per step (10 to 16 objects each).
+    joint_steps, joint_scenes, joint_questions
+        Stage ``joint``: steps, scenes per step, questions per scene.
+    matrix_rate, other_rate
+        Learning rates of Muon for the matrices and of AdamW for embeddings, norms and biases.
+    tower_rate
+        Factor on the vision tower's learning rates in stage ``joint``.
+    warmup, cooldown
+        Steps of linear warm-up, and the share of a stage's steps at its end in which the rate falls to zero.
+    size
+        Widths and depths of the model.
+    """
+
+    seed: int = 0
+    vision_steps: int = 1500
+    vision_images: int = 16
+    joint_steps: int = 3000
+    joint_scenes: int = 8
+    joint_questions: int = 16
+    matrix_rate: float = 0.03
+    other_rate: float = 2e-3
+    tower_rate: float = 0.3
+    warmup: int = 50
+    cooldown: float = 0.4
+    size: Size = field(default_factory=Size)
+
+    def steps(self, stage: str) -> int:
+        """Return the number of steps of a stage."""
+        return {"vision": self.vision_steps, "joint": self.joint_steps}[stage]
+
+    def rate(self, stage: str, step: int) -> float:
+        """Return the factor on the learning rates of a step: it rises, stays at 1, and falls to zero."""
+        steps = self.steps(stage)
+        return min(1.0, (step + 1) / self.warmup, (steps - step) / max(1.0, self.cooldown * steps))
+
+
+def _generator(recipe: Recipe, stage: str, step: int) -> np.random.Generator:
+    return np.random.default_rng([recipe.seed, STAGES.index(stage), step])
+
+
+def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[torch.Tensor, list[list[Placed]]]:
+    """Draw scenes.
+
+    Parameters
+    ----------
+    scenes
+        The scenes.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    (torch.Tensor, list of list of Placed)
+        Pixel values as the processor makes them, float32, [scenes, 3, 128, 128]; and where the objects are.
+    """
+    placed = [place(scene, rng) for scene in scenes]
+    return to_pixels(np.stack([paint(each, rng) for each in placed])), placed
+
+
+def patch_labels(placed: Sequence[Sequence[Placed]]) -> dict[str, torch.Tensor]:
+    """Return what stage ``vision`` learns of every patch.
+
+    Parameters
+    ----------
+    placed
+        For each image the objects and where they are.
+
+    Returns
+    -------
+    dict
+        For each of :data:`WORDS` and :data:`PLACES` the number of the value, -1 where no object is (or it has no
+        digit); [images, patches]. A patch shows an object if its centre is within a pixel of the object's square.
+    """
+    side = IMAGE_SIZE // PATCH_SIZE
+    centres = (np.arange(side) + 0.5) * PATCH_SIZE
+    labels = {name: np.full((len(placed), side, side), -1, dtype=np.int64) for name in (*WORDS, *PLACES)}
+    for image, objects in enumerate(placed):
+        for each in objects:
+            rows, columns = (abs(centres - at) < each.half + 1 for at in (each.y, each.x))
+            for name, grid in labels.items():
+                value = getattr(each.item, name)
+                if name in WORDS:
+                    value = WORDS[name].index(value) if value else -1
+                grid[image][np.ix_(rows, columns)] = value
+    return {name: torch.from_numpy(grid.reshape(len(placed), -1)) for name, grid in labels.items()}
+
+
+def vision_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Make the images of a step of stage ``vision``, crowded ones, and their patch labels."""
+    rng = _generator(recipe, "vision", step)
+    pixels, placed = draw([sample_scene(rng, 10, GRID * GRID) for _ in range(recipe.vision_images)], rng)
+    return pixels, patch_labels(placed)
+
+
+def sample_questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Draw questions about a scene, types in proportion to :data:`TYPE_SHARES`."""
+    shares = np.array([TYPE_SHARES[type] for type in TYPES])
+    questions: list[Question] = []
+    while len(questions) < count:
+        question = ask(TYPES[rng.choice(len(TYPES), p=shares / shares.sum())], scene, rng)
+        if question is not None:
+            questions.append(question)
+    return questions
+
+
+def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Question]]]:
+    """Make the images of a step of stage ``joint`` and the questions about each."""
+    rng = _generator(recipe, "joint", step)
+    scenes = [sample_scene(rng, 1, MAX_ITEMS) for _ in range(recipe.joint_scenes)]
+    return draw(scenes, rng)[0], [sample_questions(scene, rng, recipe.joint_questions) for scene in scenes]
