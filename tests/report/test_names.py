@@ -12,7 +12,7 @@ import pytest
 from tests.report.made import make_store
 from tests.report.test_report import html_tables, markdown_tables, run
 from vtw_eval.report import analyse, changes_between, read_results
-from vtw_eval.report.plots import _versus_flops
+from vtw_eval.report.plots import model_plots
 from vtw_eval.report.seeds import seed_groups
 from vtw_eval.sweep.plan import PlanError, parse_plan
 
@@ -159,11 +159,12 @@ def test_a_name_is_text(form: str, tmp_path: Path) -> None:
         assert "<b>" not in text
 
 
-def test_a_legend_shows_a_name_that_begins_with_an_underscore(tmp_path: Path) -> None:
+def test_a_picture_shows_a_name_that_begins_with_an_underscore(tmp_path: Path) -> None:
     make_store(tmp_path, ["baseline", "vtw,k=4"], tasks=["shapes_vqa"], names={"vtw,k=4": "_x", "baseline": "Full"})
     [table] = analyse(read_results(tmp_path))
-    [legend] = _versus_flops(table).legends
-    assert [text.get_text().strip() for text in legend.get_texts()] == ["Full", "_x"]
+    [plot] = model_plots(table, ())
+    [axes] = plot.figure().axes
+    assert {text.get_text().strip() for text in axes.texts} == {"Full", "_x"}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import io
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +21,10 @@ from vtw_eval.cli import app
 from vtw_eval.record.store import Store
 from vtw_eval.report import ReportError, analyse, read_results
 from vtw_eval.report.labels import families, labels_of
+from vtw_eval.report.render.html import sort_value
 from vtw_eval.report.stats.statistics import compare
 from vtw_eval.report.tables import ablation_table, main_table, paired_table, subtask_table
+from vtw_eval.shapes.data import vqa_rows
 
 runner = CliRunner()
 NASTY = "a|b\\|c\n<script>alert(1)</script> `x` ``` **b** [l](http://e.x) </details> & \\end{tabular} $x$ @octocat \x00"
@@ -62,6 +66,7 @@ def html_tables(text: str) -> list[list[list[str]]]:
     parser = Parser()
     parser.feed(text)
     known = "html head meta title style body h1 h2 p ul li table thead tbody tr td th details summary img strong code"
+    known += " div main span wbr br link script figure figcaption svg g defs path use text clippath rect metadata"
     assert parser.tags <= set(known.split())
     return [[[cell.strip() for cell in row] for row in table] for table in parser.found]
 
@@ -267,8 +272,66 @@ def test_nothing_a_model_says_breaks_html(store: Store) -> None:
     examples = next(table for table in html_tables(text) if table[0][-1] == "method's answer")
     assert {len(row) for row in examples} == {6}
     assert any("<script>alert(1)</script>" in row[5] for row in examples)
-    assert "<script" not in text
     assert "<title>&lt;b&gt;T&lt;/b&gt;</title>" in text
+    # One script, of which the page knows the hash; no other would run.
+    [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert text.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in text
+
+
+def test_a_page_needs_no_other_file(store: Store, tmp_path: Path) -> None:
+    run(store.root, "-o", tmp_path / "x.html")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.html"]
+    text = (tmp_path / "x.html").read_text()
+    # What a browser would fetch: nothing but names inside the page and the namespaces of SVG.
+    targets = re.findall(r'(?:src|href|xlink:href)="([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
+    assert targets and all(target.startswith(("#", "data:")) for target in targets)
+    assert "@import" not in text and 'name="viewport"' in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert {target[1:] for target in targets if target.startswith("#")} <= set(ids)
+    assert len(text) < 1_000_000
+    points = re.findall(r'class="point"[^>]*data-tip="([^"]*)"', text)
+    [table] = analyse(read_results(store.root))
+    values = {f"{t}: {s.outcome.value:.2f} [" for row in table.rows for t, s in row.scores.items()}
+    assert len(points) == 3 * (4 + 2) and all(any(value in point for point in points) for value in values)
+
+
+def test_a_page_sorts_by_numbers_and_breaks_no_arrow_off(store: Store) -> None:
+    text = run(store.root, "--format", "html")
+    [table] = analyse(read_results(store.root))
+    shown = [float(value) for value in re.findall(r'<td class="number" data-value="([^"]*)"', text)]
+    main = [[row.flops or 0.0, *(s.outcome.value for s in row.scores.values())] for row in table.rows]
+    expected = [float(f"{value / 1e9:.3g}" if i == 0 else f"{value:.2f}") for r in main for i, value in enumerate(r)]
+    assert shown[: len(expected)] == expected
+    assert not re.search(r" [▼▲↑↓≈]", html_text(text))
+    assert sort_value("<0.001") == pytest.approx(0.001) and (sort_value("<0.001") or 1) < 0.001
+    assert sort_value("1.50 GiB (0.9x)") == 1536 and sort_value("900.0 MiB") == 900
+    assert sort_value("-123.75 [-145.82, -100.58] ▼") == -123.75 and sort_value(("+1.25", " ▲")) == 1.25
+    assert sort_value("missing") is None and sort_value("-") is None
+
+
+def html_text(text: str) -> str:
+    """The words of a page, without style and script."""
+    return re.sub(r"<[^>]*>", "", re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL))
+
+
+def test_examples_show_the_pictures_that_were_asked_about(tmp_path: Path) -> None:
+    store = make_store(tmp_path, ["baseline", "vtw,k=2"], tasks=["shapes_vqa"], wrong={"vtw,k=2": 1.0}, count=4)
+    assert "<img" not in run(tmp_path, "--format", "html")  # made-up groups fit no picture
+    rows = vqa_rows()[:4]
+    for cell in store.cells():
+        named = [
+            sample.model_copy(update={"group": hashlib.sha256(row["image"]["bytes"] + b"\0").hexdigest()[:16]})
+            for sample, row in zip(store.samples(cell), rows, strict=True)
+        ]
+        store.save(cell, named)
+    text = run(tmp_path, "--format", "html")
+    [picture] = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    shown = next(row for row in rows if row["image"]["bytes"] == base64.b64decode(picture))
+    assert shown["question"] in text
+    assert "data:image" not in run(tmp_path)
 
 
 def test_nothing_a_model_says_breaks_latex(store: Store) -> None:

@@ -57,15 +57,15 @@ def test_a_suffix_that_says_nothing_or_otherwise_is_refused(store: Store, tmp_pa
 def test_pictures_of_an_older_report_go_and_others_stay(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(store.root, "-o", out / "a.md")
-    run(store.root, "-o", out / "b.html")
+    run(store.root, "-o", out / "b.tex")
     (out / "plots" / "mine.png").write_bytes(b"not of a report")
     fewer = make_store(tmp_path / "fewer", ["baseline", "vtw,k=2"], tasks=["shapes_vqa"], count=8, seed=1)
     told = run(fewer.root, "-o", out / "a.md")
-    assert "new now, make them anew: b.html." in told
+    assert "new now, make them anew: b.tex." in told
     names = {path.name for path in (out / "plots").iterdir()}
     flops, versus_k = ({f"tiny-{name}.{kind}" for kind in ("png", "svg")} for name in ("flops", "vtw-position-keep-k"))
-    assert names == flops | versus_k | {"mine.png"}  # b.html still shows both
-    assert "anew" not in run(fewer.root, "-o", out / "b.html")
+    assert names == flops | versus_k | {"mine.png"}  # b.tex still shows both
+    assert "anew" not in run(fewer.root, "-o", out / "b.tex")
     assert {path.name for path in (out / "plots").iterdir()} == flops | {"mine.png"}
 
 

@@ -29,8 +29,9 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="Write the report to this file (.md, .html, .tex, .csv) instead of printing it; pictures go to plots/ "
-            "beside it, and of a Markdown report the results to summary.json, which a later --compare can read.",
+            help="Write the report to this file (.md, .html, .tex, .csv) instead of printing it; a page (.html) holds "
+            "all it needs, pictures of other reports go to plots/ beside them, and of a Markdown report the results to "
+            "summary.json, which a later --compare can read.",
         ),
     ] = None,
     form: Annotated[
@@ -125,7 +126,7 @@ def report(
                     divergences=tuple(kl or ()),
                     title=title,
                     command=command,
-                    plots=output is not None and form != "csv",
+                    plots=form == "html" or (output is not None and form != "csv"),
                 )
             )
             text = made.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vtw_eval.names import but_for_seeds
-from vtw_eval.report.analysis import BASELINE, ModelTable
+from vtw_eval.report.analysis import BASELINE, ModelTable, Row
 from vtw_eval.report.render.blocks import Block, Items, Paragraph, Text
 from vtw_eval.report.results import Results
 from vtw_eval.report.tables import main_table
@@ -24,15 +24,25 @@ def budget_blocks(table: ModelTable, results: Results, equivalence: float | None
         See :func:`~vtw_eval.report.tables.main_table`.
     """
     blocks: list[Block] = []
-    methods = [(row, but_for_seeds(row.method)) for row in table.rows] if results.budgets else []
-    for label, specs in results.budgets.items():
-        at = {but_for_seeds(spec) for spec in specs}
-        rows = [row for row, method in methods if row.method == BASELINE or method in at]
-        if any(row.method != BASELINE for row in rows):
-            blocks += [
-                Paragraph(Text(f"At {label}:", "bold")),
-                main_table(replace(table, rows=tuple(rows)), equivalence),
-            ]
+    for label, rows in budget_rows(table, results).items():
+        base = [row for row in table.rows if row.method == BASELINE]
+        blocks += [
+            Paragraph(Text(f"At {label}:", "bold")),
+            main_table(replace(table, rows=(*base, *rows)), equivalence),
+        ]
     if blocks and results.missed:
         blocks += [Paragraph("Not set to a budget, or near it only:"), Items(list(results.missed))]
     return blocks
+
+
+def budget_rows(table: ModelTable, results: Results) -> dict[str, list[Row]]:
+    """Return the rows of a model that were set to a budget, by what it is called; none of those without any."""
+    if not results.budgets:
+        return {}
+    methods = [(row, but_for_seeds(row.method)) for row in table.rows if row.method != BASELINE]
+    found = {}
+    for label, specs in results.budgets.items():
+        at = {but_for_seeds(spec) for spec in specs}
+        if rows := [row for row, method in methods if method in at]:
+            found[label] = rows
+    return found

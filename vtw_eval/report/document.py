@@ -45,6 +45,8 @@ class ReportOptions:
     """By model."""
     measured: Sequence[Measured] = ()
     """Latency and memory."""
+    pictures: bool = False
+    """Whether examples show pictures."""
 
 
 def report_blocks(results: Results, tables: Sequence[ModelTable], options: ReportOptions) -> list[Block]:
@@ -121,6 +123,8 @@ def _model_blocks(table: ModelTable, options: ReportOptions, told: set[str], bud
     for text, measured in measured_tables(table, options.measured):
         blocks += [measured, Paragraph(f"Measured: {text}")]
     blocks += choice_blocks(table)
+    if images := options.images.get(table.model):
+        blocks.append(Details("Plots", images, open=True))
     blocks.append(Details("95 % intervals", [interval_table(table), Paragraph(_INTERVALS)]))
     if (paired := paired_table(table, options.equivalence)) is not None:
         note = Paragraph(_paired_note(table.reference_name, options.equivalence))
@@ -133,9 +137,7 @@ def _model_blocks(table: ModelTable, options: ReportOptions, told: set[str], bud
     for family in families((row.method for row in table.rows), table.pooled):
         inner: list[Block] = [Paragraph(("Ablation of ", Text(family.parameter, "code"), f" in {family.name}."))]
         blocks.append(Details(f"{family.name}: {family.parameter}", [*inner, ablation_table(table, family)]))
-    if images := options.images.get(table.model):
-        blocks.append(Details("Plots", images))
-    if (examples := changed_answers(table)) is not None:
+    if (examples := changed_answers(table, options.pictures)) is not None:
         blocks.append(Details("Examples of changed answers", [examples]))
     blocks.append(Details("Methods in full", [_methods(table)]))
     if environment := _environment(table):

@@ -9,13 +9,15 @@ from typing import Literal
 
 from vtw_eval.names import names_of
 from vtw_eval.report.analysis import ModelTable, analyse
+from vtw_eval.report.budgets import budget_rows
 from vtw_eval.report.changes import Changes, changes_between
 from vtw_eval.report.document import ReportOptions, report_blocks
+from vtw_eval.report.inline import inline_panels
 from vtw_eval.report.labels import families, method_called
 from vtw_eval.report.measured import read_measured
 from vtw_eval.report.names import with_names
 from vtw_eval.report.part import Only
-from vtw_eval.report.plots import apart, model_plots, render
+from vtw_eval.report.plots import apart, model_plots
 from vtw_eval.report.published_tables import beside_blocks
 from vtw_eval.report.records import to_csv
 from vtw_eval.report.render.blocks import Image
@@ -91,7 +93,7 @@ def make_report(request: ReportRequest) -> Made:
     measured = read_measured(request.benches, tables)
     if request.form == "csv":
         return Made(to_csv(tables, request.equivalence, measured), changes)
-    images, files = _draw(tables, request) if request.plots else ({}, {})
+    images, files = _draw(results, tables, request) if request.plots else ({}, {})
     options = ReportOptions(
         title=request.title or results.title or request.folder.resolve().name,
         command=request.command,
@@ -101,6 +103,7 @@ def make_report(request: ReportRequest) -> Made:
         published=beside_blocks(tables) if request.published else (),
         images=images,
         measured=measured,
+        pictures=request.form == "html",
     )
     text = RENDERERS[request.form](report_blocks(results, tables, options), PLOTS)
     if request.form == "markdown":
@@ -114,17 +117,26 @@ def _told(request: ReportRequest, results: Results, everything: Results) -> str:
     return f"{request.only}, {len(results.cells)} of {len(everything.cells)} cells"
 
 
-def _draw(tables: tuple[ModelTable, ...], request: ReportRequest) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
+def _draw(
+    results: Results, tables: tuple[ModelTable, ...], request: ReportRequest
+) -> tuple[dict[str, list[Image]], dict[str, bytes]]:
     divergence = dict(read_divergence(path) for path in request.divergences)
     drawn = [
-        (table.model, image, figure)
+        (table.model, plot)
         for table in tables
-        for image, figure in model_plots(table, families((row.method for row in table.rows), table.pooled), divergence)
+        for plot in model_plots(
+            table,
+            families((row.method for row in table.rows), table.pooled),
+            divergence,
+            budget_rows(table, results),
+        )
     ]
     images: dict[str, list[Image]] = {}
     files: dict[str, bytes] = {}
-    for (model, _, figure), image in zip(drawn, apart([image for _, image, _ in drawn]), strict=True):
+    for (model, plot), image in zip(drawn, apart([plot.image for _, plot in drawn]), strict=True):
+        if request.form == "html":
+            image = replace(image, panels=inline_panels(plot, image.name))
+        else:
+            files |= {f"{PLOTS}/{image.name}.{kind}": content for kind, content in plot.files().items()}
         images.setdefault(model, []).append(image)
-        for kind, content in render(figure).items():
-            files[f"{PLOTS}/{image.name}.{kind}"] = content
     return images, files

@@ -53,10 +53,30 @@ class Items:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture beside the report, as ``NAME.png`` and ``NAME.svg``."""
+    """A picture beside the report, as ``NAME.png`` and ``NAME.svg``; in a page its panels, if it has any."""
 
     name: str
     alt: str
+    panels: tuple[tuple[str, str], ...] = ()
+    """Title and SVG of each, which stand in a page as they are."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a document shows."""
+
+    png: bytes
+    words: str
+    """Below it."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Documents as a table, with their pictures where the format can."""
+
+    table: Table[Inline]
+    pictures: Sequence[Picture | None]
+    """Of each row."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,8 @@ class Details:
 
     summary: str
     blocks: Sequence[Block]
+    open: bool = False
+    """Whether a page shows them at first."""
 
 
-Block: TypeAlias = "Heading | Paragraph | Items | Table[Inline] | Image | Details"
+Block: TypeAlias = "Heading | Paragraph | Items | Table[Inline] | Image | Examples | Details"
