@@ -48,7 +48,7 @@ def test_the_walk_through_of_a_method_runs(
     scope: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = page("new_method.md")
-    first, second, third = python_blocks(text)
+    first, tower, second, third = python_blocks(text)
     (tmp_path / "edge_first.py").write_text(first)
     monkeypatch.chdir(tmp_path)
     [command] = re.findall(r"^    (vtw-eval cost .*)$", text, re.MULTILINE)
@@ -56,9 +56,12 @@ def test_the_walk_through_of_a_method_runs(
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "edge_first,k=3,r=0.75" in done.stdout.replace("edge_first.py:EdgeFirst", "edge_first")
-    for block in (first, second):
+    for block in (first, tower, second):
         exec(block, scope)
     model, inputs = scope["model"], scope["inputs"]
+    with scope["ClsAttention"]()(model) as trace, torch.no_grad():
+        model(**inputs)
+    assert torch.equal(trace.vision_per_layer[:, 0], (trace.reduction.prompt.vision.sum(dim=1) + 1) // 2)
     with scope["EveryOther"](k=1)(model) as trace, torch.no_grad():
         model(**inputs)
     before, after = trace.vision_per_layer[:, 0], trace.vision_per_layer[:, 1]

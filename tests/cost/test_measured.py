@@ -31,6 +31,7 @@ from vtw_eval.cost.measure.flops import cache_bytes, fvcore_flops, torch_flops
 from vtw_eval.cost.measure.fvcore_trace import HANDLES
 from vtw_eval.cost.measure.meta import meta_method, meta_model
 from vtw_eval.cost.measure.torch_counter import flop_counter
+from vtw_eval.engine import Reads
 from vtw_eval.engine.calls import cache_of_output, with_cache
 from vtw_eval.methods.composite import parts_of
 
@@ -213,9 +214,12 @@ def test_a_replay_is_the_real_run(label: str) -> None:
     vision = torch.zeros_like(ids, dtype=torch.bool)
     vision[:, 4:20] = True
     real = AutoModelForImageTextToText.from_config(llava_config(SMALL), attn_implementation="sdpa").eval()
+    given = {**inputs, "inputs_embeds": real.get_input_embeddings()(ids)}
+    if Reads.TOWER in method.reads:  # pixels go with ids; here what the tower's embeddings would give
+        real.model.vision_tower.embeddings.forward = lambda pixel_values, **_: pixel_values
+        given |= {"inputs_embeds": None, "input_ids": ids.masked_fill(vision, 63), "pixel_values": torch.rand(1, 17, 8)}
     with method(real, vision_mask=vision, prompt_ids=ids) as real_trace:
-        embeds = real.get_input_embeddings()(ids)
-        expected = torch_flops(real, {**inputs, "inputs_embeds": embeds})
+        expected = torch_flops(real, given)
     read, chosen = read_flops(real_trace, SMALL), choice_flops(real_trace, SMALL)
     assert (found.layers, found.head, found.method) == (expected.layers, expected.head, sum(closed.values()))
     assert expected.method == sum(chosen.values())

@@ -162,7 +162,7 @@ def test_what_is_read_is_what_is_charged(what: Reads, times: int) -> None:
 
 @pytest.mark.parametrize(
     ("what", "share"),
-    [(what, None) for what in READINGS if what not in (*FREE, Reads.TOWER)]
+    [(what, None) for what in READINGS if what not in FREE]
     + [(what, share) for what in (Reads.ATTENTION, Reads.ATTENTION_BEFORE) for share in (3, 1)],
 )
 def test_a_large_model_is_charged_by_what_is_read_on_a_tiny_one(what: Reads, share: int | None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaConfig, PreTrainedModel
 
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.engine import Reads
 from vtw_eval.methods import Method
 from vtw_eval.methods.composite import parts_of
 
@@ -20,7 +22,12 @@ SYSTEM = 35
 VOCAB = 64
 """Words of the tiny model."""
 
-_IMAGE, _TEXT, _WIDTH = 1, 2, 8
+IMAGE = 1
+"""Its placeholder."""
+
+_TEXT, _WIDTH = 2, 8
+_TOWER_LAYERS = 24
+"""Of LLaVA-1.5's CLIP, so that layers of it that a method names are there."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def dry_run(
         ids = _prompt(t, v, vision_first_at)
         for i, draw in enumerate(draws):
             with torch.no_grad(), draw(model) as trace:
-                model(input_ids=ids, use_cache=False, logits_to_keep=1)
+                model(input_ids=ids, **picture(draw, v), use_cache=False, logits_to_keep=1)
             tokens[i] += text_share * vision_share * trace.tokens_per_layer[0]
             seen[i] += text_share * vision_share * trace.vision_per_layer[0]
     return DryRun(bound, tokens, seen)
@@ -126,18 +133,34 @@ def tiny_model(num_layers: int, name: str = "") -> PreTrainedModel:
     size = {"hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_attention_heads": 1}
     config = LlavaConfig(
         text_config={"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": VOCAB, **size},
-        vision_config={"model_type": "clip_vision_model", "num_hidden_layers": 1, **size},
-        image_token_index=_IMAGE,
+        vision_config={"model_type": "clip_vision_model", "num_hidden_layers": _TOWER_LAYERS, **size},
+        image_token_index=IMAGE,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     model.config._name_or_path = name
+    model.model.vision_tower.embeddings.forward = _embedded
     return model.eval()
+
+
+def _embedded(pixel_values: Tensor, **_: Any) -> Tensor:
+    """Stand for the embeddings of a tower, which get what they would give."""
+    return pixel_values
+
+
+def picture(method: Method, vision: int) -> dict[str, Tensor]:
+    """Return what :func:`tiny_model` needs beside the ids of a prompt with so many vision tokens.
+
+    Only methods that read the vision tower need a picture, of as many random patches and a CLS token.
+    """
+    if not vision or Reads.TOWER not in method.reads:
+        return {}
+    return {"pixel_values": torch.randn(1, vision + 1, _WIDTH, generator=torch.Generator().manual_seed(0))}
 
 
 def _prompt(text: int, vision: int, first_at: int) -> Tensor:
     ids = torch.randint(_TEXT, VOCAB, (1, text + vision), generator=torch.Generator().manual_seed(0))
     first = min(first_at, text - 1)
-    ids[:, first : first + vision] = _IMAGE
+    ids[:, first : first + vision] = IMAGE
     return ids

@@ -75,7 +75,8 @@ class Look:
     slots: int
     """Tokens of each row that the layer computed on, padding included."""
     queries: int | None = None
-    """How many of each row's tokens were queries, the most of any row; None for the last token of the prompt alone."""
+    """How many of each row's tokens were queries, the most of any row; None for the last token of the prompt alone.
+    Of the vision tower: 1 for a CLS token, 0 for keys alone, None for the projector."""
     flops: int | None = None
     """FLOPs of its matrix products over the batch, where only the look itself can tell: of the vision tower."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vtw_eval.engine.calls import changed
+from vtw_eval.engine.calls import parameters
 from vtw_eval.engine.layout import Prompt
 from vtw_eval.engine.reads import Look, Reads
 from vtw_eval.engine.tower_attention import received_attention, tower_keys
 from vtw_eval.engine.tower_packing import pack
 from vtw_eval.engine.tower_pass import TowerCall, TowerRecorder, layer_number, state_number
-from vtw_eval.engine.tower_places import places_of
+from vtw_eval.engine.tower_places import arranged, places_of, scattered
 
 Heads = Literal["mean", "each", "joined"]
 By = Literal["cls", "column"]
@@ -68,9 +69,9 @@ class TowerView:
     Raises
     ------
     ValueError
-        If the prompt has vision tokens of which the tower has seen nothing.
+        By each of the members, if the prompt has vision tokens of which the tower has seen nothing.
     UpstreamChangedError
-        If what the tower has seen has not as many tokens as the prompt.
+        By each of the members, if what the tower has seen has not as many tokens as the prompt.
     """
 
     def __init__(
@@ -82,19 +83,35 @@ class TowerView:
         self.width = width
         self.looks = looks
         self.who = who
-        self.calls = tuple(recorder.calls.values()) if bool(prompt.vision.any()) else ()
-        if bool(prompt.vision.any()) and not self.calls:
-            raise ValueError(
-                f"{who} reads the vision tower, which has not run for this prompt: pass the pixel values to the model "
-                "with the prompt (no inputs_embeds, no mm_encoder_outputs made before)."
-            )
-        self.masks = {call.kind: self._shown(call.kind, ids) for call in self.calls}
+        self.ids = ids
         self._places: tuple[Tensor, Tensor] | None = None
+
+    @functools.cached_property
+    def calls(self) -> tuple[TowerCall, ...]:
+        """Runs of the tower for this prompt, one for images and one for videos."""
+        if not bool(self.prompt.vision.any()):
+            return ()
+        if not self.recorder.calls:
+            raise ValueError(
+                f"{self.who} reads the vision tower, which has not run for this prompt: pass the pixel values to the "
+                "model with the prompt (no inputs_embeds, no mm_encoder_outputs made before)."
+            )
+        return tuple(self.recorder.calls.values())
+
+    @functools.cached_property
+    def masks(self) -> dict[str, Tensor]:
+        """Tokens of the prompt, boolean ``[rows, tokens]``, that each of these runs has made."""
+        return {call.kind: self._shown(call.kind) for call in self.calls}
 
     @property
     def has_cls(self) -> bool:
         """Whether the tower has a CLS token."""
         return self.tower.has_cls
+
+    @property
+    def frames_are_images(self) -> bool:
+        """Whether the model shows the frames of a video as images with texts between, told from others by nothing."""
+        return self.tower.owner.config.model_type == "internvl"  # type: ignore[union-attr]
 
     @property
     def num_layers(self) -> int:
@@ -151,7 +168,7 @@ class TowerView:
         def scores(call: TowerCall) -> Tensor:
             module, hidden, options = self._layer(call, number, layer)
             found = received_attention(module, hidden, options, by=by, joined=heads == "joined")
-            self._look(number, hidden, found.flops)
+            self._look(number, hidden.shape[-2], 1 if by == "cls" else hidden.shape[-2], found.flops)
             values = found.values.mT  # [..., tokens, heads]
             return values if heads == "each" else values.mean(dim=-1, keepdim=True)
 
@@ -185,7 +202,7 @@ class TowerView:
             nonlocal count
             module, hidden, options = self._layer(call, number, layer)
             found = tower_keys(module, hidden, options)
-            self._look(number, hidden, found.flops)
+            self._look(number, hidden.shape[-2], 0, found.flops)
             values = found.values.mean(dim=-2, keepdim=True) if heads == "mean" else found.values
             count = values.shape[-2]
             return values.flatten(-2)
@@ -266,8 +283,36 @@ class TowerView:
         hidden = self._state(call, number, layer)
         return self.tower.layers[call.which][number], hidden, dict(call.options[number])
 
-    def _look(self, number: int, hidden: Tensor, flops: int) -> None:
-        self.looks.append(Look(Reads.TOWER, number, hidden.shape[-2], flops=flops))
+    def _look(self, number: int, tokens: int, queries: int, flops: int) -> None:
+        self.looks.append(Look(Reads.TOWER, number, tokens, queries, flops))
+
+    def again(self, look: Look) -> None:
+        """Compute what a look at another model's tower did, on one image of as many tokens, with states of no value.
+
+        For costs without weights. Where that tower has more layers, the last one stands for them: all cost the same.
+
+        Raises
+        ------
+        ValueError
+            If layers of this tower need more than hidden states.
+        """
+        if look.queries is None:
+            linear = next(m for m in self.tower.projector.modules() if isinstance(m, torch.nn.Linear))
+            self.project(linear.weight.new_empty(look.slots, 1, linear.in_features))
+            return
+        layer = self.tower.layers[0][min(look.layer, self.num_layers - 1)]
+        names = [name for name in parameters(layer) if name not in ("hidden_states", "kwargs")]
+        key = next((m for name, m in layer.named_modules() if name.rpartition(".")[2] == "k_proj"), None)
+        if key is None or not set(names) <= {"attention_mask", "output_attentions"}:
+            raise ValueError(f"what {self.who} reads of this vision tower cannot be counted without an image.")
+        hidden = key.weight.new_empty(1, look.slots, key.in_features)
+        options = dict.fromkeys(names)
+        if look.queries:
+            by: By = "cls" if look.queries == 1 else "column"
+            flops = received_attention(layer, hidden, options, by=by, joined=False).flops
+        else:
+            flops = tower_keys(layer, hidden, options).flops
+        self._look(look.layer, look.slots, look.queries, flops)
 
     @torch.no_grad()
     def _gathered(self, values: Callable[[TowerCall], Tensor]) -> Tensor:
@@ -280,86 +325,12 @@ class TowerView:
             found = scattered(found, self.masks[call.kind], packed)
         return torch.zeros(*self.prompt.vision.shape, 1, device=self.prompt.vision.device) if found is None else found
 
-    def _shown(self, kind: str, ids: TokenIds) -> Tensor:
+    def _shown(self, kind: str) -> Tensor:
         """Return which tokens of the prompt a run of the tower has made."""
-        given = self.prompt.ids
+        given, ids = self.prompt.ids, self.ids
         if len(self.calls) == 1:
             return self.prompt.vision
         if given is None or ids.image & ids.video or not ids.video:
             raise ValueError(f"{self.who} reads the vision tower: images beside videos cannot be told apart here.")
         own = ids.image if kind == "image" else ids.video
         return self.prompt.vision & torch.isin(given, given.new_tensor(sorted(own))).to(self.prompt.vision.device)
-
-
-def scattered(into: Tensor, mask: Tensor, packed: Tensor) -> Tensor:
-    """Put the tokens of a run, ``[n, ...]``, where ``mask``, boolean ``[rows, tokens]``, says.
-
-    Rows that are repeated, for beams or several answers, share what was packed once.
-
-    Raises
-    ------
-    UpstreamChangedError
-        If the numbers do not fit.
-    """
-    there = int(mask.sum())
-    times = there // max(len(packed), 1)
-    if times == 0 or there != times * len(packed) or len(mask) % times or int(mask[::times].sum()) != len(packed):
-        raise changed(f"the vision tower has {len(packed)} tokens for the {there} of the prompt")
-    into = into.clone()
-    for first in range(times):
-        into[first::times][mask[first::times]] = packed
-    return into
-
-
-def arranged(vision: Tensor, masks: dict[str, Tensor], placed: dict[str, tuple[Tensor, bool]]) -> tuple[Tensor, Tensor]:
-    """Return places and extents of the prompt's tokens, images numbered within their rows.
-
-    Parameters
-    ----------
-    vision
-        Boolean ``[rows, tokens]``.
-    masks
-        Tokens of each run.
-    placed
-        Places of each run, long ``[n, 5]``, images numbered through; and whether its entries of the first column are
-        tiles of images that are told by the runs of tokens in the prompt.
-    """
-    places = torch.full((*vision.shape, 5), -1, dtype=torch.long, device=vision.device)
-    for kind, (own, by_runs) in placed.items():
-        places = scattered(places, masks[kind], own.to(vision.device))
-        if by_runs:
-            places = _images_by_runs(places, masks[kind])
-        elif kind == "video" and len(placed) > 1:  # other numbers than those of images
-            shift = masks[kind] & (places[..., 0] >= 0)
-            places[..., 0] = torch.where(shift, places[..., 0] + vision.numel(), places[..., 0])
-    extent = torch.full((*vision.shape, 2), -1, dtype=torch.long, device=vision.device)
-    for row in range(len(vision)):
-        here = places[row, :, 0] >= 0
-        if not bool(here.any()):
-            continue
-        found, inverse = places[row, here, 0].unique(return_inverse=True)
-        first = torch.full_like(found, vision.shape[1]).scatter_reduce(
-            0, inverse, torch.arange(len(inverse), device=vision.device), "amin"
-        )
-        places[row, here, 0] = first.argsort().argsort()[inverse]
-        _, groups = places[row, here, :3].unique(dim=0, return_inverse=True)
-        largest = torch.full((int(groups.max()) + 1, 2), -1, dtype=torch.long, device=vision.device)
-        largest = largest.scatter_reduce(0, groups[:, None].expand(-1, 2), places[row, here, 3:], "amax")
-        extent[row, here] = torch.where(places[row, here, 3:] >= 0, largest[groups] + 1, -1)
-    return places, extent
-
-
-def _images_by_runs(places: Tensor, mask: Tensor) -> Tensor:
-    """Return places whose images are the runs of tokens of the prompt; of several tiles the last, the whole, is 0."""
-    begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
-    image = begins.flatten().cumsum(0).view_as(mask) - 1
-    count = int(image.max()) + 1
-    tile = places[..., 0]
-    span = torch.stack([torch.full((count,), 2**62), torch.full((count,), -1)]).to(places.device)
-    lowest = span[0].scatter_reduce(0, image[mask], tile[mask], "amin")
-    highest = span[1].scatter_reduce(0, image[mask], tile[mask], "amax")
-    within, tiles = tile - lowest[image.clamp(min=0)], (highest - lowest + 1)[image.clamp(min=0)]
-    places = places.clone()
-    places[..., 2] = torch.where(mask, (within + 1) % tiles.clamp(min=1), places[..., 2])
-    places[..., 0] = torch.where(mask, image, places[..., 0])
-    return places

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtw_eval.engine.calls import changed
 from vtw_eval.engine.tower_packing import Packed, pack
 from vtw_eval.engine.tower_pass import TowerCall, TowerRecorder
 
@@ -89,10 +90,8 @@ def _codes(recorder: TowerRecorder, call: TowerCall) -> Tensor:
         parts = [_grid(rows, columns, number) for number, (rows, columns) in enumerate(grids)]
         return torch.cat(parts)[None].to(state.device)
     own = tokens - recorder.tower.has_cls
-    side = math.isqrt(own)
-    if side * side != own:
-        return torch.full((images, tokens, 3), -1.0, device=state.device)
-    one = _grid(side, side, 0)
+    rows = next(rows for rows in range(math.isqrt(own), 0, -1) if own % rows == 0)  # all but dry runs have squares
+    one = _grid(rows, own // rows, 0)
     if recorder.tower.has_cls:
         one = torch.cat((torch.tensor([[0.0, -1.0, -1.0]]), one))
     codes = one.expand(images, -1, -1).clone()
@@ -117,3 +116,77 @@ def _ranks(values: Tensor, image: Tensor, whole: Tensor) -> Tensor:
         first = first.scatter_reduce(0, pairs[:, 0], number, "amin")
         found[here, axis - 1] = (number - first[pairs[:, 0]])[inverse]
     return found
+
+
+def scattered(into: Tensor, mask: Tensor, packed: Tensor) -> Tensor:
+    """Put the tokens of a run, ``[n, ...]``, where ``mask``, boolean ``[rows, tokens]``, says.
+
+    Rows that are repeated, for beams or several answers, share what was packed once.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If the numbers do not fit.
+    """
+    there = int(mask.sum())
+    times = there // max(len(packed), 1)
+    if times == 0 or there != times * len(packed) or len(mask) % times or int(mask[::times].sum()) != len(packed):
+        raise changed(f"the vision tower has {len(packed)} tokens for the {there} of the prompt")
+    into = into.clone()
+    for first in range(times):
+        into[first::times][mask[first::times]] = packed
+    return into
+
+
+def arranged(vision: Tensor, masks: dict[str, Tensor], placed: dict[str, tuple[Tensor, bool]]) -> tuple[Tensor, Tensor]:
+    """Return places and extents of the prompt's tokens, images numbered within their rows.
+
+    Parameters
+    ----------
+    vision
+        Boolean ``[rows, tokens]``.
+    masks
+        Tokens of each run.
+    placed
+        Places of each run, long ``[n, 5]``, images numbered through; and whether its entries of the first column are
+        tiles of images that are told by the runs of tokens in the prompt.
+    """
+    places = torch.full((*vision.shape, 5), -1, dtype=torch.long, device=vision.device)
+    for kind, (own, by_runs) in placed.items():
+        places = scattered(places, masks[kind], own.to(vision.device))
+        if by_runs:
+            places = _images_by_runs(places, masks[kind])
+        elif kind == "video" and len(placed) > 1:  # other numbers than those of images
+            shift = masks[kind] & (places[..., 0] >= 0)
+            places[..., 0] = torch.where(shift, places[..., 0] + vision.numel(), places[..., 0])
+    extent = torch.full((*vision.shape, 2), -1, dtype=torch.long, device=vision.device)
+    for row in range(len(vision)):
+        here = places[row, :, 0] >= 0
+        if not bool(here.any()):
+            continue
+        found, inverse = places[row, here, 0].unique(return_inverse=True)
+        first = torch.full_like(found, vision.shape[1]).scatter_reduce(
+            0, inverse, torch.arange(len(inverse), device=vision.device), "amin"
+        )
+        places[row, here, 0] = first.argsort().argsort()[inverse]
+        _, groups = places[row, here, :3].unique(dim=0, return_inverse=True)
+        largest = torch.full((int(groups.max()) + 1, 2), -1, dtype=torch.long, device=vision.device)
+        largest = largest.scatter_reduce(0, groups[:, None].expand(-1, 2), places[row, here, 3:], "amax")
+        extent[row, here] = torch.where(places[row, here, 3:] >= 0, largest[groups] + 1, -1)
+    return places, extent
+
+
+def _images_by_runs(places: Tensor, mask: Tensor) -> Tensor:
+    """Return places whose images are the runs of tokens of the prompt; of several tiles the last, the whole, is 0."""
+    begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    image = begins.flatten().cumsum(0).view_as(mask) - 1
+    count = int(image.max()) + 1
+    tile = places[..., 0]
+    span = torch.stack([torch.full((count,), 2**62), torch.full((count,), -1)]).to(places.device)
+    lowest = span[0].scatter_reduce(0, image[mask], tile[mask], "amin")
+    highest = span[1].scatter_reduce(0, image[mask], tile[mask], "amax")
+    within, tiles = tile - lowest[image.clamp(min=0)], (highest - lowest + 1)[image.clamp(min=0)]
+    places = places.clone()
+    places[..., 2] = torch.where(mask, (within + 1) % tiles.clamp(min=1), places[..., 2])
+    places[..., 0] = torch.where(mask, image, places[..., 0])
+    return places

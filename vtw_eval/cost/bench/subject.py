@@ -106,9 +106,9 @@ def llava_config(geometry: Geometry) -> LlavaConfig:
         eos_token_id=None,
     )
     tower = _tower_config(geometry)
-    if tower is None:  # a Llava must have one
+    if tower is None:  # a Llava must have one, and methods that read it name layers of it
         tower = CLIPVisionConfig(
-            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=2, patch_size=1
+            hidden_size=8, intermediate_size=8, num_hidden_layers=24, num_attention_heads=1, image_size=2, patch_size=1
         )
     return LlavaConfig(
         text_config=text,

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost.bench.subject import llava_config
-from vtw_eval.cost.dry_run import SYSTEM, VOCAB, tiny_model
+from vtw_eval.cost.dry_run import IMAGE, SYSTEM, VOCAB, picture, tiny_model
 from vtw_eval.cost.geometry import Geometry
 from vtw_eval.engine import LayerView, Merge, Reads, Trace
 from vtw_eval.engine.view import Look
@@ -137,7 +137,11 @@ class _Replay(_Choosing):
     def keep(self, view: LayerView) -> Tensor:
         choice = self.choices[view.layer]
         for look in choice.looks:
-            if look.what is Reads.KEYS:
+            if look.what is Reads.HIDDEN:  # products of its own, not done again
+                continue
+            if look.what is Reads.TOWER:
+                view.tower.again(look)
+            elif look.what is Reads.KEYS:
                 view.keys()
             elif look.what is Reads.KEYS_BEFORE:
                 view.keys_before()
@@ -161,5 +165,9 @@ def _record(method: Method, layers: int, ids: Tensor, vision: Tensor) -> dict[in
     model = tiny_model(layers)
     record = _Record(method=method)
     with torch.no_grad(), record(model, vision_mask=vision, prompt_ids=ids):
-        model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=True, logits_to_keep=1)
+        if Reads.TOWER in method.reads:  # pixels go with ids only
+            ids = ids.masked_fill(ids == IMAGE, IMAGE + 1).masked_fill(vision, IMAGE)
+            model(input_ids=ids, **picture(method, int(vision.sum())), use_cache=True, logits_to_keep=1)
+        else:
+            model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=True, logits_to_keep=1)
     return record.choices
