@@ -3,7 +3,8 @@
 ``make_model(name)`` gives the model and ``make_inputs(name, model, rows)`` the keywords of ``model(**inputs)`` and of
 ``model.generate(**inputs)``, laid out as the family's own processor would (start and end tokens, tiles, frames, token
 types). A row is a list of segments: ``"t5"`` (five text tokens), ``"i"`` (an image), ``"I"`` (an image with another
-number of vision tokens where the family has such), ``"v"`` (a video; only the families in ``VIDEO``).
+number of vision tokens where the family has such), ``"v"`` (a video; only the families in ``VIDEO``), ``"V"`` (one of
+six frames that change in part, and all at once in the middle).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ IMAGE, VIDEO_PAD, START, END, VIDEO_START, VIDEO_END, BREAK, LAST_BREAK, FRAME, 
 
 PATCH = 4
 SLIDING_WINDOW = 6
+LONG = 6
+"""Frames, or pairs of them, of a long video."""
 ANYRES_PINPOINTS = [[16, 16], [8, 24]]
 
 
@@ -364,9 +367,18 @@ def _onevision_video(request: _Request) -> _Vision:
     return _whole_video(request, frames=3)
 
 
+def _slow(frames: Tensor) -> Tensor:
+    """Let half of each frame, ``[frames, ..., rows, columns]``, be that of the one before, except in the middle."""
+    frames = frames.clone()
+    for i in range(1, len(frames)):
+        if i != len(frames) // 2:
+            frames[i, ..., frames.shape[-2] // 2 :, :] = frames[i - 1, ..., frames.shape[-2] // 2 :, :]
+    return frames
+
+
 def _whole_video(request: _Request, frames: int = 2) -> _Vision:
     """Frames without anything between them."""
-    pixels = request.images(frames)[None]
+    pixels = (_slow(request.images(LONG)) if request.large else request.images(frames))[None]
     length = sum(_video_lengths(request.model, pixel_values_videos=pixels))
     return _Vision([VIDEO_PAD] * length, {"pixel_values_videos": pixels}, type=2)
 
@@ -418,7 +430,11 @@ _internvl_image = partial(_tiled_image, before=(START,), after=(END,))
 
 def _frames_as_images(request: _Request, image: Callable[[_Request], _Vision], frames: int = 2) -> _Vision:
     """A video which the model sees as images with a text before each."""
-    images = [image(request) for _ in range(frames)]
+    images = [image(replace(request, large=False)) for _ in range(LONG if request.large else frames)]
+    if request.large:
+        pixels = _slow(torch.cat([image.features["pixel_values"] for image in images]))
+        for image, frame in zip(images, pixels, strict=True):
+            image.features["pixel_values"] = frame[None]
     features = {key: torch.cat([image.features[key] for image in images]) for key in images[0].features}
     return _Vision([id_ for image in images for id_ in (FRAME, *image.ids)], features)
 
@@ -428,6 +444,8 @@ def _grid(request: _Request, *grid: int) -> tuple[Tensor, Tensor]:
     vision = request.model.config.vision_config
     frames, rows, columns = grid
     pixels = request.noise(frames * rows * columns, 3 * vision.temporal_patch_size * vision.patch_size**2)
+    if frames == LONG:
+        pixels = _slow(pixels.unflatten(0, (frames, -1))).flatten(0, 1)
     return pixels, _sizes(*grid).to(pixels.device)
 
 
@@ -441,7 +459,7 @@ def _grid_image(request: _Request) -> _Vision:
 
 def _grid_video(request: _Request) -> _Vision:
     """Two pairs of frames: one run of tokens (Qwen2), or one for each pair with its time stamp (Qwen3, GLM)."""
-    pairs = 2
+    pairs = LONG if request.large else 2
     pixels, grid = _grid(request, pairs, 4, 4)
     features = {"pixel_values_videos": pixels, "video_grid_thw": grid}
     (length,) = _video_lengths(request.model, **features)
@@ -635,10 +653,10 @@ def _encode(family: _Family, model: PreTrainedModel, segments: Sequence[str], se
     for segment in segments:
         if segment in ("i", "I"):
             row.vision(family.image(_Request(model, generator, large=segment == "I", alone=alone)))
-        elif segment == "v":
+        elif segment in ("v", "V"):
             if family.video is None:
                 raise ValueError(f"{model.config.model_type} has no videos")
-            row.vision(family.video(_Request(model, generator)))
+            row.vision(family.video(_Request(model, generator, large=segment == "V")))
         elif segment[:1] == "t" and segment[1:].isdigit():
             ids = torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (int(segment[1:]),), generator=generator)
             row.text(ids.tolist())

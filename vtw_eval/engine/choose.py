@@ -192,6 +192,7 @@ class Chooser:
             rotation_probe=angles,
             unrotated_probe=unrotated,
             last_norm=last_norm,
+            history=step.reduction.kept,
             entered=hidden[:, :0] if step.embeddings is None else step.embeddings,
             looks=step.looks,
             tower_view=step.tower,

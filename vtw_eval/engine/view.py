@@ -71,6 +71,8 @@ class LayerView:
     """Attention row of the layer before for each head, see :meth:`unrotated_attention`."""
     last_norm: Callable[[Tensor], Tensor] = field(repr=False)
     """The norm behind the last layer, see :attr:`normed`."""
+    history: Callable[[int], Tensor] = field(repr=False)
+    """Which tokens of the prompt an earlier layer got, see :meth:`seen_by`."""
     entered: Tensor = field(repr=False)
     """What entered the first layer, see :attr:`embeddings`; empty if no method reads it."""
     looks: list[Look] = field(repr=False)
@@ -101,6 +103,19 @@ class LayerView:
         """Hidden states entering the layer, ``[rows, tokens, width]``."""
         self._read(Reads.HIDDEN, "view.hidden")
         return self.states
+
+    def seen_by(self, layer: int) -> Tensor:
+        """Return which tokens of the prompt an earlier layer got, boolean ``[rows, prompt tokens]``.
+
+        Raises
+        ------
+        ValueError
+            For the layer about to run, or a later one.
+        """
+        self._read(Reads.HIDDEN, "view.seen_by()")  # others choose for all layers before the first one runs
+        if not 0 <= layer < self.layer:
+            raise ValueError(f"{self.method} uses view.seen_by({layer}) before layer {self.layer}.")
+        return self.history(layer)
 
     @property
     def normed(self) -> Tensor:
