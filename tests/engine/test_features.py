@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from tests.support.families import make_inputs, make_model
-from tests.support.oracle import KINDS, models, register_attention
+from tests.support.oracle import KINDS, models, register_attention, widen_windows
 from vtw_eval import VTW, Baseline, Method, RandomK, make_method, parse_method
 from vtw_eval.anatomy import UnsupportedModelError, find_anatomy
 from vtw_eval.engine.calls import cache_of_output, with_cache
@@ -320,6 +320,20 @@ def test_flash_attention_beyond_a_sliding_window_is_refused() -> None:
     long = make_inputs("mistral3_sliding", model, [["t9", "i", "t9"]])
     with VTW(k=2)(model), pytest.raises(ValueError, match="sliding window"):
         model(**long)
+
+
+@torch.no_grad()
+def test_several_tokens_on_a_reduced_cache_beyond_a_sliding_window_are_refused() -> None:
+    """A later turn under FlashAttention: its 2-D mask can cut the window for the last query only."""
+    model, _ = models("mistral3_sliding", "reference_fa")
+    inputs = make_inputs("mistral3_sliding", model, [["t1", "i", "t2"]])
+    widen_windows(model, inputs["input_ids"].shape[1] + 3)
+    with VTW(k=2)(model):
+        cache = cache_of_output(model(**inputs, use_cache=True))
+        turn = {"input_ids": torch.tensor([[20, 30]])}
+        model(**with_cache(model, turn, cache))  # within the window
+        with pytest.raises(ValueError, match="sliding window"):
+            model(**with_cache(model, turn, cache))
 
 
 @pytest.mark.parametrize("spec", ["vtw,k=5", "vtw,k=99", "random_k,low=0,high=9", "random_k,low=3,high=2"])

@@ -182,7 +182,7 @@ def reduced_mask(
     Raises
     ------
     ValueError
-        If FlashAttention would have to apply a sliding window to a prompt with gaps.
+        If FlashAttention would have to apply a sliding window to several queries of a sequence with gaps.
     """
     prefill = total == length
     whole = mask is not None and mask.ndim == 4 and mask.shape[-1] == total and keys == layout.slots + total - length
@@ -195,7 +195,8 @@ def reduced_mask(
                 "FlashAttention cannot weigh merged tokens by their size: load the model with "
                 "attn_implementation='sdpa'."
             )
-        return _two_dimensional(mask, layout, index, valid, prefill=prefill, total=total, window=window)
+        several = prefill or queries > 1
+        return _two_dimensional(mask, layout, index, valid, several=several, total=total, window=window)
     if mask is None and not layout.padded and layout.size is None:
         return None
     pads = ~layout.valid if prefill and layout.padded else None
@@ -334,18 +335,18 @@ def _see_themselves(mask: Tensor, pads: Tensor, first: int) -> Tensor:
 
 
 def check_window(window: int | None, tokens: int) -> None:
-    """Raise ``ValueError`` if FlashAttention would have to apply a sliding window to a prompt with gaps."""
+    """Raise ``ValueError`` if FlashAttention would have to apply a sliding window to a sequence with gaps."""
     if window is not None and tokens > window:
         raise ValueError(
-            f"FlashAttention cannot apply a sliding window of {window} to a prompt of {tokens} tokens once tokens are "
-            "removed: load the model with attn_implementation='sdpa'."
+            f"FlashAttention cannot apply a sliding window of {window} to a sequence of {tokens} tokens once tokens "
+            "are removed: load the model with attn_implementation='sdpa'."
         )
 
 
 def _two_dimensional(
-    mask: Tensor | None, layout: Layout, index: Tensor, valid: Tensor, *, prefill: bool, total: int, window: int | None
+    mask: Tensor | None, layout: Layout, index: Tensor, valid: Tensor, *, several: bool, total: int, window: int | None
 ) -> Tensor | None:
-    if prefill:
+    if several:  # a 2-D mask can cut the window of one query only
         check_window(window, total)
     beyond = window is not None and total > window
     if mask is None and not layout.padded and not beyond:
