@@ -32,10 +32,9 @@ class TokenIds:
     @classmethod
     def of(cls, config: Any) -> TokenIds:
         """Return those of a model's config."""
-        kinds = (
-            {getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index")} for kind in ("image", "video")
-        )
-        image, video = (frozenset(one for one in found if one is not None) for found in kinds)
+        names = ("image_token_id", "image_token_index"), ("video_token_id", "video_token_index")
+        found = ((getattr(config, name, None) for name in kind) for kind in names)
+        image, video = (frozenset(one for one in kind if one is not None) for kind in found)
         return cls(image, video)
 
 

@@ -149,6 +149,22 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     # --- transformers
     TouchPoint(
         "transformers",
+        "names of what stands between a vision tower and the decoder",
+        "vtw_eval/engine/tower_packing.py",
+        "merging_layer",
+        "what a method reads of the tower would not come to the tokens of the prompt",
+        "vtw_eval.engine.tower_places.scattered",
+    ),
+    TouchPoint(
+        "transformers",
+        "get_image_features and get_video_features run the tower, and give the features of the prompt in its order",
+        "vtw_eval/engine/tower_pass.py",
+        "get_video_features",
+        "a method would read the tower at wrong tokens",
+        "vtw_eval.engine.tower_places.scattered",
+    ),
+    TouchPoint(
+        "transformers",
         "names of vision towers and projectors",
         "vtw_eval/cost/measure/flops.py",
         "_TOWERS",
