@@ -21,6 +21,22 @@ _SPECS = {
     "cdpruner": "cdpruner,r=0.6",
     "pyramiddrop": "pyramiddrop",
     "pyramiddrop, keep": "pyramiddrop,position=keep",
+    "fastervlm": "fastervlm,r=0.4",
+    "vtc_cls": "vtc_cls,tokens=2",
+    "visionzip": "visionzip,r=0.4,contextual=0.4,space=decoder",
+    "prumerge": "prumerge,space=decoder",
+    "prumerge+": "prumerge,plus=true,space=decoder",
+    "prumerge, known number": "prumerge,r=0.4,space=decoder",
+    "fopru": "fopru,r=0.5",
+    "fopru, rows": "fopru,r=0.5,strategy=row",
+    "vispruner": "vispruner,r=0.5",
+    "scope": "scope,r=0.6",
+    "hiprune": "hiprune,r=0.3,alpha=1.0",
+    "holov": "holov,r=0.4,stretches=3",
+    "mmtok": "mmtok,r=0.5",
+    "trim": "trim",
+    "trim, known number": "trim,r=0.4",
+    "vscan": "vscan,r=0.2,r2=0.5",
     "dart": "dart,k=1,r=0.4,vision_pivots=1,text_pivots=2",
     "feather": "feather,k1=1,r1=0.6,k2=3,r2=0.5,grid=2",
     "sparsevlm": "sparsevlm,k1=1,k2=2,k3=3",
@@ -28,8 +44,18 @@ _SPECS = {
     "pact": "pact,k1=2,r=0.3,cutoff=0.9",
     "pact, known number": "pact,k1=1,r=0.3,merged=0.4",
     "fitprune": "fitprune",
+    "pool": "pool",
     "ivc_prune": "ivc_prune,k1=2,r=0.7,coordinates=0.2",
     "ivc_prune, known number": "ivc_prune,k1=1,r=0.6,coordinates=0.2,union=false",
+    "evs": "evs,r=0.5",
+    "vidcom2": "vidcom2,r=0.5",
+    "dycoke": "dycoke,thin=0.5",
+    "dycoke, literal": "dycoke,thin=0.5,literal=true",
+    "fastvid": "fastvid,r=0.25,context=0.5,segments=2",
+    "framefusion": "framefusion,cost=0.6",
+    "holitom": "holitom,r=0.5",
+    "random_per_frame": "random_per_frame,r=0.4",
+    "uniform_frames": "uniform_frames",
     "dyvte": "dyvte",
     "tome": "tome,k=1",
     "downsample": "downsample",
@@ -40,3 +66,8 @@ _SPECS = {
 
 EXAMPLES: dict[str, Method] = {label: parse_method(spec) for label, spec in _SPECS.items()}
 """By label."""
+
+_VIDEO = ("evs", "vidcom2", "dycoke", "fastvid", "framefusion", "holitom", "random_per_frame", "uniform_frames")
+
+REFUSED: dict[tuple[str, str], str] = {("smolvlm", key): "nothing tells from the tiles" for key in _VIDEO}
+"""Words of the reason for which a family refuses a method, by family and key of the method; test_methods.py checks it."""

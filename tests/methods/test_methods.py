@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.examples import EXAMPLES
+from tests.methods.examples import EXAMPLES, REFUSED
 from tests.support.families import FAMILIES, VIDEO, make_inputs
 from tests.support.gates import fitted
 from tests.support.oracle import CASES, FLASH, GLM_VIDEO, KINDS, NEW_TOKENS, models
@@ -26,12 +26,15 @@ from vtw_eval import (
     RandomK,
     RandomVision,
 )
+from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import LayerView, Reads, Trace, probes
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import METHODS, Scorer
 from vtw_eval.methods.feather import Feather
 from vtw_eval.methods.fitprune import DELETED, FitPrune
+from vtw_eval.methods.frames import FrameMethod
 from vtw_eval.methods.himap import HiMAP
+from vtw_eval.methods.image_wise import ImageWise
 from vtw_eval.methods.ivc_prune import IVCPrune
 from vtw_eval.methods.sparsevlm import SparseVLM
 from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
@@ -39,8 +42,10 @@ from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision
 NEVER = 10**6
 """A withdrawal layer that no model has: nothing is masked."""
 
-MERGING = ("tome", "sparsevlm", "downsample", "downsample+vtw", "pact", "pact, known number")
-"""These change hidden states: see test_merging.py."""
+_MERGING = {"tome", "sparsevlm", "downsample", "pact", "pool", "visionzip", "prumerge", "holov", "trim", "vscan"}
+_MERGING |= {"fastvid", "framefusion", "holitom"}
+MERGING = tuple(label for label, method in EXAMPLES.items() if method.key in _MERGING or "downsample" in str(method))
+"""These change hidden states: see test_merging.py, test_tower_methods.py, test_video_methods.py."""
 
 
 def test_every_method_has_an_example() -> None:
@@ -103,9 +108,13 @@ def test_the_model_computes_what_masking_computes(name: str, label: str) -> None
     """Whatever a method keeps: logits of kept tokens and of generated ones equal those under a mask."""
     model, oracle = models(name, "sdpa")
     method = fitted(EXAMPLES[label], model)
-    rearrange = method.positions == "rearrange"
+    if (name, method.key) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name, method.key]), method(model):
+            model(**make_inputs(name, model, KINDS["single"]))
+        return
+    rearrange = method.bind(find_anatomy(model)).positions == "rearrange"
     if rearrange and name in ("gemma3", "gemma3_full_first"):
-        method = PyramidDrop(position="keep")  # two rotary tables: the oracle renumbers one
+        method = replace(method, position="keep")  # two rotary tables: the oracle renumbers one
         rearrange = False
     for kind, rows in KINDS.items():
         if kind == "video" and name not in VIDEO:
@@ -175,8 +184,12 @@ def expected_vision(method: Method, layer: int, layers: int, total: int) -> Sequ
         return range(total + 1)
     if isinstance(method, RandomK):
         return (total,) if layer < method.low else (0,) if layer >= method.high else (0, total)
+    if isinstance(method, FrameMethod):  # exactly: see test_video_methods.py
+        return range(total + 1)
     if isinstance(method, VTW):
         return (total,) if layer < method.k else (0,)
+    if isinstance(method, ImageWise):  # by image: see test_tower_methods.py
+        return range(total + 1)
     if isinstance(method, Scorer):
         left = range(total + 1) if method.r is None else (int(total * (1 - method.r) + 0.5),)
         return (total,) if layer < method.k else left

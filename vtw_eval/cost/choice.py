@@ -56,6 +56,7 @@ def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
         FLOPs by kind; empty for a method that computes none.
     """
     found = Counter(read_flops(trace, geometry))
+    found["similarities"] += sum(look.flops or 0 for look in trace.looks if look.what is Reads.HIDDEN)
     after = trace.vision_per_layer
     assert trace.reduction is not None
     before = torch.cat([trace.reduction.prompt.vision.sum(dim=1, keepdim=True).cpu(), after[:, :-1]], dim=1)
@@ -97,6 +98,8 @@ def read_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     width = geometry.heads * geometry.head_dim
     keys = geometry.hidden * geometry.kv_heads * geometry.head_dim
     for look in trace.looks:
+        if look.what is Reads.HIDDEN:  # products of its own
+            continue
         if look.flops is not None:
             found["tower"] += look.flops
         elif look.what is Reads.KEYS:

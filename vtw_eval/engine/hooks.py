@@ -106,7 +106,8 @@ class _Engine:
                 return output
             finally:
                 self.step, self.labels, self.seen = None, None, {}
-                if self.tower is not None:
+                # generate() runs the tower once, also for all the passes that it makes without a cache.
+                if self.tower is not None and self.prompts.generating is None:
                     self.tower.forget()
 
         return watched

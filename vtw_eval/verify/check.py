@@ -19,6 +19,7 @@ from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.methods.wrapped import Wrapped
 from vtw_eval.verify.oracle import Kept, masked, traced
 from vtw_eval.verify.tiny import Inputs, features_in, make_inputs, make_model
+from vtw_eval.verify.towerless import without_tower
 
 NEW_TOKENS = 3
 _RELATIVE = 1e-4
@@ -226,7 +227,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
     """
     model, inputs = subject.model, subject.inputs
     method = method.stand_in(find_anatomy(model))
-    watched = _Watched(method=method)
+    watched = _Watched(method=without_tower(method))
     with watched(model, allow_untested=True) as trace:
         cached = _generate(model, inputs)
         _check_trace(trace, inputs)
