@@ -89,7 +89,7 @@ def _codes(recorder: TowerRecorder, call: TowerCall) -> Tensor:
         grids = [(int(height) // visual.patch_size, int(width) // visual.patch_size) for height, width in sizes]
         parts = [_grid(rows, columns, number) for number, (rows, columns) in enumerate(grids)]
         return torch.cat(parts)[None].to(state.device)
-    own = tokens - recorder.tower.has_cls
+    own = int(tokens) - recorder.tower.has_cls
     rows = next(rows for rows in range(math.isqrt(own), 0, -1) if own % rows == 0)  # all but dry runs have squares
     one = _grid(rows, own // rows, 0)
     if recorder.tower.has_cls:
