@@ -17,6 +17,7 @@ from vtw_eval import Composite, FastV, Method, Reads
 from vtw_eval.anatomy import TESTED, find_anatomy, find_tower
 from vtw_eval.engine import LayerView
 from vtw_eval.engine.tower import TowerView
+from vtw_eval.engine.tower_packing import pack
 from vtw_eval.versions import UpstreamChangedError
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}  # eager attention of float64 rounds to float32
@@ -442,6 +443,22 @@ def test_what_cannot_be_told_is_refused() -> None:
     match = r"the vision tower has \d+ tokens for the \d+ of the prompt"
     with method(model, vision_mask=wrong), pytest.raises(UpstreamChangedError, match=match):
         model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "internvl", "mistral3", "gemma3", "glm4v", "idefics3"])
+def test_a_tower_that_is_wider_than_the_decoder_is_packed_in_parts(name: str) -> None:
+    model = make_model(name, attn="sdpa")
+    inputs = make_inputs(name, model, [["t2", "i", "t3"], ["t1", "i", "i", "t2"]])
+
+    def wide(tower: TowerView) -> tuple[Tensor, Tensor]:
+        [call] = tower.calls
+        state = call.states[1]
+        both = [pack(tower.recorder, call, values, tower.width) for values in (torch.cat([state] * 9, dim=-1), state)]
+        return both[0].values, both[1].values
+
+    found, one = look(model, inputs, wide)
+    assert found.shape[1] == 9 * 16 > model.config.text_config.hidden_size
+    assert torch.equal(found, one.repeat(1, 9)) and one.any()
 
 
 def test_a_composition_keeps_the_layers_of_its_parts() -> None:
