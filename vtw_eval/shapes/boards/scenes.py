@@ -1,4 +1,4 @@
-"""Boards: up to nine objects of two sizes on a grid of 4 x 4 cells, some with a digit on them, among clutter.
+"""Boards: up to nine objects of two sizes on a grid of 4 x 4 cells, large ones with a digit, among clutter.
 
 Everything is a pure function of its arguments; randomness comes from the NumPy generator that is passed in.
 """
@@ -28,14 +28,16 @@ MARKS = ("1", "2", "3", "4", "5", "6")
 """Digits that an object may carry."""
 NO_MARK = ""
 """The mark of an object without a digit."""
-MARKED = 0.6
-"""Share of the objects that carry a digit."""
+MARKED = 0.75
+"""Share of the large objects that carry a digit; small ones carry none."""
+MARK_SIZE = (6, 10)
+"""Width and height of a digit, in pixels."""
 
 _BUCKETS = 8  # one scene in eight is a test scene
 _TEST_BUCKET = 0
 _SUBSAMPLES = 3  # coverage samples per pixel and axis
 _INK = 15.0
-_GLYPHS = {  # 3 x 5 pixels each
+_GLYPHS = {  # drawn at twice the size
     "1": (".#.", "##.", ".#.", ".#.", "###"),
     "2": ("##.", "..#", ".#.", "#..", "###"),
     "3": ("###", "..#", ".##", "..#", "###"),
@@ -133,18 +135,16 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
     """
     if not 1 <= low <= high <= GRID * GRID:
         raise ValueError(f"the number of items must satisfy 1 <= low <= high <= {GRID * GRID}, got {low} and {high}")
-    sizes, colors = tuple(SIZES), tuple(COLORS)
+    sizes, colors = tuple(SIZES), tuple(COLORS)  # small, large
     count = int(rng.integers(low, high + 1))
     while True:  # the number of items is kept, so that the split does not bend its distribution
         cells = sorted(rng.choice(GRID * GRID, size=count, replace=False).tolist())
         drawn = rng.integers((len(sizes), len(colors), len(SHAPES), len(MARKS)), size=(count, 4)).tolist()
         marked = (rng.random(count) < MARKED).tolist()
-        scene = Scene(
-            tuple(
-                Item(cell, sizes[s], colors[c], SHAPES[k], MARKS[m] if has else NO_MARK)
-                for cell, (s, c, k, m), has in zip(cells, drawn, marked, strict=True)
-            )
-        )
+        items = []
+        for cell, (s, c, k, m), has in zip(cells, drawn, marked, strict=True):
+            items.append(Item(cell, sizes[s], colors[c], SHAPES[k], MARKS[m] if has and s else NO_MARK))
+        scene = Scene(tuple(items))
         if is_test_scene(scene) == test:
             return scene
 
@@ -168,6 +168,11 @@ class Placed:
     y: float
     half: float
 
+    @property
+    def mark_y(self) -> float:
+        """The height at which the digit is: the middle, or where a triangle is wide."""
+        return self.y + (0.35 * self.half if self.item.shape == "triangle" else 0.0)
+
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     """Draw the size of each item of a scene and its place within its cell."""
@@ -179,12 +184,12 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     return placed
 
 
-def _draw_mark(image: np.ndarray, mark: str, x: float, y: float, scale: int) -> None:
+def _draw_mark(image: np.ndarray, placed: Placed) -> None:
     """Write a digit, centred as well as whole pixels allow."""
-    glyph = np.array([[pixel == "#" for pixel in line] for line in _GLYPHS[mark]])
-    glyph = glyph.repeat(scale, axis=0).repeat(scale, axis=1)
-    height, width = glyph.shape
-    top, left = round(y - height / 2), round(x - width / 2)
+    glyph = np.array([[pixel == "#" for pixel in line] for line in _GLYPHS[placed.item.mark]])
+    glyph = glyph.repeat(2, axis=0).repeat(2, axis=1)
+    width, height = MARK_SIZE
+    top, left = round(placed.mark_y - height / 2), round(placed.x - width / 2)
     image[top : top + height, left : left + width][glyph] = _INK
 
 
@@ -201,8 +206,7 @@ def _draw(image: np.ndarray, placed: Placed, tint: np.ndarray) -> None:
     cover = fine.reshape(height, _SUBSAMPLES, width, _SUBSAMPLES).mean(axis=(1, 3))[..., None]
     part += cover * (tint - part)
     if placed.item.mark:
-        low = 0.35 * half if placed.item.shape == "triangle" else 0.0  # where a triangle is wide
-        _draw_mark(image, placed.item.mark, placed.x, placed.y + low, 1 if placed.item.size == "small" else 2)
+        _draw_mark(image, placed)
 
 
 def _ground(rng: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,7 @@ from vtw_eval.shapes.boards.questions import TYPES, Question, ask
 from vtw_eval.shapes.boards.scenes import (
     GRID,
     IMAGE_SIZE,
+    MARK_SIZE,
     MARKS,
     MAX_ITEMS,
     SIZES,
@@ -59,6 +60,10 @@ class Recipe:
         Learning rates of Muon for the matrices and of AdamW for embeddings, norms and biases.
     tower_rate
         Factor on the vision tower's learning rates in stage ``joint``.
+    thin
+        Share of stage ``joint``, from its beginning, in which the language model gets a part of the vision tokens.
+    ground
+        How many of those that show no object it then gets, at least and at most.
     warmup, cooldown
         Steps of linear warm-up, and the share of a stage's steps at its end in which the rate falls to zero.
     size
@@ -66,7 +71,7 @@ class Recipe:
     """
 
     seed: int = 0
-    vision_steps: int = 1500
+    vision_steps: int = 1000
     vision_images: int = 16
     joint_steps: int = 3000
     joint_scenes: int = 8
@@ -74,6 +79,8 @@ class Recipe:
     matrix_rate: float = 0.03
     other_rate: float = 2e-3
     tower_rate: float = 0.3
+    thin: float = 0.7
+    ground: tuple[int, int] = (8, 40)
     warmup: int = 50
     cooldown: float = 0.4
     size: Size = field(default_factory=Size)
@@ -122,20 +129,27 @@ def patch_labels(placed: Sequence[Sequence[Placed]]) -> dict[str, torch.Tensor]:
     Returns
     -------
     dict
-        For each of :data:`WORDS` and :data:`PLACES` the number of the value, -1 where no object is (or it has no
-        digit); [images, patches]. A patch shows an object if its centre is within a pixel of the object's square.
+        For each of :data:`WORDS` and :data:`PLACES` the number of the value, -1 where there is none; [images, patches].
+        A patch shows an object if its centre is within a pixel of the object's square, and a digit if it is within two
+        of the digit's; what an object's other patches know of the digit is left open (-2).
     """
     side = IMAGE_SIZE // PATCH_SIZE
     centres = (np.arange(side) + 0.5) * PATCH_SIZE
     labels = {name: np.full((len(placed), side, side), -1, dtype=np.int64) for name in (*WORDS, *PLACES)}
     for image, objects in enumerate(placed):
         for each in objects:
-            rows, columns = (abs(centres - at) < each.half + 1 for at in (each.y, each.x))
+            here = np.ix_(*(abs(centres - at) < each.half + 1 for at in (each.y, each.x)))
             for name, grid in labels.items():
                 value = getattr(each.item, name)
-                if name in WORDS:
-                    value = WORDS[name].index(value) if value else -1
-                grid[image][np.ix_(rows, columns)] = value
+                if name == "mark":
+                    value = -2 if value else -1
+                elif name in WORDS:
+                    value = WORDS[name].index(value)
+                grid[image][here] = value
+            if each.item.mark:
+                width, height = MARK_SIZE
+                near = abs(centres - each.mark_y) < height / 2 + 2, abs(centres - each.x) < width / 2 + 2
+                labels["mark"][image][np.ix_(*near)] = MARKS.index(each.item.mark)
     return {name: torch.from_numpy(grid.reshape(len(placed), -1)) for name, grid in labels.items()}
 
 
@@ -157,8 +171,22 @@ def sample_questions(scene: Scene, rng: np.random.Generator, count: int) -> list
     return questions
 
 
-def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Question]]]:
-    """Make the images of a step of stage ``joint`` and the questions about each."""
+def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Question]], torch.Tensor | None]:
+    """Make the images of a step of stage ``joint``, the questions about each, and which patches are given.
+
+    Returns
+    -------
+    (torch.Tensor, list of list of Question, torch.Tensor or None)
+        Pixel values, [scenes, 3, 128, 128]; questions; numbers of the patches that the language model gets, ascending,
+        [scenes, given], None for all: every patch that shows an object and some that do not.
+    """
     rng = _generator(recipe, "joint", step)
     scenes = [sample_scene(rng, 1, MAX_ITEMS) for _ in range(recipe.joint_scenes)]
-    return draw(scenes, rng)[0], [sample_questions(scene, rng, recipe.joint_questions) for scene in scenes]
+    pixels, placed = draw(scenes, rng)
+    questions = [sample_questions(scene, rng, recipe.joint_questions) for scene in scenes]
+    if step >= recipe.thin * recipe.joint_steps:
+        return pixels, questions, None
+    shown = patch_labels(placed)["color"] >= 0
+    count = min(shown.shape[1], int(shown.sum(1).max()) + int(rng.integers(*recipe.ground, endpoint=True)))
+    order = shown + torch.from_numpy(rng.random(shown.shape))  # objects first, ground in any order
+    return pixels, questions, order.topk(count).indices.sort().values

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from vtw_eval.shapes.boards.making.model import WORD_STD, build_model
 from vtw_eval.shapes.boards.making.optimiser import Muon
 from vtw_eval.shapes.boards.making.recipe import PLACES, STAGES, WORDS, Recipe, draw, joint_batch, vision_batch
+from vtw_eval.shapes.boards.making.thinning import thin_logits
 from vtw_eval.shapes.boards.processor import build_processor
 from vtw_eval.shapes.boards.questions import TYPES, ask
 from vtw_eval.shapes.boards.scenes import GRID, sample_scene
@@ -109,20 +110,22 @@ class Trainer:
         for name, words in self.words.items():
             logits = features @ embeddings[words].T / (features.shape[-1] ** 0.5 * WORD_STD)
             logits = F.pad(logits, (0, 1))  # near none of the words
-            labels[name][labels[name] < 0] = len(words)
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[name].flatten(), reduction="none", label_smoothing=0.05)
-            loss = loss.view_as(shown)
-            losses += [loss[shown].mean(), 0.3 * loss[~shown].mean()]
+            targets = labels[name].masked_fill(labels[name] == -1, len(words))
+            loss = F.cross_entropy(logits.mT, targets, reduction="none", label_smoothing=0.05, ignore_index=-2)
+            losses += [loss[shown & (targets >= 0)].mean(), 0.3 * loss[~shown].mean()]
         for name, head in self.heads.items():
             losses.append(F.cross_entropy(head(features[shown]), labels[name][shown], label_smoothing=0.05))
         return torch.stack(losses).sum()
 
     def joint_loss(self) -> torch.Tensor:
         """Return the loss of the current step of stage ``joint``."""
-        pixels, rows = joint_batch(self.recipe, self.step)
+        pixels, rows, given = joint_batch(self.recipe, self.step)
         batch = pack(self.processor.tokenizer, rows, self.model.config.image_seq_length)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            logits = answer_logits(self.model, pixels, batch)
+            if given is None:
+                logits = answer_logits(self.model, pixels, batch)
+            else:
+                logits = thin_logits(self.model, self.features(pixels), batch, given)
         return answer_loss(logits, batch)
 
     def advance(self) -> float:
