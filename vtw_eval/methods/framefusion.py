@@ -27,11 +27,12 @@ class FrameFusion(VideoMethod):
     """Merge what is like the frame before, then prune once, to a mean over layers (Fu et al., ICCV 2025).
 
     Before each layer, each vision token is compared (cosine of hidden states) with the one that is left before it at
-    the same place of the video. Those more alike than ``similarity`` join it; what a chain of them makes is the plain
-    mean, at its first token. If that would merge more than the budget still asks for, only the most alike are merged
-    and it is done. Once a layer merges less than a tenth of its tokens, the next one prunes and it is done: it keeps
-    what all tokens of the prompt attended to most in the layer before (mean over heads and queries), as many as bring
-    the mean over the layers to ``cost``. The budget is one of all vision tokens of a row.
+    the same place of the video. Those more alike than ``similarity`` join it; what a chain of them makes is the
+    plain mean, at its first token. If that would merge as many tokens as the budget still asks for, or more, only
+    the most alike are merged and it is done. Once a layer merges less than a tenth of its tokens, the next one
+    prunes and it is done: it keeps what all tokens of the prompt attended to most in the layer before (mean over
+    heads and queries), as many as bring the mean over the layers to ``cost``. The budget is one of all vision
+    tokens of a row.
 
     The authors merge between attention and FFN of a layer, this at the input of the next one. Their mean is over 28
     layers, this over those of the model. An image is a video of one frame: nothing is merged, layer 1 prunes.

@@ -26,13 +26,14 @@ class HoliTom(FrameBudget):
     """Merge what stands still over windows of frames, and keep what the tower attends to (Shao et al., NeurIPS 2025).
 
     The first of its two stages ("without inner"), before the first layer. A place stands still over a window of frames
-    if each is more alike to the one before than ``tau`` there (cosine). Windows are chosen for the largest number of
-    tokens that standing still makes superfluous; of equal ones the shorter. What stands still becomes its mean over
-    the window, in the window's first frame, and of these means the share that is to stay, rounded, is chosen as centres
-    by :func:`~vtw_eval.methods.peaks.peak_scores` (7 neighbours); others join the nearest one, which becomes 0.6 times
-    itself plus 0.4 times their mean. Of what moves, each frame keeps that share, rounded up, by the attention that the
-    tower gives it in its last layer (mean over heads and all queries). The share is that of what the windows have left.
-    Order is kept; the code puts still tokens of a window before moving ones. An image is a video of one frame.
+    if each is more alike to the one before than ``tau`` there (cosine). Windows are chosen for the largest number
+    of tokens that standing still makes superfluous, of equal choices the one with the shortest last window. What
+    stands still becomes its mean over the window, in the window's first frame, and of these means the share that is
+    to stay, rounded, is chosen as centres by :func:`~vtw_eval.methods.peaks.peak_scores` (7 neighbours); others
+    join the nearest one, which becomes 0.6 times itself plus 0.4 times their mean. Of what moves, each frame keeps
+    that share, rounded up, by the attention that the tower gives it in its last layer (mean over heads and all
+    queries). The share is that of what the windows have left. Order is kept; the code puts still tokens of a window
+    before moving ones. An image is a video of one frame.
 
     The code may merge a part of what moves too; its default, none, is followed. Its second stage, inside the language
     model, depends on the order in which dropped tokens are averaged one by one and is left out.
