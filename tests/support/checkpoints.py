@@ -61,7 +61,10 @@ def make_tokenizer(extra: Mapping[str, str], specials: tuple[str, ...] = ()) -> 
     named = ["<pad>", "<s>", "</s>", *dict.fromkeys((*extra.values(), *specials))]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=320 + len(named), special_tokens=named, initial_alphabet=alphabet)
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=320 + len(named), special_tokens=named, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
