@@ -25,5 +25,7 @@ def code_of(folder: str) -> dict[str, str]:
     (shapes,) = map(Path, vtw_eval.shapes.__path__)
     return {
         "adapter": source_hash([*adapters.glob("*.py"), *(adapters / folder).rglob("*.py")]),
-        "task": source_hash([*tasks.rglob("*.py"), *tasks.rglob("*.yaml"), *shapes.glob("*.py")]),
+        "task": source_hash(
+            [*tasks.rglob("*.py"), *tasks.rglob("*.yaml"), *shapes.glob("*.py"), *shapes.glob("boards/*.py")]
+        ),
     }

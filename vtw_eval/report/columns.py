@@ -22,6 +22,12 @@ _SHAPES: Mapping[str, tuple[Column, ...]] = {
     "shapes_mme": (Column("mme (of 600)", ("mme_perception_score",)),),
     "shapes_pope": (Column("pope F1", ("pope_f1_score",)),),
     "shapes_vqa": (Column("vqa", ("exact_match",)),),
+    "boards_ai2d": (Column("ai2d", ("exact_match",)),),
+    "boards_caption": (Column("caption EM", ("exact_match",)), Column("caption F1", ("object_f1",))),
+    "boards_gqa": (Column("gqa", ("exact_match",)),),
+    "boards_mme": (Column("mme (of 1000)", ("mme_perception_score",)),),
+    "boards_pope": (Column("pope F1", ("pope_f1_score",)),),
+    "boards_vqa": (Column("vqa", ("exact_match",)),),
     # The same under VLMEvalKit.
     "Shapes_AI2D": (Column("ai2d", ("Overall",)),),
     "Shapes_Caption": (Column("caption EM", ("Overall",)), Column("caption F1", ("object_f1",))),

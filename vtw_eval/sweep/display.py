@@ -110,7 +110,7 @@ class Display:
 
 def main_metric(cell: Cell) -> str:
     """Return the metric that the papers print of a cell's task; the first one of other tasks."""
-    task = cell.spec.task.removeprefix("shapes_")
+    task = cell.spec.task.removeprefix("shapes_").removeprefix("boards_")
     scores = [score for benchmark in BENCHMARKS for score in (benchmark.lmms, benchmark.kit) if score]
     printed = [name for score in scores if score.name == task for name in score.metrics if name in cell.metrics]
     return printed[0] if printed else next(iter(cell.metrics), "")

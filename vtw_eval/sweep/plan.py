@@ -266,7 +266,7 @@ class Plan(Strict):
 
     @model_validator(mode="after")
     def _pairs(self) -> Plan:
-        mme = [task for task in self.tasks if task.casefold() in ("mme", "shapes_mme")]
+        mme = [task for task in self.tasks if task.casefold() in ("mme", "shapes_mme", "boards_mme")]
         if self.limit is not None and self.limit % 2 and mme:
             raise ValueError(f"limit {self.limit} is odd, but {mme[0]} scores pairs of documents: take an even limit.")
         return self

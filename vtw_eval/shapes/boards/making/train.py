@@ -24,15 +24,15 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from vtw_eval.shapes.boards.making.check import accuracy
 from vtw_eval.shapes.boards.making.model import WORD_STD, build_model
 from vtw_eval.shapes.boards.making.optimiser import Muon
-from vtw_eval.shapes.boards.making.recipe import PLACES, STAGES, WORDS, Recipe, draw, joint_batch, vision_batch
+from vtw_eval.shapes.boards.making.recipe import PLACES, STAGES, WORDS, Recipe, joint_batch, vision_batch
 from vtw_eval.shapes.boards.making.thinning import thin_logits
 from vtw_eval.shapes.boards.processor import build_processor
-from vtw_eval.shapes.boards.questions import TYPES, ask
-from vtw_eval.shapes.boards.scenes import GRID, sample_scene
+from vtw_eval.shapes.boards.scenes import GRID
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION
-from vtw_eval.shapes.making.packing import answer_logits, answer_loss, answers_right, pack
+from vtw_eval.shapes.making.packing import answer_logits, answer_loss, pack
 from vtw_eval.state import load_state, read_counters, save_state
 
 STATE_FILE = "state.safetensors"
@@ -145,22 +145,9 @@ class Trainer:
         self.seconds += time.perf_counter() - begun
         return loss.item()
 
-    @torch.no_grad()
-    def accuracy(self, scenes: int = 64) -> dict[str, float]:
-        """Return quick held-out accuracies by question type, at most one question of each type per scene."""
-        rng = np.random.default_rng([self.recipe.seed, len(STAGES)])
-        right: dict[str, list[bool]] = {type: [] for type in TYPES}
-        for _ in range(0, scenes, 16):
-            chosen = [sample_scene(rng, test=True) for _ in range(16)]
-            pixels, _placed = draw(chosen, rng)
-            rows = [[q for type in TYPES if (q := ask(type, scene, rng)) is not None] for scene in chosen]
-            batch = pack(self.processor.tokenizer, rows, self.model.config.image_seq_length)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                logits = answer_logits(self.model, pixels, batch)
-            flat = [question for row in rows for question in row]
-            for question, ok in zip(flat, answers_right(logits, batch).tolist(), strict=True):
-                right[question.type].append(ok)
-        return {type: round(float(np.mean(oks)), 3) for type, oks in right.items() if oks}
+    def accuracy(self) -> dict[str, float]:
+        """Return quick held-out accuracies by question type."""
+        return accuracy(self.model, self.processor.tokenizer, seed=self.recipe.seed, autocast=self.autocast)
 
     def about(self) -> dict[str, Any]:
         """Return what a saved state must have in common with this run."""
