@@ -13,7 +13,7 @@ from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.methods import METHODS, parse_method
 
 LLAVA = PRESETS["llava-1.5-7b"]
-ADJUSTABLE = [name for name in METHODS if name not in ("baseline", "vtw", "rand", "random_k", "dyvte")]
+ADJUSTABLE = [name for name in METHODS if name not in ("baseline", "vtw", "rand", "random_k", "dyvte", "pool")]
 """Those that act on whole layers alone come only as near as a layer costs."""
 
 
@@ -55,6 +55,8 @@ def test_what_cannot_be_reached_is_said() -> None:
     assert "no parameter" in fit_flops(parse_method("random_k"), LLAVA, 0.3, text=66, vision=576).problem
     with pytest.raises(ValueError, match="out of range"):
         fit_flops(parse_method("vtw"), LLAVA, 0.0, text=66, vision=576)
+    with pytest.raises(ValueError, match=r"downsample,r=0\.75"):
+        fit_flops(parse_method("pool"), LLAVA, 0.5, text=66, vision=576)
     with pytest.raises(ValueError, match="gates"):
         fit_flops(parse_method("dyvte"), LLAVA, 0.5, text=66, vision=576)
 
