@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, Qwen2VLConfig
 
 from tests.methods.examples import EXAMPLES
-from tests.support.families import FAMILIES, make_inputs, make_model
+from tests.support.families import DENSE, make_inputs, make_model
 from tests.support.gates import fitted
 from tests.support.oracle import KINDS
 from vtw_eval import VTW, Composite, Downsample, FastV, Method, PyramidDrop, Rand, RandomK, RandomVision, ToMe
@@ -153,9 +153,9 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("tiny models", total=len(FAMILIES) * len(EXAMPLES))
+        task = progress.add_task("tiny models", total=len(DENSE) * len(EXAMPLES))
         tiny: dict[tuple[str, str], Agreement] = {}
-        for name in FAMILIES:
+        for name in DENSE:
             for label in EXAMPLES:
                 tiny[name, label] = agree(name, label, "mixed")
                 progress.advance(task)
@@ -176,7 +176,7 @@ def _document(
 ) -> str:
     unequal = "\n".join(f"- {name}, {method}: {'; '.join(what)}" for (name, method), what in differing.items())
     total = len(tiny) + len(large)
-    small = f"{len(FAMILIES)} tiny models x {len(EXAMPLES)} methods"
+    small = f"{len(DENSE)} tiny models x {len(EXAMPLES)} methods"
     big = f"{len(LARGE)} geometries x {len(LARGE_METHODS)} methods"
     uncounted = sorted({op for found in tiny.values() for op in found.fvcore.uncounted})
     return f"""# FLOPs: closed form, fvcore and torch's counter
@@ -196,7 +196,7 @@ Made by `python -m tests.agreement_table` with torch {torch.__version__}, fvcore
 
 ## Families
 
-{_tiny_table([(name, label) for name in FAMILIES for label in ("baseline", "vtw")], tiny)}
+{_tiny_table([(name, label) for name in DENSE for label in ("baseline", "vtw")], tiny)}
 
 ## Methods, tiny LLaVA
 

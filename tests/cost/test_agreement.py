@@ -8,12 +8,12 @@ import pytest
 
 from tests.agreement_table import QWEN2_VL_7B, agree, agree_large
 from tests.methods.examples import EXAMPLES
-from tests.support.families import FAMILIES
+from tests.support.families import DENSE
 from vtw_eval import VTW, FastV, Method
 from vtw_eval.cost import PRESETS, Geometry
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("label", ["vtw", "fastv"])
 def test_every_family(name: str, label: str) -> None:
     found = agree(name, label, "mixed")

@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig, LlavaConfig
 from typer.testing import CliRunner
 
 from tests.support.checkpoints import make_checkpoint
-from tests.support.families import FAMILIES, make_model
+from tests.support.families import DENSE, make_model
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.cost import Geometry
@@ -82,7 +82,7 @@ def test_a_config_stays_the_model_that_it_is(tmp_path: Path) -> None:
     assert vtw["unexplained"] == [] and vtw["tokens_per_layer"][-1] == 9
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma"])
+@pytest.mark.parametrize("name", [name for name in DENSE if name != "paligemma"])
 def test_every_family_is_counted(name: str) -> None:
     found = counted_costs(make_model(name).config, [parse_method("fastv,k=2,r=0.5")], text=9, vision=16)
     assert [line for costs in found for line in costs.unexplained] == []

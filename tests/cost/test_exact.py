@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.families import FAMILIES, make_inputs, make_model
+from tests.support.families import DENSE, make_inputs, make_model
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost import (
     PRESETS,
@@ -84,7 +84,7 @@ def test_a_decode_step_of_a_sliding_layer_looks_at_its_window() -> None:
     assert exact_decode_flops([9, 9, 2], sliding) == exact_decode_flops([9, 4, 2], GROUPED)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_the_geometry_of_every_family_has_the_weights_of_its_decoder(family: str) -> None:
     model = make_model(family, dtype=torch.float32)
     geometry = Geometry.from_config(model.config)

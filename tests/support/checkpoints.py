@@ -332,15 +332,15 @@ def make_qwen2_5_vl(folder: Path, seed: int, dtype: torch.dtype) -> None:
     save(config, processor, folder, seed, dtype)
 
 
-def make_qwen3_vl(folder: Path, seed: int, dtype: torch.dtype) -> None:
+def make_qwen3_vl(folder: Path, seed: int, dtype: torch.dtype, model_type: str = "qwen3_vl", **of_text: Any) -> None:
     """Qwen3-VL: patches of 16, time stamps in the prompt, interleaved M-RoPE, features for the first layers."""
     from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     tokenizer, processor = _qwen_parts(Qwen3VLProcessor, Qwen3VLVideoProcessor)
-    rope = {**ROPE, "mrope_interleaved": True}
+    of_text = {"rope_parameters": {**ROPE, "mrope_interleaved": True}, "head_dim": HIDDEN // HEADS, **of_text}
     config = {
-        "model_type": "qwen3_vl",
-        "text_config": text_config("qwen3_vl_text", len(tokenizer), rope_parameters=rope, head_dim=HIDDEN // HEADS),
+        "model_type": model_type,
+        "text_config": text_config(f"{model_type}_text", len(tokenizer), **of_text),
         "vision_config": {
             "depth": 3,
             "hidden_size": 32,
@@ -354,6 +354,12 @@ def make_qwen3_vl(folder: Path, seed: int, dtype: torch.dtype) -> None:
         **_qwen_ids(tokenizer),
     }
     save(config, processor, folder, seed, dtype)
+
+
+def make_qwen3_vl_moe(folder: Path, seed: int, dtype: torch.dtype) -> None:
+    """Qwen3-VL with four experts in each layer, of which a token passes two."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
+    make_qwen3_vl(folder, seed, dtype, "qwen3_vl_moe", **experts)
 
 
 def make_internvl(folder: Path, seed: int, dtype: torch.dtype, text: str = "qwen2", **of_text: Any) -> None:
@@ -443,6 +449,7 @@ FAMILIES: Mapping[str, Callable[[Path, int, torch.dtype], None]] = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
+    "qwen3_vl-A1B": make_qwen3_vl_moe,  # lmms-eval tells experts by such a name
     "internvl": make_internvl,
     "internvl3_5": make_internvl3_5,
     "internvl_remote": make_internvl_remote,

@@ -177,6 +177,15 @@ def _qwen3_vl() -> PreTrainedConfig:
     return _grid_config("qwen3_vl", vision, text)
 
 
+def _qwen3_vl_moe() -> PreTrainedConfig:
+    vision = _grid_vision("qwen3_vl_moe_vision", 32, num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    text = _text("qwen3_vl_moe_text", head_dim=8, rope_parameters=_mrope(mrope_interleaved=True), **experts)
+    config = _grid_config("qwen3_vl_moe", vision, text)
+    config.text_config._experts_implementation = "eager"  # grouped matrix products have no float64
+    return config
+
+
 def _glm4v() -> PreTrainedConfig:
     vision = _grid_vision("glm4v_vision", 64, image_size=16)
     # GLM rotates half of each head: 16 dimensions a head leave the same sections as in the Qwen models
@@ -466,7 +475,7 @@ def _grid_video(request: _Request) -> _Vision:
     family = request.model.config.model_type
     if family == "qwen2_5_vl":
         features["second_per_grid_ts"] = torch.tensor([0.5], device=pixels.device)
-    if family == "qwen3_vl":
+    if family in ("qwen3_vl", "qwen3_vl_moe"):
         ids = [FRAME, START, *[VIDEO_PAD] * (length // pairs), END] * pairs
     elif family == "glm4v":
         # The frames of a video have the placeholder of images; only where they are makes them frames
@@ -567,6 +576,7 @@ _FAMILIES: dict[str, _Family] = {
     "qwen2_vl": _Family(_qwen2_vl, _grid_image, _grid_video, types=_mm),
     "qwen2_5_vl": _Family(_qwen2_5_vl, _grid_image, _grid_video, types=_mm),
     "qwen3_vl": _Family(_qwen3_vl, _grid_image, _grid_video, types=_mm),
+    "qwen3_vl_moe": _Family(_qwen3_vl_moe, _grid_image, _grid_video, types=_mm),
     "internvl": _Family(_internvl, _internvl_image, partial(_frames_as_images, image=_internvl_image)),
     "idefics3": _Family(_idefics3, _idefics3_image, collate=_by_row),
     "smolvlm": _Family(
@@ -597,6 +607,9 @@ _FAMILIES |= {
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
 """Names of all families and variants."""
+
+DENSE: tuple[str, ...] = tuple(name for name in FAMILIES if name != "qwen3_vl_moe")
+"""Those whose costs have a closed form, because every token passes the same weights."""
 
 VIDEO: frozenset[str] = frozenset(name for name, family in _FAMILIES.items() if family.video)
 """Names of those whose rows may contain videos (InternVL and SmolVLM see frames as images with texts between)."""

@@ -15,9 +15,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from typer.testing import CliRunner
 
 from tests.methods.examples import EXAMPLES
+from tests.methods.test_methods import MERGING
 from tests.support.oracle import FLASH, register_attention
-from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, ToMe, anatomy
-from vtw_eval.anatomy import TESTED
+from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, anatomy
+from vtw_eval.anatomy import TESTED, find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.engine import arguments as layer_arguments
@@ -25,7 +26,8 @@ from vtw_eval.engine import cache as engine_cache
 from vtw_eval.engine import choose, hooks, masks
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.dart import DART
-from vtw_eval.methods.pact import PACT
+from vtw_eval.methods.framefusion import FrameFusion
+from vtw_eval.methods.frames import FrameMethod
 from vtw_eval.verify import touch_points, verdict
 from vtw_eval.verify.check import MismatchError, check_method, check_search, make_subject
 from vtw_eval.verify.tiny import family_config, make_inputs, make_model, shrink
@@ -50,11 +52,14 @@ def check(family: str, method: Method, attention: str = "sdpa", dtype: torch.dty
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "paligemma", "cohere2_vision"])
 def test_every_method_passes(family: str) -> None:
     subject = make_subject(shrink(family_config(family)), "sdpa", torch.float32, CPU)
-    for method in EXAMPLES.values():
+    found = find_anatomy(subject.model)
+    for label, example in EXAMPLES.items():
+        method = example.stand_in(found).bind(found)
         done = check_method(subject, method)
-        merges = isinstance(method, (ToMe, PACT)) or getattr(method, "recycle", False) or "downsample" in str(method)
+        merges = label in MERGING and getattr(method, "recycle", True)
         rearranges = method.positions == "rearrange" and family == "gemma3"
-        assert ("masking" in done) != (merges or rearranges), method
+        nothing = isinstance(method, FrameMethod | FrameFusion)  # or next to nothing: an image is a video of one frame
+        assert ("masking" in done) != (merges or rearranges) or nothing, method
     assert check_search(subject) == ("search",)
     assert "attention" in check_method(subject, FastV(k=2))
     assert "keys" in check_method(subject, DART(k=2, r=0.5))
@@ -70,7 +75,7 @@ def test_every_family_can_be_made_small(family: str) -> None:
     assert after.num_hidden_layers == before.num_hidden_layers
     assert getattr(after, "layer_types", None) == getattr(before, "layer_types", None)
     assert ("image_grid_thw" in make_inputs(model).keywords()) == (
-        family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+        family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
     )
     assert "masking" in check(family, VTW(k=1), "eager")
 

@@ -116,8 +116,12 @@ RECIPES: Mapping[str, tuple[QwenRecipe, QwenRecipe]] = {
     "qwen2_vl": (QWEN2, QWEN2),
     "qwen2_5_vl": (QWEN2_5_CHAT, QWEN2_5_SIMPLE),
     "qwen3_vl": (QWEN3_CHAT, QWEN3_SIMPLE),
+    "qwen3_vl_moe": (QWEN3_CHAT, QWEN3_SIMPLE),
 }
 """By ``config.model_type``: under the chat protocol, and under the simple one."""
+
+QWEN3 = frozenset({"qwen3_vl", "qwen3_vl_moe"})
+"""``config.model_type`` of Qwen3-VL."""
 
 
 def recipe_for(model_type: str, simple: bool) -> QwenRecipe:
@@ -271,9 +275,9 @@ class Qwen2VL(Family[QwenOptions]):
         return not self.recipe.bounded
 
     @property
-    def tells_times(self) -> bool:
-        """Whether the prompt tells the time of each patch of a video."""
-        return self.model_type == "qwen3_vl"
+    def is_qwen3(self) -> bool:
+        """Whether it is Qwen3-VL, with experts or without."""
+        return self.model_type in QWEN3
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
         """Convert for JPEG, or as ``qwen_vl_utils`` does."""
@@ -307,19 +311,19 @@ class Qwen2VL(Family[QwenOptions]):
     @property
     def _doubles_system(self) -> bool:
         """Whether the system prompt comes before that of a document too, as ``qwen3_vl`` puts it."""
-        return self.model_type == "qwen3_vl" and self.options.media == "harness"
+        return self.is_qwen3 and self.options.media == "harness"
 
     def chat_prompt(self, messages: Sequence[Message]) -> DocumentPrompt:
         """Note what the system prompt and the bounds of the area do to a document under ``qwen3_vl``."""
         prompt = super().chat_prompt(messages)
         notes = [SYSTEM] * (_brings_system(messages) and self._doubles_system)
-        if self.model_type == "qwen3_vl" and not self._bounds_images and any(map(self._exceeds, prompt.images)):
+        if self.is_qwen3 and not self._bounds_images and any(map(self._exceeds, prompt.images)):
             notes.append(UNBOUNDED)
         return replace(prompt, notes=once((*prompt.notes, *notes)))
 
     @property
     def _bounds_images(self) -> bool:
-        return self.recipe.bounded or (self.model_type == "qwen3_vl" and self.options.media == "upright")
+        return self.recipe.bounded or (self.is_qwen3 and self.options.media == "upright")
 
     def _exceeds(self, image: Image.Image) -> bool:
         """Tell whether an image would have another size within the bounds."""
@@ -366,7 +370,7 @@ class Qwen2VL(Family[QwenOptions]):
             of the frames shown. Qwen3-VL is always told them.
         """
         videos = [clip for row in clips for clip in row]
-        if self.tells_times:
+        if self.is_qwen3:
             return self._with_times(prompts, media, clips)
         if not videos:
             return self.process(prompts, **media)
@@ -429,11 +433,11 @@ class Qwen2VL(Family[QwenOptions]):
         most = self.options.max_num_frames
         rate = self.options.fps or self.recipe.fps
         if rate is None or fps <= 0:
-            if self.model_type == "qwen3_vl" and (rounded := 2 * round(most / 2)) <= total:
+            if self.is_qwen3 and (rounded := 2 * round(most / 2)) <= total:
                 most = rounded  # qwen_vl_utils rounds half to even; lmms-eval rounds down for Qwen2.5-VL
             count = max(2, min(most, total) // 2 * 2)
             return [int(i) for i in torch.linspace(0, total - 1, count).round()]
-        if self.model_type == "qwen3_vl":
+        if self.is_qwen3:
             count = smart_nframes({"fps": rate, "max_frames": max(2, min(most, total))}, total, fps)
             return [int(i) for i in torch.linspace(0, total - 1, count).round()]
         count = smart_nframes({"fps": rate}, total_frames=total, video_fps=fps)

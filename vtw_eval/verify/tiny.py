@@ -59,6 +59,9 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         "num_key_value_heads": _key_heads(text),
         "head_dim": HEAD_DIM,
         "query_pre_attn_scalar": HEAD_DIM,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
         "sliding_window": WINDOW,
         "max_position_embeddings": 512,
     }

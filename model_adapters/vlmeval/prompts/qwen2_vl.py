@@ -70,7 +70,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
 
         low, high = self.options.min_pixels, self.options.max_pixels
         least, most = PIXELS
-        if self.model_type == "qwen3_vl":
+        if self.is_qwen3:
             least, most = (count * self._area for count in (qwen.IMAGE_MIN_TOKEN_NUM, qwen.IMAGE_MAX_TOKEN_NUM))
         return {"min_pixels": least if low is None else low, "max_pixels": most if high is None else high}
 
@@ -80,7 +80,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         from qwen_vl_utils import vision_process as qwen
 
         low, high = super().frame_bounds
-        if self.model_type == "qwen3_vl":
+        if self.is_qwen3:
             low = qwen.VIDEO_MIN_TOKEN_NUM * self._area if self.options.min_pixels is None else low
             high = math.inf if self.options.max_pixels is None else high
         return low, high
@@ -113,7 +113,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
 
     def _words(self, asked: bool = True, images: Sequence[str] = ()) -> Any:
         """Return the part of the kit's class that words questions."""
-        of_class = Qwen3VLPromptMixin if self.model_type == "qwen3_vl" else Qwen2VLPromptMixin
+        of_class = Qwen3VLPromptMixin if self.is_qwen3 else Qwen2VLPromptMixin
         words = of_class(use_custom_prompt=asked)
         words.set_dump_image(lambda row: list(images))
         return words
@@ -175,7 +175,7 @@ class Qwen2VLKit(KitFamily, Qwen2VL):
         The kit's class asks for that by sampling from the best token only. For Qwen3-VL it samples where the
         checkpoint's generation config says so: answers of which no two runs are the same.
         """
-        longest = {"max_new_tokens": 32768} if self.model_type == "qwen3_vl" else {}
+        longest = {"max_new_tokens": 32768} if self.is_qwen3 else {}
         return {**super().generation({**longest, **generation}), "repetition_penalty": 1.0}
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:

@@ -68,6 +68,14 @@ PAIRS = (
         bfloat16=True,
         options=",min_pixels=4096,max_pixels=16384,fps=4,max_num_frames=10",
     ),
+    Pair(
+        "qwen3_vl",
+        "qwen2vl_vtw",
+        "qwen3_vl-A1B",
+        ("mme", "videomme"),
+        bfloat16=True,
+        options=",max_num_frames=8",
+    ),
     Pair("internvl_hf", "internvl_vtw", "internvl", ("mme", "scienceqa", "mmmu_val"), bfloat16=True),
     Pair("internvl_hf", "internvl_vtw", "internvl3_5", ("mme", "mmmu_val"), bfloat16=True),
 )
