@@ -21,9 +21,10 @@ class CDPruner(Selector):
 
     The kernel is ``diag(relevance) S diag(relevance)`` with S the cosines of the features that enter the decoder;
     tokens are chosen greedily for the largest determinant (incremental Cholesky). The paper's relevance is that of
-    CLIP's text tower, which checkpoints of LLaVA do not hold. This one is measured among what enters the decoder, as
-    OpenVINO does: the mean cosine of a vision token with the embeddings of the text after the last image, from 0 to 1
-    over the vision tokens of a row. Results are therefore not those of the paper.
+    CLIP's text tower, which checkpoints of LLaVA do not hold; nor does a method see the question's text that it would
+    read, only the prompt's ids. This one is measured among what enters the decoder, as OpenVINO does: the mean cosine
+    of a vision token with the embeddings of the text after the last image, from 0 to 1 over the vision tokens of a row.
+    Results are therefore not those of the paper.
     """
 
     key: ClassVar[str] = "cdpruner"
