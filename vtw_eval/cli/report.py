@@ -49,6 +49,13 @@ def report(
             "that was done before.",
         ),
     ] = False,
+    table: Annotated[
+        bool,
+        typer.Option(
+            "--table",
+            help="The main table alone with its legend as the caption: what goes into a paper (.tex, booktabs).",
+        ),
+    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Show the papers' numbers beside these, or a table of the papers.")
     ] = False,
@@ -105,6 +112,8 @@ def report(
             check_output(output)
         if fail_on_regression and compare is None:
             raise ReportError("--fail-on-regression needs --compare OLD_DIR.")
+        if table and form == "csv":
+            raise ReportError("--table is for what people read: CSV has every score anyway.")
         if published and not Path(source).is_dir():
             if form == "csv":
                 raise ReportError("a table of the papers has no CSV: choose markdown, latex or html.")
@@ -126,6 +135,7 @@ def report(
                     divergences=tuple(kl or ()),
                     title=title,
                     command=command,
+                    table=table,
                     plots=form == "html" or (output is not None and form != "csv"),
                 )
             )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vtw_eval.report.analysis import ModelTable
-from vtw_eval.report.budgets import budget_blocks
+from vtw_eval.report.analysis import BASELINE, ModelTable
+from vtw_eval.report.budgets import budget_blocks, budget_rows
 from vtw_eval.report.changes import Changes, changes_blocks
 from vtw_eval.report.choice_blocks import choice_blocks
 from vtw_eval.report.examples import changed_answers
 from vtw_eval.report.labels import families, named_labels
 from vtw_eval.report.measured import Measured, measured_tables
-from vtw_eval.report.render.blocks import Block, Details, Heading, Image, Inline, Items, Paragraph, Text
+from vtw_eval.report.plots import picture_name
+from vtw_eval.report.render.blocks import Block, Captioned, Details, Heading, Image, Inline, Items, Paragraph, Text
 from vtw_eval.report.results import Results
 from vtw_eval.report.tables import (
     ablation_table,
@@ -82,6 +83,23 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Repor
     if options.command:
         blocks.append(Paragraph(("Made by ", Text(options.command, "code"), ".")))
     return blocks
+
+
+def table_blocks(results: Results, tables: Sequence[ModelTable], options: ReportOptions) -> list[Block]:
+    """Return the main tables alone, each with its legend as its caption; parameters as :func:`report_blocks`."""
+    blocks: list[Block] = []
+    for table in tables:
+        budgets = budget_rows(table, results)
+        base = [row for row in table.rows if row.method == BASELINE]
+        parts = {f"at {label}": (*base, *rows) for label, rows in budgets.items()} or {"": table.rows}
+        for number, (label, rows) in enumerate(parts.items()):
+            what = f"{table.model}{f' {label}' if label else ''}: scores of methods. "
+            name = picture_name(table.model, *([str(number + 1)] if label else []))
+            shown = main_table(replace(table, rows=tuple(rows)), options.equivalence)
+            blocks.append(Captioned(shown, what + _legend(table, options.equivalence), f"tab:{name}"))
+            if table.withheld:
+                blocks.append(Paragraph(Text(table.withheld, "bold")))
+    return [*blocks, *_not_done(results)]
 
 
 def _not_done(results: Results) -> list[Block]:

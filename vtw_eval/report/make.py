@@ -11,7 +11,7 @@ from vtw_eval.names import names_of
 from vtw_eval.report.analysis import ModelTable, analyse
 from vtw_eval.report.budgets import budget_rows
 from vtw_eval.report.changes import Changes, changes_between
-from vtw_eval.report.document import ReportOptions, report_blocks
+from vtw_eval.report.document import ReportOptions, report_blocks, table_blocks
 from vtw_eval.report.inline import inline_panels
 from vtw_eval.report.labels import families, method_called
 from vtw_eval.report.measured import read_measured
@@ -61,6 +61,8 @@ class ReportRequest:
     command: str = ""
     plots: bool = True
     """Whether to draw."""
+    table: bool = False
+    """Whether to show the main tables alone, as for a paper."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def make_report(request: ReportRequest) -> Made:
     measured = read_measured(request.benches, tables)
     if request.form == "csv":
         return Made(to_csv(tables, request.equivalence, measured), changes)
-    images, files = _draw(results, tables, request) if request.plots else ({}, {})
+    images, files = _draw(results, tables, request) if request.plots and not request.table else ({}, {})
     options = ReportOptions(
         title=request.title or results.title or request.folder.resolve().name,
         command=request.command,
@@ -105,8 +107,9 @@ def make_report(request: ReportRequest) -> Made:
         measured=measured,
         pictures=request.form == "html",
     )
-    text = RENDERERS[request.form](report_blocks(results, tables, options), PLOTS)
-    if request.form == "markdown":
+    blocks = (table_blocks if request.table else report_blocks)(results, tables, options)
+    text = RENDERERS[request.form](blocks, PLOTS)
+    if request.form == "markdown" and not request.table:
         files[FILE] = summary_text(everything).encode()
     return Made(text, changes, files)
 

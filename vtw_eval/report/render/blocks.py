@@ -62,6 +62,16 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Captioned:
+    """A table with its caption, as a paper has it."""
+
+    table: Table[Inline]
+    caption: Inline
+    label: str
+    """By which LaTeX refers to it."""
+
+
+@dataclass(frozen=True)
 class Picture:
     """What a document shows."""
 
@@ -89,4 +99,4 @@ class Details:
     """Whether a page shows them at first."""
 
 
-Block: TypeAlias = "Heading | Paragraph | Items | Table[Inline] | Image | Examples | Details"
+Block: TypeAlias = "Heading | Paragraph | Items | Table[Inline] | Image | Captioned | Examples | Details"
