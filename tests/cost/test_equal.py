@@ -13,7 +13,9 @@ from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.methods import METHODS, parse_method
 
 LLAVA = PRESETS["llava-1.5-7b"]
-ADJUSTABLE = [name for name in METHODS if name not in ("baseline", "vtw", "rand", "random_k", "dyvte", "pool")]
+VIDEO = ("evs", "vidcom2", "dycoke", "fastvid", "holitom", "uniform_frames")
+"""Whose costs on an image tell nothing."""
+ADJUSTABLE = [n for n in METHODS if n not in ("baseline", "vtw", "rand", "random_k", "dyvte", "pool", *VIDEO)]
 """Those that act on whole layers alone come only as near as a layer costs."""
 
 
@@ -52,6 +54,7 @@ def test_what_cannot_be_reached_is_said() -> None:
     fit = fit_flops(parse_method("fastv,k=16"), LLAVA, 0.3, text=66, vision=576)
     assert fit.share > 0.5 and str(fit.method) == "fastv,k=16,r=1,seed=0"
     assert fit.problem.startswith("it costs 5") and fit.problem.endswith("to 100.0%")
+    assert fit_flops(parse_method("evs"), LLAVA, 0.5, text=66, vision=576).problem == "it costs 100.0% to 100.0%"
     assert "no parameter" in fit_flops(parse_method("random_k"), LLAVA, 0.3, text=66, vision=576).problem
     with pytest.raises(ValueError, match="out of range"):
         fit_flops(parse_method("vtw"), LLAVA, 0.0, text=66, vision=576)

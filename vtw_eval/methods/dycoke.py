@@ -48,7 +48,7 @@ class DyCoke(FrameMethod):
 
     def reduce(self, view: LayerView, states: Tensor, score: Tensor) -> Reduced:
         """Thin out all frames but each fourth."""
-        states, (frames, tokens) = precise(states), score.shape
+        states, (frames, tokens) = precise(states), map(int, score.shape)
         keep = torch.ones_like(score, dtype=torch.bool)
         count = int(tokens * (1 - self.thin) + 1e-6)
         for i in range(frames):

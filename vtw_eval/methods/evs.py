@@ -40,6 +40,6 @@ class EVS(FrameBudget):
         states = precise(states)
         change = 1 - cosine_similarity(states[1:], states[:-1], dim=-1)
         first = torch.full_like(states[:1, :, 0], torch.inf)
-        frames, tokens = score.shape
+        frames, tokens = map(int, score.shape)
         count = max(int(frames * tokens * self.share(tokens) + 1e-6), tokens)
         return (ranks(torch.cat([first, change]).flatten()[None])[0] < count).view_as(score), None

@@ -80,7 +80,7 @@ class FastVID(FrameBudget):
 
     def reduce(self, view: LayerView, states: Tensor, score: Tensor) -> Reduced:
         """Keep salient tokens and anchors."""
-        frames, tokens, width = states.shape
+        frames, tokens, width = map(int, states.shape)
         left = int(tokens * self.share(tokens) + 1e-6)
         context = int(left * self.context + 1e-6)
         keep = (ranks(score) < left - context).to(states.device)

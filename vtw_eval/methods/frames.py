@@ -33,6 +33,7 @@ class VideoMethod(Method):
     """
 
     needs_vision: ClassVar[bool] = True
+    also_needs: ClassVar[str] = "a video (an image is one frame)"
 
     def bind(self: Self, anatomy: Anatomy) -> Self:
         """Refuse models in which nobody can tell what a frame is.

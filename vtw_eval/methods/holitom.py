@@ -68,15 +68,15 @@ class HoliTom(FrameBudget):
 
     def reduce(self, view: LayerView, states: Tensor, score: Tensor) -> Reduced:
         """Merge and choose in each window."""
-        states, total = precise(states), score.numel()
+        states, (frames, tokens) = precise(states), map(int, score.shape)
         score = score.to(states.device)
         still = cosine_similarity(states[1:], states[:-1], dim=-1) > self.tau
         chosen = windows(still)
         superfluous = sum(int(still[first:last].all(dim=0).sum()) * (last - first) for first, last in chosen)
-        share = min(self.share(score.shape[1]) * total / (total - superfluous), 1.0)
+        share = min(self.share(tokens) * frames * tokens / (frames * tokens - superfluous), 1.0)
         keep, changed, flops = torch.zeros_like(score, dtype=torch.bool), states.clone(), 0
         for first, last in chosen:
-            stands = still[first:last].all(dim=0) & (last > first)
+            stands = still[first:last].all(dim=0) if last > first else torch.zeros_like(keep[first])
             own = slice(first, last + 1)
             moving, places = (~stands).nonzero().flatten(), stands.nonzero().flatten()
             keep[own, moving] = ranks(score[own, moving]) < math.ceil(len(moving) * share - 1e-6)

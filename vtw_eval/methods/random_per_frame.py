@@ -39,5 +39,5 @@ class RandomPerFrame(FrameBudget):
 
     def reduce(self, view: LayerView, states: Tensor, score: Tensor) -> Reduced:
         """Keep those of each frame with the largest numbers."""
-        tokens = score.shape[1]
+        tokens = int(score.shape[1])
         return ranks(score) < int(tokens * self.share(tokens) + 0.5), None

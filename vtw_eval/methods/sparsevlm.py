@@ -12,6 +12,7 @@ from torch import Tensor
 from vtw_eval.engine import LayerView, Merge, Reads
 from vtw_eval.methods.base import Asked, Position, check_share, keep_best, largest, precise
 from vtw_eval.methods.budget import runs
+from vtw_eval.methods.peaks import peak_scores
 from vtw_eval.methods.staged import Staged
 
 LISTS: Mapping[int, tuple[int, int, int]] = {
@@ -182,11 +183,7 @@ def _recycle(view: LayerView, row: int, score: Tensor, keep: Tensor, hidden: Ten
 
 
 def density_peaks(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Group tokens around those that are dense and far from any denser one (density peaks, nearest neighbours).
-
-    The density of a token is ``exp(-m)``, m the mean of the squared distances, per square root of the width, to the
-    ``count`` tokens that are nearest to it, itself among them. Centres are those with the largest product of density
-    and distance to the nearest denser token; the densest has the largest distance that there is.
+    """Group tokens around those with the best :func:`~vtw_eval.methods.peaks.peak_scores` of ``count`` neighbours.
 
     Parameters
     ----------
@@ -202,16 +199,8 @@ def density_peaks(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     group : Tensor
         Group of each token, that of the nearest centre; long ``[tokens]``.
     """
-    moved = precise(features) - precise(features).mean(dim=0)  # distances of small numbers are more exact
-    square = moved.square().sum(dim=-1)
-    distance = (square[:, None] + square - 2 * (moved @ moved.T)).clamp(min=0).sqrt() / features.shape[1] ** 0.5
-    distance.fill_diagonal_(0)
-    density = (-distance.sort(dim=-1).values[:, :count].square().mean(dim=-1)).exp()
-    order = density.argsort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    apart = distance.masked_fill(rank[None] >= rank[:, None], torch.inf).amin(dim=-1).clamp(max=distance.max())
-    centres = (apart * density).argsort(descending=True, stable=True)[:count]
+    score, distance = peak_scores(features, count)
+    centres = score.argsort(descending=True, stable=True)[:count]
     group = distance[:, centres].argmin(dim=-1)
     group[centres] = torch.arange(len(centres), device=group.device)
     return centres, group

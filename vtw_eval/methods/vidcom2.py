@@ -48,7 +48,7 @@ class VidCom2(FrameBudget):
     def reduce(self, view: LayerView, states: Tensor, score: Tensor) -> Reduced:
         """Share out the budget over frames, and keep the most unlike."""
         alike_video, alike_frame = likenesses(precise(states))
-        shares = frame_shares(alike_video.mean(dim=1), self.share(score.shape[1]))
+        shares = frame_shares(alike_video.mean(dim=1), self.share(int(score.shape[1])))
         counts = (shares * score.shape[1]).round().clamp(min=1)
         return ranks(-(alike_video + alike_frame)) < counts[:, None], None
 
