@@ -74,6 +74,18 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def entering(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Return the hidden states that enter a decoder layer and its other arguments by name."""
+    named = by_name(layer, args, kwargs)
+    hidden = named.pop("hidden_states") if not args else named.pop(next(iter(named)))
+    return hidden, named
+
+
+def layer_output(output: Any) -> Tensor:
+    """Return the hidden states among what a decoder layer returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def cache_of(arguments: Mapping[str, Any]) -> Cache | None:
     """Return the KV cache among the arguments of a model, decoder or layer.
 

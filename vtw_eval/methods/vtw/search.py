@@ -29,11 +29,12 @@ from vtw_eval.engine.calls import (
     MASK,
     PER_LAYER,
     POSITIONS,
-    by_name,
     cache_of,
     changed,
     check_embeddings,
     check_layer_call,
+    entering,
+    layer_output,
     parameters,
     with_cache,
 )
@@ -325,21 +326,21 @@ class _Candidates:
 
     def _after_layer(self, i: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            hidden, kwargs = _entering(module, args, kwargs)
+            hidden, kwargs = entering(module, args, kwargs)
             states, arguments = self._enter(i, module, hidden, kwargs)
             # Called below the hooks: a candidate's pass is not one of the model's.
-            self.states = _hidden(module.forward(states, **arguments))
+            self.states = layer_output(module.forward(states, **arguments))
 
         return hook
 
     def _before_last(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the candidates through the last layer, and leave the model itself, too, only what the answer needs."""
-        hidden, kwargs = _entering(module, args, kwargs)
+        hidden, kwargs = entering(module, args, kwargs)
         self.cache.current = keys_and_values(module, hidden, kwargs, self.anatomy.text_config)
         states, arguments = self._enter(self.anatomy.num_layers - 1, module, hidden, kwargs)
         own = keys_and_values(module, states, arguments, self.anatomy.text_config)
         states, arguments = _last_token_only(module, states, arguments, own)
-        self.states = _hidden(module.forward(states, **arguments))
+        self.states = layer_output(module.forward(states, **arguments))
         assert self.tokens is not None
         if bool((self.tokens.last < self.tokens.length - 1).any()):
             return None  # padded on the right
@@ -359,8 +360,8 @@ class _Candidates:
         self.ran += 1
         if self.tokens is None:
             self.tokens = self._begin(hidden, kwargs[MASK], layer)
-        entering = pick(hidden, self.tokens.own, -2)
-        states = entering if self.states is None else torch.cat([self.states, entering])
+        own = pick(hidden, self.tokens.own, -2)
+        states = own if self.states is None else torch.cat([self.states, own])
         return states, self._arguments(i, layer, self.tokens, kwargs, states.shape[0] // len(hidden))
 
     def _arguments(
@@ -426,18 +427,6 @@ class _Candidates:
             ends.append(norm(self.states[:, -1:]).to(hidden.device))
         output.last_hidden_state = torch.cat(ends)
         return output
-
-
-def _entering(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Return the hidden states that enter a layer and its other arguments by name."""
-    named = by_name(layer, args, kwargs)
-    hidden = named.pop("hidden_states") if not args else named.pop(next(iter(named)))
-    return hidden, named
-
-
-def _hidden(output: Any) -> Tensor:
-    """Return the hidden states among what a layer returns."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _last_token_only(
