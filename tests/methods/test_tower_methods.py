@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -532,3 +533,144 @@ def test_vscan_chooses_twice(layers: int) -> None:
     seen = dry_run(parse_method("vscan"), layers, text=66, vision=576).vision[0].tolist()
     assert seen == [96] * half + [32] * half
     assert sum(seen) / layers == 64
+
+
+def test_numbers_of_the_tower_are_those_of_eager_attention() -> None:
+    """FasterVLM, HiPrune's score and VisionZip's keys, from the tower alone."""
+    model, inputs = model_of("large"), inputs_of("large")
+    rows, _, _ = shown("large")
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+        for number, image in enumerate(image for images in rows for image in images):
+            layer = tower.encoder.layers[DEPTH - 2] if hasattr(tower, "encoder") else None
+            layer = layer or tower.vision_model.encoder.layers[DEPTH - 2]
+            normed = layer.layer_norm1(states[DEPTH - 2][number])
+            query, key = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+            heads = [slice(0, 8), slice(8, 16)]
+            weights = [(query[:, head] @ key[:, head].T / math.sqrt(8)).softmax(dim=-1) for head in heads]
+            mean = (weights[0] + weights[1]) / 2
+            cls, column = torch.tensor(image.cls[DEPTH - 2]), torch.tensor(image.column[DEPTH - 2])
+            torch.testing.assert_close(cls, mean[0, 1:].float(), atol=1e-6, rtol=0)
+            torch.testing.assert_close(column, mean.mean(dim=0)[1:].float(), atol=1e-6, rtol=0)
+            torch.testing.assert_close(torch.stack(image.key), (key[1:, :8] + key[1:, 8:]) / 2)
+            torch.testing.assert_close(torch.stack(image.features), states[DEPTH - 1][number, 1:])
+
+
+@pytest.mark.parametrize("spec", [spec for spec in NAIVE if not spec.startswith("vscan")])
+def test_nothing_goes_where_all_may_stay_and_everything_where_none_may(spec: str) -> None:
+    model, inputs = model_of("llava_next"), inputs_of("llava_next")
+    with torch.no_grad():
+        untouched = model(**inputs).logits
+        for full in ("tokens=99", "r=0"):
+            with parse_method(f"{spec},{full}")(model) as trace:
+                assert torch.equal(model(**inputs).logits, untouched)
+            assert set(trace.vision_per_layer.sum(dim=1).tolist()) - {0} == {
+                4 * int(own.sum()) for own in vision_positions(model, inputs["input_ids"]) if own.any()
+            }
+        for none in ("tokens=0", "r=1"):
+            with parse_method(f"{spec},{none}")(model) as trace:
+                model(**inputs)
+            assert trace.vision_per_layer.sum() == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Even(Peek):
+    """Nothing but ties, for what a method is shown."""
+
+    method: Method
+
+    def keep(self, view: LayerView) -> Tensor:
+        tower = view.tower
+        same = torch.ones_like(tower.features(-2))
+        alike = SimpleNamespace(
+            num_layers=tower.num_layers,
+            received=lambda layer=-2, heads="mean", by=None: same[..., 0],
+            features=lambda layer=-2: same,
+            keys=lambda layer=-1, heads="mean": same if heads == "mean" else same.unflatten(-1, (2, -1)),
+            places=tower.places,
+            extent=tower.extent,
+        )
+        return self.method.keep(replace(view.shown_to(self.method), tower_view=alike))
+
+
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [
+        ("fastervlm", range(4)),
+        ("vtc_cls", range(4)),
+        ("fopru", range(4)),
+        ("scope", range(4)),
+        # two by attention; the rest loses eight at a time, the even ones first, which stand before the odd ones
+        ("vispruner", None),
+        ("hiprune", range(4)),
+    ],
+)
+def test_of_equal_tokens_the_earlier_stay(key: str, kept: range | None) -> None:
+    model = model_of("large")
+    inputs = inputs_of("large", [["t3", "i", "t4"]])
+    found = []
+    for _ in range(2):
+        with torch.no_grad(), Even(method=parse_method(f"{key},tokens=4"))(model) as trace:
+            model(**inputs)
+        found.append((trace.kept(0)[0].nonzero()[:, 0] - 3).tolist()[3:-4])
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
+    assert kept is None or found[0] == list(kept)
+
+
+@pytest.mark.parametrize("name", ["video_llava", "qwen2_vl", "llava_onevision"])
+def test_each_frame_of_a_video_is_an_image(name: str) -> None:
+    model = make_model(name, attn="sdpa")
+    inputs = make_inputs(name, model, [["t3", "v", "t4"], ["t2", "i", "t6"]])
+    peek = Peek()
+    with torch.no_grad(), peek(model):
+        model(**inputs)
+    with torch.no_grad(), parse_method("fastervlm,tokens=1")(model) as trace:
+        model(**inputs)
+    frames = {(row, *place) for row in range(2) for place in peek.seen["places"][row, :, :2].tolist() if place[0] >= 0}
+    assert len({frame[2] for frame in frames if frame[0] == 0}) > 1
+    kept = trace.kept(0) & (peek.seen["places"][..., 0] >= 0)
+    for row, image, frame in frames:
+        own = (peek.seen["places"][row, :, :2] == torch.tensor([image, frame])).all(dim=1)
+        score = peek.seen["cls"][0][row]
+        assert kept[row, own].sum() == 1
+        assert score[kept[row] & own] == score[own].max()
+
+
+@pytest.mark.parametrize("spec", ["fastervlm,position=keep", "fastervlm,position=rearrange", "scope,r=0.5"])
+def test_positions_are_those_of_the_code_unless_given(spec: str) -> None:
+    method = parse_method(spec)
+    for name in ("llava", "qwen2_vl", "qwen3_vl"):
+        bound = method.bind(find_anatomy(model_of(name)))
+        given = spec.partition("position=")[2]
+        assert bound.positions == (given or ("rearrange" if name == "llava" else "keep"))
+
+
+def test_wrong_parameters_are_refused() -> None:
+    for spec, words in (
+        ("fastervlm,r=0.5,tokens=3", "not both"),
+        ("fastervlm,r=2", "out of range"),
+        ("prumerge,plus=true,r=0.5", "leave out r and tokens"),
+        ("hiprune,alpha=2", "alpha=2"),
+        ("holov,stretches=0", "stretches=0"),
+        ("mmtok,text_temperature=0", "more than 0"),
+        ("vispruner,important=-1", "important=-1"),
+        ("visionzip,contextual=1.5", "contextual=1.5"),
+        ("vscan,r2=-1", "r2=-1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            parse_method(spec)
+    for spec, words in (("vtc_cls,first=9", "first=9"), ("vscan,k=0", "k=0"), ("vscan,k=9", "k=9")):
+        with pytest.raises(ValueError, match=words):
+            parse_method(spec)(model_of("llava")).__enter__()
+
+
+def test_a_weaker_method_costs_less_and_prumerge_plus_has_no_strength() -> None:
+    for key in ("fastervlm", "vscan", "prumerge", "trim"):
+        weakest, strongest = parse_method(key).scaled(0, 32), parse_method(key).scaled(1, 32)
+        assert weakest is not None
+        assert strongest is not None
+        assert set(dry_run(weakest, 4, text=9, vision=16).vision[0].tolist()) == {16}
+        assert set(dry_run(strongest, 4, text=9, vision=16).vision[0].tolist()) == {0}
+    assert parse_method("prumerge,plus=true").scaled(0.5, 32) is None

@@ -77,7 +77,8 @@ class ImageWise(Method):
         Number of vision tokens that stay for each image, all where it has no more, instead of ``r``.
     position
         "rearrange" numbers tokens anew without gaps, as codes for LLaVA do; "keep" keeps rotary positions, as codes
-        for Qwen2.5-VL do. The latter is the default where positions have several axes (M-RoPE), else the former.
+        for Qwen2.5-VL do. The latter is the default where positions have several axes (M-RoPE) or the decoder adds
+        vision features by place (DeepStack), else the former.
     """
 
     default_r: ClassVar[float | None] = None
@@ -130,8 +131,10 @@ class ImageWise(Method):
         ValueError
             If tokens would be put in another order where the decoder adds vision features by place (DeepStack).
         """
-        bound = replace(self, position=self.position or ("keep" if _has_axes(anatomy.text_config) else "rearrange"))
-        if self.reorders and bound.position == "rearrange" and "deepstack_visual_embeds" in parameters(anatomy.decoder):
+        by_place = "deepstack_visual_embeds" in parameters(anatomy.decoder)
+        fixed = by_place or _has_axes(anatomy.text_config)
+        bound = replace(self, position=self.position or ("keep" if fixed else "rearrange"))
+        if self.reorders and by_place and bound.position == "rearrange":
             raise ValueError(
                 f"{self.key} puts vision tokens in another order, but this model adds vision features to its first "
                 "layers token by token: give position=keep."
