@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -210,7 +211,7 @@ def _exchanged(model: VTWModel, method: Method) -> str:
             method = replace(method, check_name=False)
         runner.exchange(method)
     except REFUSALS as error:
-        return _reason(error)
+        return _reason(error, method)
     return ""
 
 
@@ -229,15 +230,16 @@ def _evaluated(model: VTWModel, task: Any, manager: Any, folder: Path) -> Cell:
             cause = cause.__cause__
         if not isinstance(cause, REFUSALS):
             raise
-        return Cell(refusal=_reason(cause))
+        return Cell(refusal=_reason(cause, model._runner.method))
     assert results is not None
     costs = [row["token_counts"][0] for row in results["samples"][task.config.task]]
     assert len(costs) == 2, "two documents"
     return Cell(sum(cost["vision_per_layer"][-1] for cost in costs), sum(cost["vision_tokens"] for cost in costs))
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _reason(error: BaseException, method: Method) -> str:
+    """Return why a method is refused, in words that are the same for all methods that are refused for it."""
+    return re.sub(rf"^{re.escape(method.name)}(,\S*)?(?= )", "it", " ".join(str(error).split()))
 
 
 def document(found: Mapping[tuple[str, str, str], Cell], methods: Mapping[str, Method]) -> str:

@@ -39,7 +39,7 @@ def test_refusals_are_numbered_by_their_reasons(tmp_path: Path, monkeypatch: pyt
     from vtw_eval import FastV
 
     def refuse(self: FastV, *given: object) -> None:
-        raise ValueError("it  sees\nno picture.")
+        raise ValueError(f"{self},x=1 sees\nno picture.")
 
     monkeypatch.setattr(FastV, "score", refuse)
     methods = examples(["baseline", "fastv"])
