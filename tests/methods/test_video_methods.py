@@ -22,10 +22,13 @@ from tests.support import families
 from tests.support.families import FAMILIES, LONG, VIDEO, make_inputs, make_model
 from tests.support.oracle import GLM_VIDEO, KINDS, models, register_attention
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.cost import Geometry
+from vtw_eval.cost.choice import choice_flops
+from vtw_eval.cost.measure.flops import torch_flops
 from vtw_eval.engine import LayerView, Reads, Trace
 from vtw_eval.engine.calls import cache_of_output
 from vtw_eval.methods import Method, parse_method
-from vtw_eval.methods.frames import videos
+from vtw_eval.methods.frames import VideoMethod, videos
 from vtw_eval.verify.oracle import vision_positions
 
 TOKENS = {"video_llava": 5, "onevision": 4, "qwen2_vl": 4, "qwen3_vl": 4, "internvl": 4}
@@ -578,6 +581,23 @@ def test_merging_leaves_text_alone_on_every_family(name: str, label: str) -> Non
         assert torch.equal(trace.kept(-1) & ~vision, valid & ~vision)
         assert (trace.kept(-1) & vision).sum() < vision.sum()
         assert torch.equal(model(**inputs).logits, untouched), "the method left something behind"
+
+
+@pytest.mark.parametrize("label", [label for label, method in EXAMPLES.items() if isinstance(method, VideoMethod)])
+@pytest.mark.parametrize("name", ["video_llava", "qwen2_vl", "internvl"])
+@torch.no_grad()
+def test_videos_of_a_batch_never_influence_each_other_and_costs_are_counted(name: str, label: str) -> None:
+    model, rows = model_of(name), rows_of(name, "rows of different kinds")
+    inputs = make_inputs(name, model, rows)
+    with EXAMPLES[label](model) as trace:
+        together = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, -3:]
+        counts = trace.tokens_per_layer
+        counted = torch_flops(model, {**inputs, "use_cache": False}).method
+        assert counted == sum(choice_flops(trace, Geometry.from_config(model.config)).values())
+        for row, segments in enumerate(rows):
+            alone = model.generate(**make_inputs(name, model, [segments]), max_new_tokens=3, do_sample=False)
+            assert torch.equal(alone[0, -3:], together[row])
+            assert torch.equal(trace.tokens_per_layer[0], counts[row])
 
 
 @pytest.mark.parametrize(
