@@ -41,7 +41,7 @@ TINY = Geometry(
     ffn=48,
     gated=True,
     vocab=100,
-    vision=VisionGeometry(layers=1, hidden=16, ffn=24, heads=2, tokens=10, patches=9, patch_dim=12, features=9),
+    vision=VisionGeometry(layers=2, hidden=16, ffn=24, heads=2, tokens=10, patches=9, patch_dim=12, features=9),
     projector=((16, 32), (32, 32)),
     vision_tokens=9,
 )
