@@ -199,9 +199,13 @@ def test_methods_that_read_no_layer_are_asked_before_the_first_one_runs() -> Non
 @torch.no_grad()
 def test_what_is_independent_of_the_question_keeps_the_same_whatever_it_is() -> None:
     model = make_model("llava", attn="sdpa")
-    independent = {label: method for label, method in EXAMPLES.items() if method.question_independent}
+    independent = {
+        label: method
+        for label, method in EXAMPLES.items()
+        if method.question_independent and method.reads == Reads.ROLES  # the rows below show other pixels
+    }
     assert {"baseline", "vtw"} <= set(independent)
-    assert not {"rand", "random_k", "random_vision", "fastv", "fastv at 0", "tome", "dyvte"} & set(independent)
+    assert not {"rand", "random_k", "random_vision", "fastv", "fastv at 0", "cdpruner", "dyvte"} & set(independent)
     for label, method in independent.items():
         kept = []
         for question in ("t3", "t8"):

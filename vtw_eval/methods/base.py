@@ -108,10 +108,11 @@ class Method:
     def question_independent(self) -> bool:
         """Whether prompts that show the same may share what was computed up to the question.
 
-        Only where nothing but roles is read: attention and hidden states may be those of the question, and random
-        numbers are drawn from its ids.
+        Derived for methods that read roles or the vision tower only; attention and hidden states may be those of the
+        question, and random numbers are drawn from its ids. A method that looks at those of vision tokens only says
+        so: ``question_independent = True``.
         """
-        return self.reads == Reads.ROLES
+        return self.reads in (Reads.ROLES, Reads.TOWER)
 
     @property
     def name(self) -> str:

@@ -53,6 +53,11 @@ class Composite(Method):
         """What the parts read, together."""
         return functools.reduce(operator.or_, (part.reads for part in self.parts))
 
+    @property
+    def question_independent(self) -> bool:
+        """Whether all parts are."""
+        return all(part.question_independent for part in self.parts)
+
     def bind(self, anatomy: Anatomy) -> Composite:
         """Bind all parts, and check that none of them comes when no vision token is left for it.
 

@@ -23,6 +23,7 @@ class DivPrune(Selector):
 
     key: ClassVar[str] = "divprune"
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.02175"
+    question_independent = True
 
     def choose(self, features: Tensor, question: Tensor, count: int) -> Tensor:
         """See :func:`most_diverse`."""

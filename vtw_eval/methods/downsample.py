@@ -36,6 +36,7 @@ class Downsample(Method):
     key: ClassVar[str] = "downsample"
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.07143"
     reads = Reads.HIDDEN
+    question_independent = True
     needs_vision: ClassVar[bool] = True
 
     r: float | None = None

@@ -41,6 +41,7 @@ class HoloV(ImageWise):
     default_tokens: ClassVar[int | None] = 64
     reorders: ClassVar[bool] = True
     reads = Reads.TOWER | Reads.HIDDEN
+    question_independent = True
 
     stretches: int = 16
     redistribute: bool = False

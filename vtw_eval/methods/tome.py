@@ -43,6 +43,7 @@ class ToMe(Method):
     key: ClassVar[str] = "tome"
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
     reads = Reads.HIDDEN | Reads.KEYS
+    question_independent = True
     also_needs: ClassVar[str] = "SDPA or eager attention"
     needs_vision: ClassVar[bool] = True
 

@@ -31,6 +31,7 @@ class TowerMerging(ImageWise):
 
     reorders: ClassVar[bool] = True
     reads = Reads.TOWER | Reads.HIDDEN
+    question_independent = True
 
     space: Literal["tower", "decoder"] = "tower"
 

@@ -32,6 +32,11 @@ class Wrapped(Method):
         """What the method reads."""
         return self.method.reads
 
+    @property
+    def question_independent(self) -> bool:
+        """Whether the method is."""
+        return self.method.question_independent
+
     def bind(self, anatomy: Anatomy) -> Wrapped:
         """Bind the method."""
         return replace(self, method=self.method.bind(anatomy))
