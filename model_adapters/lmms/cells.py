@@ -25,7 +25,7 @@ from vtw_eval.model_adapters.lmms.names import own_tasks
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL, isolate_aggregations
 from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.failures import DocumentError
-from vtw_eval.models.runner import Answer
+from vtw_eval.models.runner import Answer, Runner
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings
@@ -45,10 +45,12 @@ class LmmsModel:
         A cell of the checkpoint.
     settings
         Device and batch size.
+    runner
+        What answers.
     """
 
-    def __init__(self, spec: CellSpec, settings: Settings) -> None:
-        self.model = _kept(model_class(spec.adapter))(
+    def __init__(self, spec: CellSpec, settings: Settings, runner: type[Runner] = Runner) -> None:
+        self.model = _kept(model_class(spec.adapter), runner)(
             **spec.model_args,
             pretrained=checkpoint(spec.pretrained),
             method="baseline",
@@ -151,11 +153,12 @@ class LmmsModel:
         return self._groups[name, count]
 
 
-def _kept(adapter: type[VTWModel]) -> Any:
+def _kept(adapter: type[VTWModel], runner: type[Runner]) -> Any:
     """Return the adapter's class with a model that outlives an evaluation, and that notes how long answers took."""
 
     class Kept(adapter):  # type: ignore[valid-type, misc]  # a class known at run time only
-        seconds: list[float]
+        runner_class = runner
+        seconds: list[float | None]
         kept: dict[int, Answer]
         """By document: what was answered of a task one of whose documents failed."""
 

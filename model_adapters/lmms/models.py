@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from vtw_eval.media import Found, Media, inspected, noting_damage, once
 from vtw_eval.model_adapters.lmms.picture_marks import AtMarks
+from vtw_eval.model_adapters.lmms.samples import media_groups
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import DocumentPrompt, Family
@@ -55,6 +57,7 @@ class VTWModel(lmms):
     """
 
     adapter: ClassVar[str]
+    runner_class: ClassVar[type[Runner]] = Runner
     is_simple = False
 
     def __init__(self, **arguments: Any) -> None:
@@ -67,7 +70,7 @@ class VTWModel(lmms):
         if self._world_size > 1 and arguments.get("device_map"):
             raise ValueError("device_map spreads one model: leave it out when several processes share the documents.")
         self._device = self._choose_device(arguments.get("device"))
-        self.runner: Runner | None = Runner(
+        self.runner: Runner | None = self.runner_class(
             self.adapter,
             arguments,
             simple=self.is_simple,
@@ -122,12 +125,31 @@ class VTWModel(lmms):
         vtw_eval.models.runner.DocumentError
             If a document cannot be answered; it is never turned into an empty answer.
         """
+        begin = time.perf_counter()
         try:
-            answers = self._runner.answer([self._request(r) for r in requests], progress=self.rank == 0)
+            asked = self._with_media(requests)
+            answers = self._runner.answer(asked, progress=self.rank == 0)
         finally:
             self._runner.tell_media()
-        self._log_costs([answer.costs for answer in answers])
+        self._log_costs([answer.costs for answer in answers], time.perf_counter() - begin)
         return [_result(answer) for answer in answers]
+
+    def _with_media(self, requests: Sequence[Instance]) -> list[Request]:
+        """Return requests that name what their documents show, without opening it."""
+        made = [self._request(request) for request in requests]
+        if self._runner.options.sharing == "off":
+            return made
+        places = [request.args[-3:] for request in requests]
+        counts: dict[tuple[str, str], int] = {}
+        for doc_id, task, split in places:
+            counts[task, split] = max(counts.get((task, split), 0), doc_id + 1)
+        shown = {
+            (task, split): media_groups(self.task_dict[task][split], count) for (task, split), count in counts.items()
+        }
+        return [
+            replace(request, media=f"{split}: {shown[task, split][doc_id]}")
+            for request, (doc_id, task, split) in zip(made, places, strict=True)
+        ]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not available: tasks score continuations under the simple protocol only."""
@@ -213,9 +235,11 @@ class VTWModel(lmms):
         media = self._runner.options.media
         return document, lambda prompt: _noted(prompt, found, damage, media)
 
-    def _log_costs(self, costs: Sequence[TimedCosts]) -> None:
+    def _log_costs(self, costs: Sequence[TimedCosts], elapsed: float) -> None:
+        """Log means; where answers have no latency of their own, time and speed are those of the run."""
         tokens = sum(cost.output_tokens for cost in costs)
-        seconds = sum(cost.latency_s for cost in costs)
+        latencies = [cost.latency_s for cost in costs if cost.latency_s is not None]
+        seconds = sum(latencies) if len(latencies) == len(costs) else elapsed
         log_metrics(
             total_elapsed_time=seconds,
             total_gen_tokens=tokens,

@@ -182,7 +182,7 @@ def convert(
     *,
     own: pd.DataFrame | None = None,
     shares: bool = False,
-) -> tuple[dict[str, Metric], list[Sample], list[float]]:
+) -> tuple[dict[str, Metric], list[Sample], list[float | None]]:
     """Return metrics, samples and seconds of one dataset.
 
     Parameters

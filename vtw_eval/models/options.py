@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,9 @@ from vtw_eval.methods.registry import parameters
 from vtw_eval.runtime import DTYPES, parse_dtype
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
+
+Sharing = Literal["auto", "off"]
+"""Whether prompts about the same images share what they have in common."""
 
 
 _QUOTED = re.compile(r"""\{.*?\}|\[.*?\]|"[^"]*"|'[^']*'""")
@@ -55,6 +58,9 @@ class Options:
         How pictures and videos are read. "harness": as the harness's own adapter reads them, so that answers compare
         with its own; where that is not what a viewer shows (a picture lies on its side, say), the document is counted
         and named. "upright": as a viewer shows them.
+    sharing
+        "auto": what prompts that show the same have in common is computed once for all of them, where that changes no
+        answer; such answers have no latency of their own. "off": each prompt is computed for itself.
     verify
         Before the first answer, compare the method on a tiny model of the same architecture with masked attention,
         unless that was done before with the installed packages (:func:`vtw_eval.verify.verdict.verify`). ``False``
@@ -72,6 +78,7 @@ class Options:
     use_cache: bool = True
     batch_size: int = 1
     media: Media = "harness"
+    sharing: Sharing = "auto"
     verify: bool = True
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,11 @@ from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
+from vtw_eval.models.shared import SharedAnswer, Sharer, Sharing, SharingError, stop_ids
+from vtw_eval.models.sharing import digest, why_alone
+from vtw_eval.models.traces import Counts, check_trace, counts_of
 from vtw_eval.record.costs import TimedCosts
+from vtw_eval.runtime import free_memory, is_out_of_memory
 from vtw_eval.verify.verdict import Verdict, skipped, verify
 from vtw_eval.versions import UpstreamChangedError
 
@@ -45,6 +50,12 @@ class Request:
     """Makes the prompt; called when its turn has come, because it opens images."""
     task: str = ""
     """Name of the task, for methods that search a parameter on its first documents."""
+    media: str = ""
+    """Name of what the document shows, equal for documents that may show the same; empty if nobody knows."""
+
+
+Numbered = tuple[int, Request]
+"""A request and its place among those of a call."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,8 @@ class Runner:
         self.batch_size = self.options.batch_size
         self.found: dict[str, Method] = {}
         """The method of each task for which a search has found its parameter."""
+        self.sharing = Sharing()
+        """What is known about prompts that share what they have in common."""
         self.noted: dict[str, dict[str, None]] = {}
         """By note on media: the documents that have it."""
         self.on_answer: Callable[[int, int], None] = lambda answered, of: None
@@ -133,6 +146,7 @@ class Runner:
         self.verdict = self._verify(method)
         self.method = method
         self.found = {}
+        self.sharing.told.clear()
 
     def _verify(self, method: Method) -> Verdict:
         return verify(self.family.model, method) if self.options.verify else skipped("verify=False")
@@ -141,7 +155,8 @@ class Runner:
         """Answer requests, in their order.
 
         Requests with the same generation arguments are batched, longest first, so that memory runs out at the start
-        if it does. The batch size is halved for good each time.
+        if it does. The batch size is halved for good each time. Before that, what prompts that show the same have in
+        common is computed once for all of them, where that changes no answer.
 
         Parameters
         ----------
@@ -165,18 +180,25 @@ class Runner:
             self.found[task] = self._search(task, own)
         answers: dict[int, Answer] = {}
         with tqdm(total=len(requests), disable=not progress, desc="Answering") as bar:
+
+            def keep(place: int, answer: Answer) -> None:
+                answers[place] = answer
+                self.on_answer(len(answers), len(requests))
+
             numbered = list(enumerate(requests))
             for group in groups(
                 numbered, key=lambda item: (self._method(item[1]), repr(sorted(item[1].generation.items())))
             ):
-                order = sorted(group, key=lambda item: -item[1].length)
-                batches = run_in_batches([request for _, request in order], self.batch_size, process, self._shrink)
-                for (place, _), answer in zip(order, batches, strict=True):
+                for place, answer in self._together(group):
                     bar.update()
-                    if answer is None:
-                        continue
-                    answers[place] = answer
-                    self.on_answer(len(answers), len(requests))
+                    keep(place, answer)
+                alone = [item for item in group if item[0] not in answers]
+                order = sorted(alone, key=lambda item: -item[1].length)
+                batches = run_in_batches([request for _, request in order], self.batch_size, process, self._shrink)
+                for (place, _), found in zip(order, batches, strict=True):
+                    bar.update()
+                    if found is not None:
+                        keep(place, found)
         failures.check(answers, len(requests))
         return [answers[place] for place in range(len(requests))]
 
@@ -191,6 +213,83 @@ class Runner:
             return [None]
         failures.succeeded()
         return answers
+
+    def _together(self, group: Sequence[Numbered]) -> Iterator[tuple[int, Answer]]:
+        """Answer those requests of a group that can share a pass over their images; the others are left."""
+        asked = groups((item for item in group if item[1].media), key=lambda item: (item[1].task, item[1].media))
+        asked = sorted((items for items in asked if len(items) > 1), key=len, reverse=True)
+        if self.options.sharing == "off" or not asked:
+            return
+        request = group[0][1]
+        method, arguments = self._method(request), self.family.generation(request.generation)
+        if reason := why_alone(self.family, self.anatomy, method, arguments):
+            self._tell_alone(reason)
+            return
+        sharer = Sharer(self.family, self.anatomy, method, arguments, self.sharing, self.log)
+        for answers in run_in_batches(asked, self.batch_size, partial(self._shared, sharer), self._shrink):
+            yield from answers.items()
+
+    def _tell_alone(self, reason: str) -> None:
+        if reason not in self.sharing.told:
+            self.sharing.told.add(reason)
+            self.log(f"prompts about one image are computed one by one: {reason}")
+
+    def _shared(self, sharer: Sharer, asked: Sequence[Sequence[Numbered]]) -> list[dict[int, Answer]]:
+        """Answer requests about some images, as far as they can share; what goes wrong is left to the usual way."""
+        try:
+            return self._answers_shared(sharer, asked)
+        except DocumentError as error:
+            reason = f"{error}"
+        except Exception as error:
+            if len(asked) > 1 or not is_out_of_memory(error):
+                raise
+            reason = "out of memory"
+        free_memory()
+        self._tell_alone(reason)
+        return [{} for _ in asked]
+
+    def _answers_shared(self, sharer: Sharer, asked: Sequence[Sequence[Numbered]]) -> list[dict[int, Answer]]:
+        shown = [images for items in asked for images in self._by_media(items) if len(images) > 1]
+        made: dict[int, Answer] = {}
+        if not shown:
+            return [made for _ in asked]
+        requests = [request for images in shown for _, request, _ in images]
+        with named(*requests):
+            found = sharer.answer([[prompt for _, _, prompt in images] for images in shown])
+            for images, answers in zip(shown, found, strict=True):
+                if isinstance(answers, SharingError):
+                    self._tell_alone(str(answers))
+                else:
+                    made |= self._of_shared(sharer, images, answers)
+        return [{place: made[place] for place, _ in items if place in made} for items in asked]
+
+    def _of_shared(
+        self, sharer: Sharer, images: Sequence[tuple[int, Request, DocumentPrompt]], answers: Sequence[SharedAnswer]
+    ) -> dict[int, Answer]:
+        notes = [once((*prompt.notes, *each.notes)) for (_, _, prompt), each in zip(images, answers, strict=True)]
+        eos, pad = stop_ids(sharer.arguments)
+        tokens = torch.nn.utils.rnn.pad_sequence([each.tokens for each in answers], True, pad)
+        texts = self.family.decode(tokens, images[0][1].generation)
+        lengths = answer_lengths(tokens, eos)
+        costs = self._costs([each.counts for each in answers], lengths, None, sharer.method, notes)
+        for (_, request, _), found in zip(images, notes, strict=True):
+            self._note(request, found)
+        return {place: Answer(text, cost) for (place, _, _), text, cost in zip(images, texts, costs, strict=True)}
+
+    def _by_media(self, items: Sequence[Numbered]) -> list[list[tuple[int, Request, DocumentPrompt]]]:
+        """Return the prompts of requests by what they really show; those that show nothing are left out."""
+        first: dict[bytes, DocumentPrompt] = {}
+        found: dict[bytes, list[tuple[int, Request, DocumentPrompt]]] = {}
+        for place, request in items:
+            try:
+                prompt = self._build(request)
+            except DocumentError:  # raised again when its turn has come
+                continue
+            if shown := digest(prompt):
+                # Equal images are kept once.
+                prompt = replace(prompt, images=first.setdefault(shown, prompt).images)
+                found.setdefault(shown, []).append((place, request, prompt))
+        return list(found.values())
 
     def tell_media(self) -> None:
         """Warn of each note on media with the documents that have it, and forget them."""
@@ -217,7 +316,7 @@ class Runner:
         if self.family.auto_class == "AutoModel":
             raise NotImplementedError(f"{self.family.model_type} checkpoints cannot score continuations.")
         prompt = self._build(request)
-        with _named(request):
+        with named(request):
             before = self.family.encode([prompt]).inputs["input_ids"][0]
             encoded = self.family.encode([replace(prompt, text=prompt.text + continuation)])
             ids = encoded.inputs["input_ids"][0]
@@ -266,7 +365,7 @@ class Runner:
         def prompts() -> Iterator[Mapping[str, Any]]:
             for request in tqdm(requests, desc="Searching k", disable=not self.progress):
                 prompt = self._build(request)
-                with _named(request):
+                with named(request):
                     encoded = self.family.encode([prompt])
                 if encoded.vision_mask is not None:
                     raise ValueError("k=search does not work with remote code: pass a number for k.")
@@ -305,14 +404,14 @@ class Runner:
         self.log(f"out of memory: going on with batch size {batch_size}")
 
     def _build(self, request: Request) -> DocumentPrompt:
-        with _named(request):
+        with named(request):
             prompt = request.build(self.family)
         self._note(request, prompt.notes)
         return prompt
 
     def _batch(self, requests: Sequence[Request]) -> list[Answer]:
         prompts = [self._build(request) for request in requests]
-        with _named(*requests):
+        with named(*requests):
             generation = requests[0].generation
             arguments = self.family.generation(generation)
             encoded = self.family.encode(prompts)
@@ -324,8 +423,9 @@ class Runner:
             seconds = self._now() - start
             check_trace(trace, encoded, prompts)
             texts = self.family.decode(tokens, generation)
-            lengths = _answer_lengths(tokens.cpu(), arguments["eos_token_id"])
-            costs = self._costs(trace, lengths, seconds, method, notes)
+            lengths = answer_lengths(tokens.cpu(), arguments["eos_token_id"])
+            beams = len(trace.tokens_per_layer) // len(lengths)  # generate repeats each row once per beam
+            costs = self._costs(counts_of(trace, beams), lengths, seconds / len(lengths), method, notes)
         for request, found in zip(requests, notes, strict=True):
             self._note(request, found)
         return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
@@ -336,61 +436,31 @@ class Runner:
         return time.perf_counter()
 
     def _costs(
-        self, trace: Trace, lengths: Sequence[int], seconds: float, method: Method, notes: Sequence[tuple[str, ...]]
+        self,
+        counts: Sequence[Counts],
+        lengths: Sequence[int],
+        latency: float | None,
+        method: Method,
+        notes: Sequence[tuple[str, ...]],
     ) -> list[TimedCosts]:
-        rows = len(lengths)
-        beams = trace.tokens_per_layer.shape[0] // rows  # generate repeats each row once per beam, side by side
-        tokens = trace.tokens_per_layer[::beams]
-        vision = trace.vision_per_layer[::beams]
-        assert trace.reduction is not None, "generate has run"
-        prompt = trace.reduction.prompt
+        tokens = torch.tensor([each.tokens_per_layer for each in counts])
         return [
             TimedCosts(
-                input_tokens=int(prompt.valid[i * beams].sum()),
-                output_tokens=lengths[i],
-                vision_tokens=int(prompt.vision[i * beams].sum()),
-                tokens_per_layer=tuple(tokens[i].tolist()),
-                vision_per_layer=tuple(vision[i].tolist()),
+                **vars(each),
+                output_tokens=length,
                 prefill_flops=flops,
-                latency_s=seconds / rows,
-                batch_rows=rows,
+                latency_s=latency,
+                batch_rows=len(counts),
                 method=str(method),
                 asked=str(self.method),
                 method_code=foreign_code(method),
                 verified=str(self.verdict),
-                media=notes[i],
+                media=noted,
             )
-            for i, flops in enumerate(eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist())
+            for each, length, flops, noted in zip(
+                counts, lengths, eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist(), notes, strict=True
+            )
         ]
-
-
-def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[DocumentPrompt]) -> None:
-    """Check that a trace is that of one generation from these prompts.
-
-    Parameters
-    ----------
-    trace
-        After the generation.
-    encoded, prompts
-        What it was for.
-
-    Raises
-    ------
-    UpstreamChangedError
-        If the prompts ran more than once or not at all, if other tokens entered the decoder than those that are not
-        padding, or if an image or video has no vision tokens.
-    """
-    if trace.reduction is None or trace.prefills != 1:
-        raise UpstreamChangedError(f"a generation counts as {trace.prefills} prompts", "transformers")
-    prompt, mask = trace.reduction.prompt, encoded.inputs["attention_mask"].bool()
-    beams = len(prompt.valid) // len(mask)  # generate repeats each row once per beam, side by side
-    valid, vision = prompt.valid[::beams].to(mask.device), prompt.vision[::beams]
-    if not torch.equal(valid, mask):
-        entered, given = valid.sum(dim=1).tolist(), mask.sum(dim=1).tolist()
-        raise UpstreamChangedError(f"{entered} tokens entered the decoder for prompts of {given}", "transformers")
-    for row, (shown, document) in enumerate(zip(vision.any(dim=1).tolist(), prompts, strict=True)):
-        if not shown and (document.images or document.videos):
-            raise UpstreamChangedError(f"prompt {row} of the batch has media, but no vision tokens", "transformers")
 
 
 def _notes(prompts: Sequence[DocumentPrompt], encoded: Encoded) -> list[tuple[str, ...]]:
@@ -399,7 +469,7 @@ def _notes(prompts: Sequence[DocumentPrompt], encoded: Encoded) -> list[tuple[st
     return [once((*p.notes, *more)) for p, more in zip(prompts, added, strict=True)]
 
 
-def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
+def answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
     """Count each row's tokens up to the first end of sequence, which counts too."""
     ends = torch.isin(tokens, torch.tensor(eos))
     lengths = torch.full((tokens.shape[0],), tokens.shape[1])
@@ -407,5 +477,6 @@ def _answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
     return torch.where(ends.any(dim=1), first, lengths).tolist()
 
 
-def _named(*requests: Request) -> AbstractContextManager[None]:
+def named(*requests: Request) -> AbstractContextManager[None]:
+    """Let errors within name these documents, see :func:`vtw_eval.models.failures.document_errors`."""
     return document_errors(*(request.name for request in requests))

@@ -103,8 +103,9 @@ class CellCosts(Strict):
     vision_tokens: float
     tokens_per_layer: list[float]
     vision_per_layer: list[float]
-    latency_s: float
-    """Seconds per document under a harness: a hint, not a measurement (that is what ``vtw-eval bench`` is for)."""
+    latency_s: float | None
+    """Seconds per document under a harness: a hint, not a measurement (that is what ``vtw-eval bench`` is for). None
+    where documents shared what they have in common."""
 
 
 class Cell(Strict):

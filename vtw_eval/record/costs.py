@@ -38,10 +38,11 @@ class SampleCosts(Strict):
 class TimedCosts(SampleCosts):
     """Costs of an answer as it was made, with what belongs to the run alone."""
 
-    latency_s: float
-    """Seconds of generation: those of the batch divided by its rows."""
+    latency_s: float | None
+    """Seconds of generation: those of the batch divided by its rows. None where prompts shared what they have in
+    common: no part of the time is that of one answer."""
     batch_rows: int
-    """Rows of that batch; latencies compare between runs of the same batch size only."""
+    """Answers made together; latencies compare between runs of the same batch size only."""
 
     def untimed(self) -> SampleCosts:
         """Return what belongs to the result."""
@@ -56,16 +57,24 @@ def mean_costs(costs: Sequence[TimedCosts]) -> dict[str, float]:
     """Return means over samples by name; ``layer_tokens`` and ``layer_vision_tokens`` are means over layers too.
 
     ``verified`` is the share of answers whose method was verified: a harness keeps means of numbers only.
+    ``latency_s`` is missing unless every answer has one.
     """
     if not costs:
         return {}
     n = len(costs)
+    latency = mean_latency([cost.latency_s for cost in costs])
     return {
         "input_tokens": sum(c.input_tokens for c in costs) / n,
         "vision_tokens": sum(c.vision_tokens for c in costs) / n,
         "layer_tokens": sum(sum(c.tokens_per_layer) / len(c.tokens_per_layer) for c in costs) / n,
         "layer_vision_tokens": sum(sum(c.vision_per_layer) / len(c.vision_per_layer) for c in costs) / n,
         "prefill_flops": sum(c.prefill_flops for c in costs) / n,
-        "latency_s": sum(c.latency_s for c in costs) / n,
         "verified": sum(c.verified.startswith("verified") for c in costs) / n,
+        **({} if latency is None else {"latency_s": latency}),
     }
+
+
+def mean_latency(seconds: Sequence[float | None]) -> float | None:
+    """Return the mean latency, None where an answer has none of its own, or there are none."""
+    known = [value for value in seconds if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(seconds) else None

@@ -10,6 +10,7 @@ import torch
 
 from vtw_eval.cost import Geometry, exact_prefill_flops, kv_cache_bytes, profiler_prefill_flops
 from vtw_eval.record.cell import CellCosts, Sample
+from vtw_eval.record.costs import mean_latency
 from vtw_eval.record.metrics import mean
 
 
@@ -32,7 +33,7 @@ class CostModel:
         except ValueError:
             self.geometry = None  # remote code, say: Eq. 1 and the cache are still known
 
-    def of(self, samples: Sequence[Sample], seconds: Sequence[float]) -> CellCosts | None:
+    def of(self, samples: Sequence[Sample], seconds: Sequence[float | None]) -> CellCosts | None:
         """Return the mean costs of the documents of a cell, None if there are none.
 
         Parameters
@@ -40,7 +41,7 @@ class CostModel:
         samples
             The documents.
         seconds
-            Seconds of each document.
+            Seconds of each document, None for those that have none of their own.
         """
         costs = [sample.costs for sample in samples if sample.costs is not None]
         if not costs or len(costs) < len(samples):
@@ -58,7 +59,7 @@ class CostModel:
             vision_tokens=mean([cost.vision_tokens for cost in costs]),
             tokens_per_layer=tokens.mean(axis=0).tolist(),
             vision_per_layer=vision.mean(axis=0).tolist(),
-            latency_s=mean(seconds) if len(seconds) else 0.0,
+            latency_s=mean_latency(seconds),
         )
 
     def _cache(self, tokens: np.ndarray) -> float:

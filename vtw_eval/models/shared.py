@@ -1,0 +1,225 @@
+"""Answers to several questions about each of some images: one pass for what an image's prompts begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtw_eval.anatomy import Anatomy
+from vtw_eval.engine import Trace
+from vtw_eval.engine.masks import MaskKind
+from vtw_eval.engine.packed import answer_packed
+from vtw_eval.engine.prefix import Prefix, PrefixError, generate_behind, run_prefix
+from vtw_eval.methods import Method
+from vtw_eval.models.batching import run_in_batches
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family
+from vtw_eval.models.sharing import PACKED_TOKENS, Split, fits_windows, ids_of, packing, prefix_inputs, split
+from vtw_eval.models.traces import Counts, check_trace, counts_of
+
+
+@dataclass
+class Sharing:
+    """What is remembered between calls: how much fits in memory, and what was compared."""
+
+    questions: int | None = None
+    """Most questions about an image in a pass, if memory has run out; None before."""
+    compared: bool = False
+    """Whether token ids were compared with the processor's."""
+    sound: set[str] = field(default_factory=set)
+    """Methods that kept the same of a prefix alone as of a whole prompt."""
+    told: set[str] = field(default_factory=set)
+    """Reasons for which prompts went alone, each told once."""
+
+
+@dataclass(frozen=True)
+class SharedAnswer:
+    """One answer."""
+
+    tokens: Tensor
+    """New tokens, long ``[new]`` on the CPU, padded behind the end."""
+    counts: Counts
+    """Of its prompt, as if it had been alone."""
+    notes: tuple[str, ...]
+    """What encoding added to the notes on the media."""
+
+
+class SharingError(Exception):
+    """Prompts cannot share what they begin with; the message says why."""
+
+
+@dataclass(frozen=True)
+class Sharer:
+    """Answers prompts that show the same together.
+
+    Parameters
+    ----------
+    family, anatomy
+        The model.
+    method
+        What to install; its choice must not depend on the question.
+    arguments
+        Of ``generate``: greedy decoding with a KV cache.
+    state
+        Remembered between calls, and changed.
+    log
+        Told when memory runs out.
+    """
+
+    family: Family[Any]
+    anatomy: Anatomy
+    method: Method
+    arguments: Mapping[str, Any]
+    state: Sharing
+    log: Callable[[str], None]
+
+    def answer(self, shown: Sequence[Sequence[DocumentPrompt]]) -> list[list[SharedAnswer] | SharingError]:
+        """Answer all prompts.
+
+        Parameters
+        ----------
+        shown
+            By what they show: the prompts, two or more each; those of equal images come one after the other.
+
+        Returns
+        -------
+        list of list of SharedAnswer, or SharingError
+            For each image its answers, or why there are none.
+        """
+        encoded = self.family.encode([prompts[0] for prompts in shown])
+        found: list[Split | SharingError] = []
+        for row, prompts in enumerate(shown):
+            try:
+                found.append(self._split(encoded, row, prompts))
+            except SharingError as error:
+                found.append(error)
+        usable = [row for row, each in enumerate(found) if isinstance(each, Split)]
+        if not usable:
+            return [each for each in found if isinstance(each, SharingError)]
+        if len(usable) < len(found):
+            answered = iter(self.answer([shown[row] for row in usable]))
+            return [each if isinstance(each, SharingError) else next(answered) for each in found]
+        try:
+            return list(self._answered(encoded, shown, [each for each in found if isinstance(each, Split)]))
+        except (PrefixError, SharingError) as error:
+            return [SharingError(str(error)) for _ in shown]
+
+    def _split(self, encoded: Encoded, row: int, prompts: Sequence[DocumentPrompt]) -> Split:
+        """Return what the prompts of an image have in common, and what not."""
+        vision = frozenset(self.anatomy.vision_token_ids)
+        inputs = encoded.inputs
+        first = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+        rows = ids_of(self.family, first, [prompt.text for prompt in prompts], vision)
+        if rows is None:
+            raise SharingError("prompts about one image differ in front of it")
+        if not self.state.compared:
+            ids = self.family.encode([prompts[-1]]).inputs["input_ids"][0].tolist()
+            if ids != rows[-1]:
+                raise SharingError("the processor makes other tokens of a question than the tokenizer")
+            self.state.compared = True
+        cut = split(rows, vision)
+        if cut is None:
+            raise SharingError("questions stand in front of the image, or right behind it")
+        if not fits_windows(self.anatomy, cut.longest + int(self.arguments["max_new_tokens"])):
+            raise SharingError("a sliding window is shorter than the prompt and its answer")
+        return cut
+
+    def _answered(
+        self, encoded: Encoded, shown: Sequence[Sequence[DocumentPrompt]], splits: Sequence[Split]
+    ) -> list[list[SharedAnswer]]:
+        model = self.family.model
+        inputs = prefix_inputs(encoded.inputs, [each.length for each in splits])
+        with torch.no_grad(), self._installed(inputs) as trace:
+            prefix = run_prefix(model, inputs)
+            check_trace(trace, Encoded(inputs), [prompts[0] for prompts in shown])
+            tokens = self._generated(prefix, splits)
+        if str(self.method) not in self.state.sound:
+            self._check_choice(trace, shown[0], splits[0])
+            self.state.sound.add(str(self.method))
+        return self._with_counts(trace, encoded, splits, tokens)
+
+    def _check_choice(self, trace: Trace, prompts: Sequence[DocumentPrompt], cut: Split) -> None:
+        """Check that the method keeps the same of the first prefix as of the longest whole prompt.
+
+        Raises
+        ------
+        SharingError
+            If it does not: then what it removes depends on the question, whatever it says.
+        """
+        longest = max(range(len(prompts)), key=lambda number: len(cut.own[number]))
+        whole = self.family.encode([prompts[longest]])
+        with torch.no_grad(), self._installed(whole.inputs) as full:
+            run_prefix(self.family.model, whole.inputs)
+        for layer in range(self.anatomy.num_layers):
+            alone, before = full.kept(layer)[0], trace.kept(layer)[0, -cut.length :]
+            if not torch.equal(alone[: cut.length], before) or not bool(alone[cut.length :].all()):
+                raise SharingError(f"{self.method} keeps other tokens of an image when a question follows")
+
+    def _installed(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Trace]:
+        return self.method(self.family.model, prompt_ids=inputs["input_ids"])
+
+    def _generated(self, prefix: Prefix, splits: Sequence[Split]) -> list[list[Tensor]]:
+        """Return the new tokens of each question about each image."""
+        kind = packing(self.family, self.anatomy)
+        most = max(len(each.own) for each in splits)
+        longest = max(len(tokens) for each in splits for tokens in each.own)
+        questions = 1 if kind is None else max(PACKED_TOKENS // longest, 1)
+        questions = min(questions, most, self.state.questions or most)
+        process = (
+            partial(self._expanded, prefix, splits) if kind is None else partial(self._packed, prefix, splits, kind)
+        )
+        by_number = list(run_in_batches(range(most), questions, process, self._fewer))
+        # Of each number: the answers about the images that have so many questions.
+        tokens: list[list[Tensor]] = [[] for _ in splits]
+        for number, rows in enumerate(by_number):
+            having = [i for i, each in enumerate(splits) if number < len(each.own)]
+            for image, answer in zip(having, rows, strict=True):
+                tokens[image].append(answer.cpu())
+        return tokens
+
+    def _packed(
+        self, prefix: Prefix, splits: Sequence[Split], kind: MaskKind, numbers: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """Answer the questions of some numbers about all images, those about one image in one row."""
+        own = [[each.own[n] for n in numbers if n < len(each.own)] for each in splits]
+        eos, pad = stop_ids(self.arguments)
+        new = int(self.arguments["max_new_tokens"])
+        made = answer_packed(self.family.model, prefix, own, kind=kind, max_new_tokens=new, eos=eos, pad=pad)
+        return [[rows[i] for rows in made if i < len(rows)] for i in range(len(numbers))]
+
+    def _expanded(self, prefix: Prefix, splits: Sequence[Split], numbers: Sequence[int]) -> list[list[Tensor]]:
+        """Answer the questions of some numbers about all images, each in a row of its own."""
+        asked = [[(i, each.own[n]) for i, each in enumerate(splits) if n < len(each.own)] for n in numbers]
+        flat = [question for questions in asked for question in questions]
+        images, own = [image for image, _ in flat], [tokens for _, tokens in flat]
+        made = iter(generate_behind(self.family.model, prefix, images, own, self.arguments))
+        return [[next(made) for _ in questions] for questions in asked]
+
+    def _fewer(self, questions: int) -> None:
+        self.state.questions = questions
+        self.log(f"out of memory: going on with {questions} questions about an image at a time")
+
+    def _with_counts(
+        self, trace: Trace, encoded: Encoded, splits: Sequence[Split], tokens: Sequence[Sequence[Tensor]]
+    ) -> list[list[SharedAnswer]]:
+        notes = encoded.notes or ((),) * len(splits)
+        return [
+            [
+                SharedAnswer(new, prefix.behind(len(own)), notes[image])
+                for own, new in zip(splits[image].own, tokens[image], strict=True)
+            ]
+            for image, prefix in enumerate(counts_of(trace, 1))
+        ]
+
+
+def stop_ids(arguments: Mapping[str, Any]) -> tuple[list[int], int]:
+    """Return the ids that end an answer, and the one behind it, as ``generate`` takes them."""
+    eos = arguments["eos_token_id"]
+    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad = arguments.get("pad_token_id")
+    return ends, (ends[0] if ends else 0) if pad is None else pad

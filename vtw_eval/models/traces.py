@@ -1,0 +1,82 @@
+"""What the trace of a generation tells about each of its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vtw_eval.engine import Trace
+from vtw_eval.models.family import DocumentPrompt, Encoded
+from vtw_eval.versions import UpstreamChangedError
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of a prompt."""
+
+    input_tokens: int
+    """All of them, padding left out."""
+    vision_tokens: int
+    """Vision tokens."""
+    tokens_per_layer: tuple[int, ...]
+    """Tokens that entered each decoder layer."""
+    vision_per_layer: tuple[int, ...]
+    """Vision tokens that did."""
+
+    def behind(self, text: int) -> Counts:
+        """Return those of a prompt that goes on behind this one with some text tokens, none of which goes."""
+        layers = tuple(tokens + text for tokens in self.tokens_per_layer)
+        return replace(self, input_tokens=self.input_tokens + text, tokens_per_layer=layers)
+
+
+def counts_of(trace: Trace, beams: int) -> list[Counts]:
+    """Return the counts of each prompt.
+
+    Parameters
+    ----------
+    trace
+        After the generation.
+    beams
+        How many times ``generate`` repeats each row, side by side.
+    """
+    assert trace.reduction is not None, "generate has run"
+    prompt = trace.reduction.prompt
+    parts = (
+        prompt.valid.sum(dim=1).tolist(),
+        prompt.vision.sum(dim=1).tolist(),
+        trace.tokens_per_layer.tolist(),
+        trace.vision_per_layer.tolist(),
+    )
+    rows = list(zip(*parts, strict=True))[::beams]
+    return [Counts(tokens, vision, tuple(layers), tuple(shown)) for tokens, vision, layers, shown in rows]
+
+
+def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[DocumentPrompt]) -> None:
+    """Check that a trace is that of one generation from these prompts.
+
+    Parameters
+    ----------
+    trace
+        After the generation.
+    encoded, prompts
+        What it was for.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If the prompts ran more than once or not at all, if other tokens entered the decoder than those that are not
+        padding, or if an image or video has no vision tokens.
+    """
+    if trace.reduction is None or trace.prefills != 1:
+        raise UpstreamChangedError(f"a generation counts as {trace.prefills} prompts", "transformers")
+    prompt, mask = trace.reduction.prompt, encoded.inputs["attention_mask"].bool()
+    beams = len(prompt.valid) // len(mask)  # generate repeats each row once per beam, side by side
+    valid, vision = prompt.valid[::beams].to(mask.device), prompt.vision[::beams]
+    if not torch.equal(valid, mask):
+        entered, given = valid.sum(dim=1).tolist(), mask.sum(dim=1).tolist()
+        raise UpstreamChangedError(f"{entered} tokens entered the decoder for prompts of {given}", "transformers")
+    for row, (shown, document) in enumerate(zip(vision.any(dim=1).tolist(), prompts, strict=True)):
+        if not shown and (document.images or document.videos):
+            raise UpstreamChangedError(f"prompt {row} of the batch has media, but no vision tokens", "transformers")
