@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.families import PAD, VIDEO, make_inputs
-from tests.support.oracle import models
+from tests.support.oracle import models, widen_windows
 from vtw_eval import VTW
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine.masks import mask_kind
@@ -19,9 +19,10 @@ from vtw_eval.methods.vtw.curve import CurveAnswers, answer_curve, begin
 NEW = 5
 PACKABLE = (
     "llava", "llava_gqa", "vipllava", "llava_next", "llava_onevision", "video_llava", "qwen2_vl", "qwen2_5_vl",
-    "qwen3_vl", "internvl", "idefics3", "smolvlm", "mistral3", "pixtral_llava", "glm4v",
+    "qwen3_vl", "internvl", "idefics3", "smolvlm", "mistral3", "pixtral_llava", "glm4v", "aya_vision",
+    "cohere2_vision", "mistral3_sliding",
 )  # fmt: skip
-"""Those with full attention in all layers."""
+"""Those whose tokens see nothing that follows them; sliding windows are made to hold whole prompts."""
 
 SHOWN: dict[str, Sequence[Sequence[str]]] = {
     "images": [["t3", "i", "t2"], ["t1", "I", "t4"]],
@@ -86,6 +87,7 @@ def test_all_k_equal_one_run_per_k(family: str, kind: str) -> None:
     if kind == "video" and family not in VIDEO:
         return
     model, _ = models(family, "eager" if kind == "several" else "sdpa")
+    widen_windows(model, 128)
     rows = SHOWN[kind]
     layers = find_anatomy(model).num_layers
     found = curve(model, make_inputs(family, model, rows), OWN[: len(rows)], range(layers))

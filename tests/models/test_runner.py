@@ -56,9 +56,15 @@ def runner(checkpoint: Callable[[str], str]) -> Callable[..., Runner]:
         "internvl_remote": {"num_frames": 4, "trust_remote_code": True},
     }
 
-    def make(family: str, simple: bool = False, log: Callable[[str], None] = print, **arguments: Any) -> Runner:
+    def make(
+        family: str,
+        simple: bool = False,
+        log: Callable[[str], None] = print,
+        kind: type[Runner] = Runner,
+        **arguments: Any,
+    ) -> Runner:
         given = {"pretrained": checkpoint(family), **limits.get(family, {}), **arguments}
-        return Runner(ADAPTERS[family][0], given, simple=simple, device=torch.device("cpu"), log=log)
+        return kind(ADAPTERS[family][0], given, simple=simple, device=torch.device("cpu"), log=log)
 
     return make
 

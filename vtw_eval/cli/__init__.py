@@ -1,6 +1,19 @@
 """The command ``vtw-eval``: one module per sub-command, each of them thin (parse, call, print)."""
 
-from vtw_eval.cli import bench, choose, cost, methods, prepare_tgif, report, search_k, sweep, tasks, train_dyvte, verify
+from vtw_eval.cli import (
+    bench,
+    choose,
+    cost,
+    curve,
+    methods,
+    prepare_tgif,
+    report,
+    search_k,
+    sweep,
+    tasks,
+    train_dyvte,
+    verify,
+)
 from vtw_eval.cli.app import app
 
 __all__ = [
@@ -8,6 +21,7 @@ __all__ = [
     "bench",
     "choose",
     "cost",
+    "curve",
     "methods",
     "prepare_tgif",
     "report",

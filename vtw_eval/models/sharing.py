@@ -53,12 +53,12 @@ def why_alone(family: Family[Any], anatomy: Anatomy, method: Method, arguments: 
         return "samples are drawn for a batch as a whole"
     if arguments["num_beams"] != 1:
         return "beams go on in rows of their own"
-    if odd := _told(family) - {_REPEATS}:
+    if odd := told_by_config(family) - {_REPEATS}:
         return f"the checkpoint's generation config sets {', '.join(sorted(odd))}"
     return ""
 
 
-def _told(family: Family[Any]) -> set[str]:
+def told_by_config(family: Family[Any]) -> set[str]:
     """Return what the generation config sets beside what greedy decoding takes."""
     told = family.model.generation_config.to_diff_dict()
     said = {name for name, value in told.items() if value not in (None, False) and not name.startswith("_")}
@@ -70,7 +70,7 @@ def packing(family: Family[Any], anatomy: Anatomy) -> MaskKind | None:
     kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None))
     windows = any(anatomy.sliding_window(layer) is not None for layer in range(anatomy.num_layers))
     mixed = len(set(getattr(anatomy.text_config, "layer_types", None) or ())) > 1
-    return None if kind == "validity" or windows or mixed or _told(family) else kind
+    return None if kind == "validity" or windows or mixed or told_by_config(family) else kind
 
 
 def fits_windows(anatomy: Anatomy, tokens: int) -> bool:

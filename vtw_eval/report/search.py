@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,25 @@ def divergence_plot(result: SearchResult, path: Path) -> None:
 def save_divergence(result: SearchResult, task: str, path: Path) -> None:
     """Keep mean KL by k of a search, for the plot of scores versus k in a report (``vtw-eval report --kl``)."""
     means = result.per_sample.numpy().mean(axis=0)
-    curve = [[k, float(means[k])] for k in range(result.start, len(means))]
-    kept = {"task": task, "k": result.k, "eta": result.eta, "verified": result.verified, "mean_kl": curve}
+    curve = {k: float(means[k]) for k in range(result.start, len(means))}
+    write_divergence(task, curve, path, k=result.k, eta=result.eta, verified=result.verified)
+
+
+def write_divergence(task: str, curve: Mapping[int, float], path: Path, **about: object) -> None:
+    """Keep mean KL by k, as :func:`read_divergence` reads it.
+
+    Parameters
+    ----------
+    task
+        The task.
+    curve
+        Mean KL by k, nats.
+    path
+        The file.
+    about
+        What else a reader may want to know.
+    """
+    kept = {"task": task, **about, "mean_kl": [[k, kl] for k, kl in sorted(curve.items())]}
     write_atomically(path, json.dumps(kept) + "\n")
 
 

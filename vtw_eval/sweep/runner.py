@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from vtw_eval.media import summary
@@ -14,6 +14,8 @@ from vtw_eval.runtime import free_memory
 from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, find_harness
 from vtw_eval.sweep.provenance import checkpoint_read, code_of, method_read
 from vtw_eval.versions import environment
+
+Load = Callable[[CellSpec, Settings], OpenModel]
 
 
 class CellRunner:
@@ -25,11 +27,14 @@ class CellRunner:
         Where cells go.
     settings
         Device and batch size.
+    load
+        Opens the checkpoint of a cell; its harness does by default.
     """
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, load: Load | None = None) -> None:
         self.store = store
         self.settings = settings
+        self._load: Load = load or (lambda spec, settings: find_harness(spec.harness).open(spec, settings))
         self._key: ModelKey | None = None
         self._model: OpenModel | None = None
         self._read: dict[str, str] = {}
@@ -78,7 +83,7 @@ class CellRunner:
             self._key, self._model, self._refused = key, None, ""
             free_memory()
             try:
-                self._model = find_harness(spec.harness).open(spec, self.settings)
+                self._model = self._load(spec, self.settings)
                 self._read = checkpoint_read(spec)
             except (Exception, SystemExit) as error:
                 self._refused = f"{type(error).__name__}: {error}"

@@ -15,6 +15,9 @@ from vtw_eval.sweep.provenance import code_changed, inputs_changed, packages_cha
 from vtw_eval.sweep.ray import Cluster, run_ray
 from vtw_eval.sweep.schedule import Watcher, worker_count
 
+Execute = Callable[[Sequence[CellSpec], Store, Settings, Watcher], None]
+"""Evaluates cells and keeps them in a store."""
+
 
 def run_sweep(
     plan: Plan,
@@ -25,6 +28,7 @@ def run_sweep(
     cluster: Cluster | None = None,
     take_over: bool = False,
     keep: bool = False,
+    execute: Execute | None = None,
 ) -> list[Entry]:
     """Evaluate the cells of a plan that are not done yet, and return what the store then holds for them.
 
@@ -45,6 +49,8 @@ def run_sweep(
     keep
         Whether finished cells that other code of this project made stay as they are. Those whose checkpoint, gates or
         local data have changed run again in any case.
+    execute
+        Evaluates the cells that are left, in place of worker processes on this machine.
 
     Raises
     ------
@@ -71,7 +77,9 @@ def run_sweep(
         watcher.planned(len(cells), len(cells) - len(todo))
         if todo:
             workers = worker_count(plan.workers, len(todo))
-            if cluster is None:
+            if execute is not None:
+                execute(todo, store, settings, watcher)
+            elif cluster is None:
                 run_local(todo, store, settings, workers, watcher)
             else:
                 run_ray(todo, store, settings, workers, watcher, cluster)

@@ -67,7 +67,7 @@ class Beginnings:
     """Places of the text tokens that follow the first vision token, padded on the left."""
     behind_valid: Tensor
     entered: Mapping[int, _Entered]
-    """By k: the tokens of ``behind`` as they enter layer k."""
+    """By layer, from the first k on: the tokens of ``behind`` as they enter it."""
 
 
 @dataclass(frozen=True)
@@ -115,26 +115,27 @@ def begin(anatomy: Anatomy, inputs: Mapping[str, Any], ks: Sequence[int]) -> Beg
     entered: dict[int, _Entered] = {}
     handles = []
 
-    def note(k: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden, named = entering(layer, args, kwargs)
-        check_layer_call(k, named)
+        check_layer_call(i, named)
         parts, places = named.get(EMBEDDINGS), named.get(POSITIONS)
         if parts is not None:
             check_embeddings(parts, *hidden.shape[:2])
             parts = tuple(pick(part, behind, -2) for part in parts)
         places = None if places is None else pick(places, behind, -1)
-        entered[k] = _Entered(pick(hidden, behind, -2), parts, places)
+        entered[i] = _Entered(pick(hidden, behind, -2), parts, places)
 
-    for k in ks:
-        handles.append(anatomy.layers[k].register_forward_pre_hook(functools.partial(note, k), with_kwargs=True))
+    layers = range(min(ks, default=anatomy.num_layers), anatomy.num_layers)
+    for i in layers:
+        handles.append(anatomy.layers[i].register_forward_pre_hook(functools.partial(note, i), with_kwargs=True))
     try:
         with uncompiled(anatomy.decoder, anatomy.layers), torch.no_grad():
             prefix = run_prefix(anatomy.model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    if len(entered) != len(ks):
-        raise changed(f"{len(entered)} of the {len(ks)} hooks on decoder layers have run")
+    if len(entered) != len(layers):
+        raise changed(f"{len(entered)} of the {len(layers)} hooks on decoder layers have run")
     return Beginnings(prefix, *right_aligned(before, int(before.sum(dim=1).max())), behind, behind_valid, entered)
 
 
@@ -155,7 +156,7 @@ def answer_curve(
     Parameters
     ----------
     anatomy
-        The model, with full attention in all layers; no method is installed on it.
+        The model; no method is installed on it, and no sliding window is shorter than a prompt and its answer.
     beginnings
         From :func:`begin`, with these k; can be used again.
     own
@@ -249,8 +250,8 @@ class _Pass(Protocol):
     def candidate_mask(self) -> Tensor:
         """Return what a candidate sees, boolean ``[rows, 1, slots, keys]``."""
 
-    def candidate_part(self, k: int, name: str, part: Tensor, number: int) -> Tensor:
-        """Return position embeddings (cos or sin by ``number``) or positions of a candidate, given the row's."""
+    def candidate_part(self, i: int, name: str, part: Tensor, number: int) -> Tensor:
+        """Return position embeddings (cos or sin by ``number``) or positions of candidates, given the row's."""
 
     def ends(self, states: Tensor) -> Tensor:
         """Return the last token of each question among states of the row or of candidates."""
@@ -283,7 +284,7 @@ class _Curve:
         cache = select(prefix.cache, index)
         before = self.before = self.beginnings.before[index]
         self.behind_valid = self.beginnings.behind_valid[index]
-        self.entered = {k: self.beginnings.entered[k].rows(index) for k in self.ks}
+        self.entered = {i: each.rows(index) for i, each in self.beginnings.entered.items()}
         self.text = copy.copy(self.pack)
         """The same for candidates: what they have in front of the questions is text."""
         self.text.valid = torch.cat([self.beginnings.before_valid[index], self.behind_valid], dim=1)
@@ -381,12 +382,11 @@ class _Curve:
         if None not in self.masks:
             self.masks[None] = self._of_kind(current.candidate_mask())
         new = {**kwargs, MASK: self.masks[None].repeat(count, 1, 1, 1)}
-        k = self.ks[0]  # positions are the same for all
         if (parts := kwargs.get(EMBEDDINGS)) is not None:
-            cut = [current.candidate_part(k, EMBEDDINGS, part, number) for number, part in enumerate(parts)]
+            cut = [current.candidate_part(i, EMBEDDINGS, part, number) for number, part in enumerate(parts)]
             new[EMBEDDINGS] = tuple(_repeated(part, count, -3) for part in cut)
         if (places := kwargs.get(POSITIONS)) is not None:
-            new[POSITIONS] = _repeated(current.candidate_part(k, POSITIONS, places, 0), count, -2)
+            new[POSITIONS] = _repeated(current.candidate_part(i, POSITIONS, places, 0), count, -2)
         return new
 
     def _of_kind(self, mask: Tensor) -> Tensor:
@@ -441,9 +441,9 @@ class _Questions:
         sees[..., before : before + count] = ((valid[:, :, None] & valid[:, None, :] & causal) | itself)[:, None]
         return torch.cat([sees, questions], dim=2)
 
-    def candidate_part(self, k: int, name: str, part: Tensor, number: int) -> Tensor:
+    def candidate_part(self, i: int, name: str, part: Tensor, number: int) -> Tensor:
         """Return those of the text behind the image as they were, then the row's."""
-        entered = self.curve.entered[k]
+        entered = self.curve.entered[i]
         source = entered.positions if name == POSITIONS else (entered.embeddings or (None, None))[number]
         if source is None:
             raise changed(f"decoder layers got no {name} before")
@@ -494,7 +494,7 @@ class _Words:
         seen = torch.cat([text.owner, text.last.repeat(1, self.made - 1)], dim=1)
         return text.mask(seen, text.last, text.order[:, -text.most :])
 
-    def candidate_part(self, k: int, name: str, part: Tensor, number: int) -> Tensor:
+    def candidate_part(self, i: int, name: str, part: Tensor, number: int) -> Tensor:
         """Return those of one k, the same for all."""
         most = self.curve.pack.most
         return part[..., -most:] if name == POSITIONS else part[..., -most:, :]
