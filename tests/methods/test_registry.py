@@ -24,8 +24,11 @@ from vtw_eval.methods import (
     make_method,
     parse_method,
 )
+from vtw_eval.methods.frames import FrameBudget, FrameMethod, VideoMethod
+from vtw_eval.methods.image_wise import ImageWise
 from vtw_eval.methods.selector import Selector
 from vtw_eval.methods.staged import Staged
+from vtw_eval.methods.tower_merging import TowerMerging
 from vtw_eval.methods.wrapped import Wrapped
 
 
@@ -90,7 +93,19 @@ def test_every_method_file_is_registered_and_exported() -> None:
 
 
 LAYERS = 10
-BASES = (Method, Scorer, Selector, Staged, Composite, Wrapped)
+BASES = (
+    Method,
+    Scorer,
+    Selector,
+    Staged,
+    Composite,
+    Wrapped,
+    ImageWise,
+    TowerMerging,
+    FrameMethod,
+    VideoMethod,
+    FrameBudget,
+)
 
 
 @pytest.mark.parametrize(
