@@ -600,6 +600,26 @@ def test_videos_of_a_batch_never_influence_each_other_and_costs_are_counted(name
             assert torch.equal(trace.tokens_per_layer[0], counts[row])
 
 
+@torch.no_grad()
+def test_what_claims_so_chooses_whatever_is_asked() -> None:
+    model = model_of("qwen2_vl")
+    inputs = make_inputs("qwen2_vl", model, [["t3", "V", "t4"]])
+    other = inputs | {"input_ids": torch.cat([inputs["input_ids"][:, :-4], torch.tensor([[11, 12, 13, 14]])], dim=1)}
+    claiming = [
+        method for method in EXAMPLES.values() if isinstance(method, VideoMethod) and method.question_independent
+    ]
+    assert {method.key for method in EXAMPLES.values() if isinstance(method, VideoMethod)} - {
+        method.key for method in claiming
+    } == {"framefusion", "random_per_frame"}
+    for method in claiming:
+        kept = []
+        with method(model) as trace:
+            for asked in (inputs, other):
+                model(**asked)
+                kept.append(trace.kept(0))
+        assert torch.equal(*kept)
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

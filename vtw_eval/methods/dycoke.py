@@ -49,7 +49,7 @@ class DyCoke(FrameMethod):
     def reduce(self, view: LayerView, states: Tensor, score: Tensor) -> Reduced:
         """Thin out all frames but each fourth."""
         states, (frames, tokens) = precise(states), map(int, score.shape)
-        keep = torch.ones_like(score, dtype=torch.bool)
+        keep = torch.ones(frames, tokens, dtype=torch.bool, device=states.device)
         count = int(tokens * (1 - self.thin) + 1e-6)
         for i in range(frames):
             if i % 4 and not (self.literal and i % 4 == 2 and i + 2 >= frames):

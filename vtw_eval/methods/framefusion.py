@@ -92,13 +92,14 @@ class FrameFusion(VideoMethod):
             if len(gone):
                 hidden = view.hidden.clone() if hidden is None else hidden
                 hidden[row, heads] = means.to(hidden)
-                keep[row, gone] = False
+                keep[row, gone.to(keep.device)] = False
         if pruned:
             queries = torch.zeros_like(view.valid)
             queries[[row for row, _, _ in pruned]] = True
             weights = view.attention(view.layer - 1, queries & view.valid & ~view.generated)
             for row, slots, count in pruned:
-                keep[row, slots] = (ranks(weights[row, slots][None])[0] < count).to(keep.device)
+                best = ranks(weights[row, slots.to(weights.device)][None])[0] < count
+                keep[row, slots] = best.to(keep.device)
         return keep if hidden is None else Merge(keep, hidden)
 
 

@@ -63,6 +63,7 @@ class FrameMethod(VideoMethod):
     """
 
     reads = Reads.HIDDEN | Reads.TOWER
+    question_independent = True
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Before the first layer."""

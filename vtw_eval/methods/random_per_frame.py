@@ -30,6 +30,7 @@ class RandomPerFrame(FrameBudget):
 
     key: ClassVar[str] = "random_per_frame"
     reads = Reads.IDS | Reads.TOWER
+    question_independent = False
 
     seed: int = 0
 
