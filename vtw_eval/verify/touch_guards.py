@@ -167,6 +167,36 @@ def names_checkpoints() -> None:
     expect(config._name_or_path == "a/b", "a config forgets its checkpoint", "transformers")
 
 
+def passes_masks_on() -> None:
+    """Check that layers get a 4-D mask as the caller gave it: a token that it hides changes nothing."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=9, num_hidden_layers=1, **sizes)
+    model = LlamaModel._from_config(config, attn_implementation="sdpa").eval()
+    mask = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    mask[..., 2, 0] = False
+    positions = torch.arange(3)[None]
+    with torch.no_grad():
+        last = [
+            model(torch.tensor([[first, 2, 3]]), attention_mask=mask, position_ids=positions).last_hidden_state[0, 2]
+            for first in (1, 5)
+        ]
+    expect(torch.equal(*last), "a token that a 4-D mask hides is seen", "transformers", "torch")
+
+
+def remembers_positions() -> None:
+    """Check that a model with M-RoPE reads where it goes on from an attribute of this name."""
+    from transformers import Qwen2VLModel
+
+    expect(
+        "self.rope_deltas" in inspect.getsource(Qwen2VLModel),
+        "Qwen2-VL does not remember its positions as rope_deltas",
+        "transformers",
+    )
+
+
 # --- qwen-vl-utils
 
 _QWEN = {"SPATIAL_MERGE_SIZE": 2, "VIDEO_MAX_TOKEN_NUM": 768, "FRAME_FACTOR": 2, "FPS_MIN_FRAMES": 4}

@@ -41,7 +41,8 @@ def test_console_script_scores_and_writes_costs(
 ) -> None:
     done = run(
         f"{script}/lmms_eval",
-        *("--model", "llava_vtw", "--model_args", f"pretrained={checkpoint('llava')},k=1", "--tasks", "mme,pope,ai2d"),
+        *("--model", "llava_vtw", "--model_args", f"pretrained={checkpoint('llava')},k=1,sharing=off"),
+        *("--tasks", "mme,pope,ai2d"),
         *("--device", "cpu", "--batch_size", "4", "--gen_kwargs", "max_new_tokens=6"),
         *("--output_path", str(tmp_path), "--log_samples"),
     )
@@ -68,6 +69,32 @@ def test_console_script_scores_and_writes_costs(
         assert cost["latency_s"] > 0
     for name in ("prefill_flops", "input_tokens", "vision_tokens", "latency_s"):
         assert means[f"avg_{name}"] == pytest.approx(sum(cost[name] for cost in costs) / len(costs))
+
+
+def test_documents_about_one_image_share_it_and_have_no_latency(
+    run: Run, script: str, checkpoint: Callable[[str], str], tmp_path: Path
+) -> None:
+    rows: dict[str, list[Any]] = {}
+    for sharing in ("auto", "off"):
+        done = run(
+            f"{script}/lmms_eval",
+            *("--model", "llava_vtw", "--model_args", f"pretrained={checkpoint('llava')},k=1,sharing={sharing}"),
+            *("--tasks", "mme", "--device", "cpu", "--batch_size", "2", "--gen_kwargs", "max_new_tokens=6"),
+            *("--output_path", str(tmp_path / sharing), "--log_samples"),
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (samples,) = (tmp_path / sharing).rglob("*_samples_*.jsonl")
+        rows[sharing] = [json.loads(line) for line in samples.read_text().splitlines()]
+        (results_file,) = (tmp_path / sharing).rglob("*_results.json")
+        assert ("avg_latency_s" in json.loads(results_file.read_text())["throughput"]) == (sharing == "off")
+    assert len(rows["auto"]) == 8
+    for together, alone in zip(rows["auto"], rows["off"], strict=True):
+        assert together["filtered_resps"] == alone["filtered_resps"]
+        costs, other = together["token_counts"][0], alone["token_counts"][0]
+        assert (costs.pop("latency_s"), costs.pop("batch_rows")) == (None, 2)
+        assert other.pop("latency_s") > 0
+        assert other.pop("batch_rows") == 2
+        assert costs == other
 
 
 def test_stock_command_line_finds_us(run: Run, script: str, checkpoint: Callable[[str], str]) -> None:
