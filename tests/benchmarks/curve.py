@@ -1,0 +1,118 @@
+"""Every k at once against one evaluation and against one run per k: ``python -m tests.benchmarks.curve``.
+
+CPU seconds of this process, interleaved; the documents are those of the tasks under lmms-eval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from vtw_eval.methods import VTW, Baseline
+from vtw_eval.model_adapters.lmms.cells import LmmsModel
+from vtw_eval.models.curve import CurveRunner
+from vtw_eval.models.runner import Answer, Request, Runner
+from vtw_eval.record.cell import CellSpec
+from vtw_eval.sweep.harness import Settings
+from vtw_eval.tables import Table, markdown
+
+ADAPTER = "llava_vtw"
+
+
+class _CollectedError(Exception):
+    """Ends an evaluation as soon as its documents are known."""
+
+
+def documents(model: LmmsModel, spec: CellSpec) -> list[Request]:
+    """Return the requests of a cell."""
+    found: list[Request] = []
+
+    def collect(requests: Sequence[Request], *, progress: bool) -> NoReturn:
+        found.extend(requests)
+        raise _CollectedError
+
+    runner: Any = model.model._runner
+    runner.answer = collect
+    try:
+        model.evaluate(spec, lambda answered, of: None)
+    except _CollectedError:
+        return found
+    finally:
+        del runner.answer
+    raise AssertionError(f"{spec.task} asks for no answers")
+
+
+def make(kind: type[Runner], pretrained: str, batch_size: int, sharing: str) -> Any:
+    """Open the checkpoint."""
+    given = {"pretrained": pretrained, "method": "baseline", "batch_size": batch_size, "sharing": sharing}
+    return kind(ADAPTER, {**given, "verify": False}, simple=False, device=torch.device("cpu"), log=lambda line: None)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Return the CPU seconds of a call."""
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def at(runner: Runner, k: int | None, requests: Sequence[Request]) -> list[Answer]:
+    """Return the answers at k; None is the unchanged model."""
+    runner.exchange(Baseline() if k is None else VTW(k=k))
+    return runner.answer(requests, progress=False)
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pretrained", default="shapes")
+    parser.add_argument("--tasks", default="shapes_mme,shapes_pope,shapes_ai2d,shapes_vqa,shapes_caption")
+    parser.add_argument("--limit", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    size, pretrained = options.batch_size, options.pretrained
+    alone, shared = (make(Runner, pretrained, size, sharing) for sharing in ("off", "auto"))
+    ks = tuple(range(alone.anatomy.num_layers))
+    lines = []
+    for task in track(options.tasks.split(","), description="tasks", console=Console(stderr=True)):
+        spec = CellSpec(
+            model="m", adapter=ADAPTER, pretrained=pretrained, method="baseline", task=task, limit=options.limit
+        )
+        requests = documents(LmmsModel(spec, Settings("cpu", size, verify=False)), spec)
+        ratios: dict[str, list[float]] = {"curve": [], "shared": []}
+        for _ in range(options.repeats):
+            curve = make(CurveRunner, pretrained, size, "auto")
+            curve.ks = ks
+            one, together, every = (timed(partial(at, each, None, requests)) for each in (alone, shared, curve))
+            ratios["shared"].append(together / one)
+            ratios["curve"].append(every / one)
+        differ = 0
+        for k in (*ks, None):
+            texts = [[answer.text for answer in at(each, k, requests)] for each in (curve, alone)]
+            differ += sum(a != b for a, b in zip(*texts, strict=True))
+        images = len({request.media for request in requests})
+        row = [task, str(len(requests)), str(images), f"{differ} of {(len(ks) + 1) * len(requests)}"]
+        lines.append(
+            [*row, *(f"{statistics.median(ratios[name]):.2f}" for name in ("curve", "shared")), str(len(ks) + 1)]
+        )
+    print(f"# {len(ks)} k and the unchanged model at once\n")
+    print(
+        f"{pretrained}, batches of {size}, float32, {torch.get_num_threads()} threads of {platform.machine()}. In "
+        f"evaluations of the unchanged model, each prompt for itself; medians of {options.repeats} interleaved runs.\n"
+    )
+    headers = ["task", "documents", "images", "answers that differ", "all k", "one k, shared", "one run per k"]
+    print(markdown(Table(headers, lines)))
+    print(f"\nMade by `python -m tests.benchmarks.curve` with torch {torch.__version__}.")
+
+
+if __name__ == "__main__":
+    main()
