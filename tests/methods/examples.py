@@ -70,4 +70,4 @@ EXAMPLES: dict[str, Method] = {label: parse_method(spec) for label, spec in _SPE
 _VIDEO = ("evs", "vidcom2", "dycoke", "fastvid", "framefusion", "holitom", "random_per_frame", "uniform_frames")
 
 REFUSED: dict[tuple[str, str], str] = {("smolvlm", key): "nothing tells from the tiles" for key in _VIDEO}
-"""Words of the reason for which a family refuses a method, by family and key of the method; test_methods.py checks it."""
+"""Words of the reason for which a family refuses a method, by family and key of the method; test_methods.py checks."""
