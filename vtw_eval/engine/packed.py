@@ -7,6 +7,7 @@ so that only these go through the head.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -122,6 +123,14 @@ class Pack:
         self.valid = valid
         self.start = valid.sum(dim=1, keepdim=True)
         """Position of the first token of each continuation."""
+
+    def rows(self, index: Tensor) -> Pack:
+        """Return some rows, laid out as before."""
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(made, name, value[index])
+        return made
 
     def mask(self, seen: Tensor, owner: Tensor, order: Tensor) -> Tensor:
         """Return what the slots of a pass may see, boolean ``[rows, 1, slots, keys]``.

@@ -181,24 +181,33 @@ def answer_curve(
     index = torch.tensor(rows, device=beginnings.prefix.ids.device)
     device = index.device
     pack = Pack([own[row] for row in rows], beginnings.prefix.valid[index], device)
-    curve, versions = _Curve(anatomy, beginnings, index, pack, ks, kind), len(ks) + 1
+    curve = _Curve(anatomy, beginnings, index, pack, list(ks), kind)
+    shape = (len(rows), len(ks) + 1, pack.most)
     ends = torch.tensor(eos, device=device)
-    done = (pack.asked[:, None] <= torch.arange(pack.most, device=device)).repeat(1, versions)
+    done = (pack.asked[:, None, None] <= torch.arange(pack.most, device=device)).expand(shape)
+    places, versions = torch.arange(shape[0], device=device), torch.arange(shape[1], device=device)
     made: list[Tensor] = []
     current: _Pass = _Questions(curve)
     ids = pack.ids
     with curve.installed(), numbered_from(anatomy.model, beginnings.prefix, index):
         while True:
-            logits = curve.run(current, ids)
+            logits = curve.run(current, ids).unflatten(1, (len(versions), -1))
             if not made:
-                divergence = _divergence(logits.unflatten(1, (versions, -1)))
-            ids = logits.float().argmax(dim=-1).masked_fill(done, pad)
-            made.append(ids)
-            done = done | torch.isin(ids, ends)
+                divergence = _divergence(logits)
+            new = logits.float().argmax(dim=-1).masked_fill(done, pad)
+            made.append(torch.full(shape, pad, device=device).index_put((places[:, None], versions), new))
+            done = done | torch.isin(new, ends)
             if len(made) == max_new_tokens or bool(done.all()):
                 break
-            current = _Words(curve, len(made))
-    tokens = torch.stack(made, dim=2).unflatten(1, (versions, -1))
+            going = ~done.all(dim=2)
+            kept_rows, kept = going.any(dim=1), going.any(dim=0)
+            kept[-1] = True  # layers need a row to run on
+            if not bool(kept_rows.all() & kept.all()):
+                curve.drop(kept_rows, kept, len(made) - 1)
+                new, done = (each[kept_rows][:, kept] for each in (new, done))
+                places, versions = places[kept_rows], versions[kept]
+            ids, current = new.flatten(1), _Words(curve, len(made))
+    tokens = torch.stack(made, dim=3)
     empty = CurveAnswers(tokens[0, :, :0], divergence[0, :, :0])
     found = {
         row: CurveAnswers(tokens[place, :, : len(own[row])], divergence[place, :, : len(own[row])])
@@ -266,7 +275,8 @@ class _Curve:
     index: Tensor
     """Which of the prefixes the rows are."""
     pack: Pack
-    ks: Sequence[int]
+    ks: list[int]
+    """Those that still have something to say."""
     kind: MaskKind
     current: _Pass | None = None
     states: Tensor | None = None
@@ -299,6 +309,34 @@ class _Curve:
     def gone(self, layer: int) -> int:
         """Return how many k have left the row when a layer runs."""
         return sum(k <= layer for k in self.ks)
+
+    def drop(self, rows: Tensor, versions: Tensor, words: int) -> None:
+        """Go on without prefixes and k all of whose answers have ended.
+
+        Parameters
+        ----------
+        rows
+            Boolean: which prefixes stay.
+        versions
+            Boolean: which k stay; the unchanged model, which is the last one, does.
+        words
+            How many words of each question the layers have kept.
+        """
+        (places,), most = rows.nonzero(as_tuple=True), self.pack.most
+        fixed = self.beginnings.prefix.length + self.pack.ids.shape[1]
+        for i in self.rows_kept:
+            gone = self.gone(i)
+            stays = versions[gone:].repeat_interleave(most).repeat(words)
+            columns = torch.cat([torch.ones(fixed, dtype=torch.bool, device=stays.device), stays]).nonzero()[:, 0]
+            keys, values = (part[places].index_select(2, columns) for part in self.rows_kept[i])
+            self.rows_kept[i] = (keys, values)
+            if gone:
+                chosen = versions[:gone].nonzero() * len(rows) + places
+                keys, values = (part[chosen.flatten()] for part in self.candidates_kept[i])
+                self.candidates_kept[i] = (keys, values)
+        self.ks = [k for k, stays in zip(self.ks, versions.tolist(), strict=False) if stays]
+        self.index = self.index[places]
+        self.pack, self.text = self.pack.rows(places), self.text.rows(places)
 
     def run(self, current: _Pass, ids: Tensor) -> Tensor:
         """Return logits of a pass, ``[rows, (ks + 1) * questions, words]``."""
