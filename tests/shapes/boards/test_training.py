@@ -10,11 +10,18 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from vtw_eval.shapes.boards.making.model import Size, build_model
 from vtw_eval.shapes.boards.making.optimiser import Muon, orthogonal
-from vtw_eval.shapes.boards.making.recipe import Recipe, joint_batch, patch_labels, vision_batch
+from vtw_eval.shapes.boards.making.recipe import (
+    SIMPLE,
+    Recipe,
+    joint_batch,
+    patch_labels,
+    sample_questions,
+    vision_batch,
+)
 from vtw_eval.shapes.boards.making.thinning import thin_logits
 from vtw_eval.shapes.boards.making.train import LOG_FILE, STATE_FILE, Trainer, main, run
 from vtw_eval.shapes.boards.processor import build_processor
-from vtw_eval.shapes.boards.scenes import Item, Placed
+from vtw_eval.shapes.boards.scenes import Item, Placed, Scene
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION
 from vtw_eval.shapes.making.packing import answer_logits, pack
 
@@ -24,6 +31,7 @@ TINY = Recipe(
     joint_steps=4,
     joint_scenes=2,
     joint_questions=3,
+    simple_steps=1,
     thin=0.5,
     warmup=1,
     size=Size(width=16, heads=2, vision_layers=1, vision_mlp=16, layers=2, mlp=16),
@@ -191,3 +199,12 @@ def test_command_line_trains_and_exports(tmp_path, monkeypatch, capsys):
     )
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 256
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_simple_questions_come_first_and_every_scene_allows_one():
+    twins = Scene((Item(0, "small", "red", "circle"), Item(1, "small", "red", "circle")))
+    asked = sample_questions(twins, np.random.default_rng(0), 4, SIMPLE)
+    assert [question.type for question in asked] == ["exist"] * 4
+    many = dataclasses.replace(TINY, joint_questions=30)
+    assert {question.type for row in joint_batch(many, 0)[1] for question in row} <= set(SIMPLE)
+    assert not {question.type for row in joint_batch(many, 1)[1] for question in row} <= set(SIMPLE)

@@ -97,7 +97,9 @@ def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
     """Set all weights, in place. transformers' uniform standard deviation of 0.02 does not train at this size.
 
     Linear layers get a standard deviation of fan_in^-0.5, divided by sqrt(2 layers) where they write into the residual
-    stream; the vision position table is a 2-D sine/cosine; the last norm is small, as the words are not.
+    stream; the vision position table is a 2-D sine/cosine; the last norm is small, as the words are not. The language
+    model's attention begins as a search for what is alike, which it copies (in the spirit of mimetic initialisation,
+    https://arxiv.org/abs/2305.09828): queries and keys are the same orthogonal map, values and outputs inverse ones.
 
     Parameters
     ----------
@@ -121,8 +123,14 @@ def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
             side = config.vision_config.image_size // config.vision_config.patch_size
             module.position_embedding.weight.copy_(sincos_table(side, module.embed_dim))
             module.class_embedding.normal_(0, 0.5, generator=generator)
+    for layer in model.model.language_model.layers:
+        attention = layer.self_attn
+        nn.init.orthogonal_(attention.q_proj.weight, generator=generator)
+        nn.init.orthogonal_(attention.v_proj.weight, generator=generator)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.o_proj.weight.copy_(attention.v_proj.weight.mT / (2 * text_layers) ** 0.5)
     model.model.language_model.embed_tokens.weight.normal_(0, WORD_STD, generator=generator)
-    model.model.language_model.norm.weight.fill_(0.2)
+    model.model.language_model.norm.weight.fill_(0.05)
 
 
 def build_model(

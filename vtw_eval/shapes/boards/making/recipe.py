@@ -10,7 +10,7 @@ import torch
 
 from vtw_eval.shapes.boards.making.model import Size
 from vtw_eval.shapes.boards.processor import PATCH_SIZE
-from vtw_eval.shapes.boards.questions import TYPES, Question, ask
+from vtw_eval.shapes.boards.questions import OPEN, TYPES, Question, ask
 from vtw_eval.shapes.boards.scenes import (
     GRID,
     IMAGE_SIZE,
@@ -42,6 +42,9 @@ PLACES = ("row", "column")
 
 TYPE_SHARES: dict[str, float] = {type: 1.0 for type in TYPES} | {"position": 1.5, "relate": 1.5, "choice": 1.5}
 """How often each question type is asked in training, relative to the others (where the scene allows it)."""
+SIMPLE = ("exist", *(type for type in OPEN if type != "open_count"))
+"""Types that look one attribute of one object up, which says more about an error than Yes or No; and one that can be
+asked about every scene."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,14 @@ class Recipe:
         Stage ``vision``: steps, images per step (10 to 16 objects each).
     joint_steps, joint_scenes, joint_questions
         Stage ``joint``: steps, scenes per step, questions per scene.
-    matrix_rate, other_rate
-        Learning rates of Muon for the matrices and of AdamW for embeddings, norms and biases.
+    vision_rate, joint_rate
+        Learning rates of Muon for the matrices, by stage.
+    other_rate
+        Learning rate of AdamW for embeddings, norms and biases.
     tower_rate
         Factor on the vision tower's learning rates in stage ``joint``.
+    simple_steps
+        Steps at the beginning of stage ``joint`` in which :data:`SIMPLE` questions are asked only.
     thin
         Share of stage ``joint``, from its beginning, in which the language model gets a part of the vision tokens.
     ground
@@ -76,9 +83,11 @@ class Recipe:
     joint_steps: int = 3000
     joint_scenes: int = 8
     joint_questions: int = 16
-    matrix_rate: float = 0.03
+    vision_rate: float = 0.03
+    joint_rate: float = 0.02
     other_rate: float = 2e-3
     tower_rate: float = 0.3
+    simple_steps: int = 200
     thin: float = 0.7
     ground: tuple[int, int] = (8, 40)
     warmup: int = 50
@@ -160,12 +169,12 @@ def vision_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, dict[str, tor
     return pixels, patch_labels(placed)
 
 
-def sample_questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+def sample_questions(scene: Scene, rng: np.random.Generator, count: int, types: Sequence[str]) -> list[Question]:
     """Draw questions about a scene, types in proportion to :data:`TYPE_SHARES`."""
-    shares = np.array([TYPE_SHARES[type] for type in TYPES])
+    shares = np.array([TYPE_SHARES[type] for type in types])
     questions: list[Question] = []
     while len(questions) < count:
-        question = ask(TYPES[rng.choice(len(TYPES), p=shares / shares.sum())], scene, rng)
+        question = ask(types[rng.choice(len(types), p=shares / shares.sum())], scene, rng)
         if question is not None:
             questions.append(question)
     return questions
@@ -183,7 +192,8 @@ def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Ques
     rng = _generator(recipe, "joint", step)
     scenes = [sample_scene(rng, 1, MAX_ITEMS) for _ in range(recipe.joint_scenes)]
     pixels, placed = draw(scenes, rng)
-    questions = [sample_questions(scene, rng, recipe.joint_questions) for scene in scenes]
+    types = SIMPLE if step < recipe.simple_steps else TYPES
+    questions = [sample_questions(scene, rng, recipe.joint_questions, types) for scene in scenes]
     if step >= recipe.thin * recipe.joint_steps:
         return pixels, questions, None
     shown = patch_labels(placed)["color"] >= 0

@@ -136,7 +136,8 @@ class Trainer:
         loss.backward()
         changed = [p for o in self.optimisers for group in o.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(changed, 1.0)
-        for optimiser, peak in zip(self.optimisers, (self.recipe.matrix_rate, self.recipe.other_rate), strict=True):
+        matrix_rate = self.recipe.vision_rate if self.stage == "vision" else self.recipe.joint_rate
+        for optimiser, peak in zip(self.optimisers, (matrix_rate, self.recipe.other_rate), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = peak * rate * group["scale"]
             optimiser.step()
