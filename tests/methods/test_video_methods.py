@@ -600,6 +600,37 @@ def test_videos_of_a_batch_never_influence_each_other_and_costs_are_counted(name
             assert torch.equal(trace.tokens_per_layer[0], counts[row])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Historian(Method):
+    """Keep every other vision token before two layers, and look back."""
+
+    key: ClassVar[str] = "historian"
+    reads = Reads.HIDDEN
+    ahead: int = 0
+    seen: list[list[Tensor]] = field(default_factory=list)
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        return (1, 3)
+
+    def keep(self, view: LayerView) -> Tensor:
+        self.seen.append([view.seen_by(layer) for layer in range(view.layer + self.ahead)])
+        return ~view.vision | (view.vision.cumsum(dim=1) % 2 == 0)
+
+
+@torch.no_grad()
+def test_a_method_sees_what_earlier_layers_got() -> None:
+    model = model_of("qwen2_vl")
+    inputs = make_inputs("qwen2_vl", model, rows_of("qwen2_vl", "rows of different kinds"))
+    with (method := Historian())(model) as trace:
+        model(**inputs)
+    assert [len(seen) for seen in method.seen] == [1, 3]
+    for seen in method.seen:
+        assert all(torch.equal(tokens, trace.kept(layer)) for layer, tokens in enumerate(seen))
+    assert not torch.equal(method.seen[1][0], method.seen[1][1])
+    with Historian(ahead=1)(model), pytest.raises(ValueError, match=r"seen_by\(1\) before layer 1"):
+        model(**inputs)
+
+
 @torch.no_grad()
 def test_what_claims_so_chooses_whatever_is_asked() -> None:
     model = model_of("qwen2_vl")
