@@ -108,6 +108,8 @@ class LmmsModel:
             "dtype": str(runner.family.model.dtype).removeprefix("torch."),
             "methods": str(runner.verdict),
         }
+        if None in self.model.seconds:
+            environment["sharing"] = "images"
         if guessed:
             (environment["guessed"],) = summary({"the answer could not be read, and an option was drawn": guessed})
         costs = self.costs.of(rows, self.model.seconds)

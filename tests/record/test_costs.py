@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.support.costs import COSTS
 from vtw_eval.record.cell import Sample
-from vtw_eval.record.costs import SampleCosts
+from vtw_eval.record.costs import SampleCosts, TimedCosts, mean_costs, mean_latency
 
 
 def sample_of(costs: SampleCosts | None) -> Sample:
@@ -27,6 +27,16 @@ def test_costs_are_read_as_they_were_written(costs: SampleCosts | None) -> None:
 def test_times_belong_to_the_run_and_are_not_kept() -> None:
     kept = json.loads(sample_of(COSTS.untimed()).model_dump_json())["costs"]
     assert COSTS.to_dict() == {**kept, "latency_s": 0.1, "batch_rows": 4}
+
+
+def test_a_mean_of_latencies_needs_one_of_every_answer() -> None:
+    shared = COSTS.model_copy(update={"latency_s": None})
+    assert TimedCosts.model_validate_json(shared.model_dump_json()) == shared
+    assert mean_costs([COSTS, COSTS])["latency_s"] == pytest.approx(0.1)
+    means = mean_costs([COSTS, shared])
+    assert "latency_s" not in means
+    assert means["input_tokens"] == COSTS.input_tokens
+    assert mean_latency([]) is None
 
 
 def test_costs_of_earlier_versions_are_read() -> None:
