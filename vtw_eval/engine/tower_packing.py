@@ -40,6 +40,7 @@ class Packed:
     """Long ``[tokens]``: to which of the things that the model gives back (an image, a tile, a video) each belongs."""
 
 
+@torch.no_grad()
 def pack(recorder: TowerRecorder, call: TowerCall, values: Tensor, width: int) -> Packed:
     """Bring numbers of a tower's patches to the tokens of the prompt.
 
@@ -74,7 +75,41 @@ def pack(recorder: TowerRecorder, call: TowerCall, values: Tensor, width: int) -
     return Packed(packed, real, numbers.repeat_interleave(torch.tensor(items, device=values.device)))
 
 
-@torch.no_grad()
+def unpack(recorder: TowerRecorder, call: TowerCall, values: Tensor, width: int) -> Tensor:
+    """Bring numbers of tokens back to the patches of which they are made.
+
+    What packing does is linear, so its gradient tells how much of each patch is in each token.
+
+    Parameters
+    ----------
+    recorder, call, width
+        As in :func:`pack`, of a run that was no part of inference mode.
+    values
+        ``[tokens, channels]``, of all tokens of the run, fewer channels than ``width - 4``.
+
+    Returns
+    -------
+    Tensor
+        ``[images, patches, channels]`` or ``[patches, channels]``, as the tower's layers see their tokens: the mean
+        over the tokens that have a part of the patch, weighted by the part; NaN for a patch that no token has.
+
+    Raises
+    ------
+    UpstreamChangedError
+        If the tokens are not as many as the run has made.
+    """
+    state = next(iter(call.states.values()))
+    wanted = torch.cat((values.new_ones(len(values), 1), values), dim=1).float()
+    with torch.enable_grad():
+        probe = torch.zeros(*state.shape[:-1], wanted.shape[1], device=state.device, requires_grad=True)
+        packed = torch.cat(_once(recorder, call, probe, width))[:, : wanted.shape[1]]
+        if len(packed) != len(wanted):
+            raise changed(f"the vision tower has {len(packed)} tokens for the {len(wanted)} of the prompt")
+        [found] = torch.autograd.grad((packed * wanted.to(packed)).sum(), probe)
+    part = found[..., :1]
+    return torch.where(part > 1e-6, found[..., 1:] / part.clamp(min=1e-6), torch.nan)
+
+
 def _once(recorder: TowerRecorder, call: TowerCall, values: Tensor, width: int) -> list[Tensor]:
     """Run the model's packing on ``[..., channels]``, fewer than ``width``; a tensor for each thing that it gives."""
     tower = recorder.tower
