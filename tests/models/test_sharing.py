@@ -125,6 +125,7 @@ def test_a_video_whose_frames_are_numbered_beyond_the_question_is_answered_alone
         ({"method": "downsample+fastv"}, {}, "may depend on the question"),
         ({"use_cache": "false"}, {}, "without a KV cache"),
         ({}, {"num_beams": 2}, "beams"),
+        ({"dtype": "bfloat16", "batch_size": 1}, {}, "in half precision it would round otherwise, as batches do"),
     ],
 )
 def test_what_cannot_share_is_answered_alone_and_says_why_once(
@@ -134,7 +135,7 @@ def test_what_cannot_share_is_answered_alone_and_says_why_once(
     reason: str,
 ) -> None:
     said: list[str] = []
-    made = runner("llava", log=said.append, batch_size=2, **{"method": "baseline", **arguments})
+    made = runner("llava", log=said.append, **{"method": "baseline", "batch_size": 2, **arguments})
     requests = requests_about(load(None)[:6], {"max_new_tokens": 3, **generation})
     assert reason in alone_because(made, requests, said)
 
@@ -152,6 +153,12 @@ def test_sampling_is_answered_alone(runner: Callable[..., Runner]) -> None:
     answers = made.answer(requests_about(load(None)[:4], {"max_new_tokens": 3, "temperature": 0.5}), progress=False)
     assert all(answer.costs.latency_s is not None for answer in answers)
     assert "samples are drawn for a batch as a whole" in said[-1]
+
+
+def test_half_precision_shares_where_batches_round_already(runner: Callable[..., Runner]) -> None:
+    made = runner("llava", method="baseline", dtype="bfloat16", batch_size=2)
+    answers = made.answer(requests_about(load(None)[:6], {"max_new_tokens": 2}), progress=False)
+    assert all(answer.costs.latency_s is None for answer in answers)
 
 
 def test_off_is_off(runner: Callable[..., Runner]) -> None:

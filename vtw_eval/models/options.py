@@ -60,7 +60,8 @@ class Options:
         and named. "upright": as a viewer shows them.
     sharing
         "auto": what prompts that show the same have in common is computed once for all of them, where that changes no
-        answer; such answers have no latency of their own. "off": each prompt is computed for itself.
+        answer; such answers have no latency of their own. In half precision it rounds otherwise, as batches do, and
+        is left out at ``batch_size=1``. "off": each prompt is computed for itself.
     verify
         Before the first answer, compare the method on a tiny model of the same architecture with masked attention,
         unless that was done before with the installed packages (:func:`vtw_eval.verify.verdict.verify`). ``False``

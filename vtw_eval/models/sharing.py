@@ -47,6 +47,8 @@ def why_alone(family: Family[Any], anatomy: Anatomy, method: Method, arguments: 
         return f"tokens of {anatomy.model_type} see some that follow them"
     if not method.question_independent:
         return f"what {method} removes may depend on the question"
+    if family.options.batch_size == 1 and family.model.dtype.itemsize < 4:
+        return "in half precision it would round otherwise, as batches do: batch_size=2 or more allows both"
     if not arguments["use_cache"]:
         return "without a KV cache nothing is kept of a prefix"
     if arguments["do_sample"]:
