@@ -39,6 +39,7 @@ from vtw_eval.engine.layout import pick, right_aligned
 from vtw_eval.engine.masks import MaskKind
 from vtw_eval.engine.packed import Pack, additive, position_ids
 from vtw_eval.engine.prefix import Prefix, numbered_from, run_prefix, select
+from vtw_eval.engine.probes import keys_and_values
 from vtw_eval.engine.wrappers import uncompiled
 
 States = tuple[Tensor, Tensor]
@@ -232,10 +233,13 @@ class _Joined(DynamicCache):
     def __init__(self, states: States) -> None:
         super().__init__()
         self.states = states
+        self.used = False
+        """Whether a layer has added something."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Return all keys and values."""
         keys, values = self.states
+        self.used = True
         self.states = (torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2))
         return self.states
 
@@ -378,16 +382,38 @@ class _Curve:
             self.states = state if self.states is None else torch.cat([self.states, state])
         self._check(i, kwargs, len(hidden))
         if self.states is not None:
-            cache = _Joined(self.candidates_kept[i])
-            arguments = with_cache(layer, self._candidates_arguments(i, kwargs), cache)
+            arguments = self._candidates_arguments(i, kwargs)
+            states, arguments, cache = self._enter(i, layer, self.states, arguments, self.candidates_kept[i])
             # Called below the hooks: a candidate's pass is not one of the model's.
-            self.states = layer_output(layer.forward(self.states, **arguments))
+            self.states = layer_output(layer.forward(states, **arguments))
             self.candidates_kept[i] = cache.states
-        self.cache = _Joined(self.rows_kept[i])
-        return (hidden,), with_cache(layer, self._row_arguments(i, kwargs, hidden.shape[1]), self.cache)
+        arguments = self._row_arguments(i, kwargs, hidden.shape[1])
+        hidden, arguments, self.cache = self._enter(i, layer, hidden, arguments, self.rows_kept[i])
+        return (hidden,), arguments
+
+    def _enter(
+        self, i: int, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], kept: States
+    ) -> tuple[Tensor, dict[str, Any], _Joined]:
+        """Return hidden states and arguments of a layer that goes on from what it has kept, and its cache.
+
+        In the last layer only the last token of each question is read, so only that goes through it: of the others
+        keys and values are enough.
+        """
+        most = self.pack.most
+        if i == self.anatomy.num_layers - 1 and isinstance(self.current, _Questions):
+            own = keys_and_values(layer, hidden, arguments, self.anatomy.text_config)
+            keys, values = (torch.cat([a, b[:, :, :-most]], dim=2) for a, b in zip(kept, own, strict=True))
+            kept, hidden = (keys, values), hidden[:, -most:]
+            arguments = {**arguments, MASK: arguments[MASK][:, :, -most:]}
+            if arguments.get(EMBEDDINGS) is not None:
+                arguments[EMBEDDINGS] = tuple(part[..., -most:, :] for part in arguments[EMBEDDINGS])
+            if arguments.get(POSITIONS) is not None:
+                arguments[POSITIONS] = arguments[POSITIONS][..., -most:]
+        cache = _Joined(kept)
+        return hidden, with_cache(layer, arguments, cache), cache
 
     def _after_layer(self, i: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.cache.states is self.rows_kept[i]:
+        if not self.cache.used:
             raise changed(f"decoder layer {i} does not keep its keys in the KV cache")
         self.rows_kept[i] = self.cache.states
 
