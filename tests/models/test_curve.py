@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_answers_costs_and_divergence_are_those_of_one_run_per_k(
 
 
 def test_the_model_runs_once_for_all_k(runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two passes over what 18 questions about an image begin with and ask, and one for each further word."""
+    """Two passes over what 18 questions about an image begin with and ask, one for each further word; three compare."""
     made = runner("llava", kind=CurveRunner, method="baseline", verify=False)
     assert isinstance(made, CurveRunner)
     made.ks = (0, 1, 2, 3)
@@ -91,7 +92,7 @@ def test_the_model_runs_once_for_all_k(runner: Callable[..., Runner], monkeypatc
     build = requests_of(None)[0]
     requests = [Request(f"doc {i}", 0, {"max_new_tokens": 3}, build.build, "t", "same") for i in range(18)]
     answers = at_each_k(made, requests, made.ks)
-    assert len(passes) == 2 + 2
+    assert len(passes) == 2 + 2 + 3
     assert {answer.costs.batch_rows for answer in answers[0]} == {18}
 
 
@@ -149,3 +150,35 @@ def test_other_methods_and_positions_are_answered_as_usual(runner: Callable[...,
     texts = [[answer.text for answer in each.answer(requests, progress=False)] for each in (made, plain)]
     assert texts[0] == texts[1]
     assert not made.divergence
+
+
+def test_sharing_off_runs_each_k_for_itself(runner: Callable[..., Runner]) -> None:
+    said: list[str] = []
+    made = runner("llava", kind=CurveRunner, method="baseline", verify=False, sharing="off", log=said.append)
+    assert isinstance(made, CurveRunner)
+    made.ks = (1,)
+    answers = at_each_k(made, requests_of(None)[:4], made.ks)
+    assert all(answer.costs.latency_s is not None for each in answers.values() for answer in each)
+    assert "each k is run for itself: sharing=off" in said
+
+
+def test_answers_that_are_not_those_of_a_run_of_its_own_are_not_kept(
+    runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vtw_eval.models import curve
+
+    said: list[str] = []
+    made = runner("llava", kind=CurveRunner, method="baseline", verify=False, log=said.append)
+    plain = runner("llava", method="baseline", verify=False)
+    assert isinstance(made, CurveRunner)
+    made.ks, requests = (1, 3), requests_of(None)
+    answer_curve = curve.answer_curve
+
+    def wrong(*args: Any, **given: Any) -> Any:
+        return [replace(each, tokens=each.tokens.roll(1, dims=0)) for each in answer_curve(*args, **given)]
+
+    monkeypatch.setattr(curve, "answer_curve", wrong)
+    found, expected = at_each_k(made, requests, made.ks), at_each_k(plain, requests, made.ks)
+    for k, answers in found.items():
+        assert [answer.text for answer in answers] == [answer.text for answer in expected[k]]
+    assert sum("with all k at once and" in line for line in said) == 1

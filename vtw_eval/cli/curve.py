@@ -19,7 +19,7 @@ from vtw_eval.models.adapters import ADAPTERS
 @app.command(
     epilog="Examples: vtw-eval curve --model-args pretrained=shapes --task shapes_vqa -o runs/curve; "
     "vtw-eval curve --model llava_vtw --model-args pretrained=llava-hf/llava-1.5-7b-hf --task pope --k 4,8,12,16 "
-    "--limit 500 --batch-size 4 -o runs/pope"
+    "--limit 500 -o runs/pope"
 )
 def curve(
     model_args: Annotated[
@@ -36,7 +36,7 @@ def curve(
     limit: Annotated[int | None, typer.Option(min=1, help="First documents of each task only.")] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time, with all their questions. Halved when memory runs out.")
-    ] = 1,
+    ] = 8,
     device: Annotated[str | None, typer.Option(help="Default: a GPU if there is one.")] = None,
     no_verify: Annotated[
         bool,

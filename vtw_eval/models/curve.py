@@ -121,7 +121,8 @@ class CurveRunner(Runner):
     """A runner that is asked for the same documents at one k of VTW after another.
 
     When it is first asked about documents, it answers them at all :attr:`ks`, and keeps the answers. Where a model or a
-    prompt does not allow that, each k is run for itself; the log tells why, once.
+    prompt does not allow that, each k is run for itself; the log tells why, once. So it is if the first document is
+    answered otherwise than by a run of its own.
     """
 
     ks: tuple[int, ...] = ()
@@ -132,6 +133,9 @@ class CurveRunner(Runner):
         self._book: dict[Key, _Kept] = {}
         self._asked: dict[Key, str] = {}
         """Tasks of the documents that were asked about."""
+        self._compared = False
+        self._unlike = ""
+        """How answers at all k at once differ from those of one k, if they do."""
         self.apart: set[str] = set()
         """Why documents were answered at each k for itself."""
         self.divergence: dict[Key, tuple[float, ...]] = {}
@@ -184,8 +188,9 @@ class CurveRunner(Runner):
             for group in groups(enumerate(requests), key=lambda item: _key(item[1])[1]):
                 arguments = self.family.generation(group[0][1].generation)
                 kind = mask_kind(getattr(self.anatomy.text_config, "_attn_implementation", None))
-                if reason := why_alone(self.family, self.anatomy, VTW(k=0), arguments) or self._why_not_packed(kind):
-                    self._tell_apart(reason)
+                reason = why_alone(self.family, self.anatomy, VTW(k=0), arguments) or self._why_not_packed(kind)
+                if reason or self._unlike:
+                    self._tell_apart(reason or self._unlike)
                     continue
                 sharer = CurveSharer(
                     self.family, self.anatomy, VTW(k=0), arguments, self.sharing, self.log, self.ks, kind
@@ -195,12 +200,16 @@ class CurveRunner(Runner):
                 for learned in run_in_batches(asked, self.batch_size, partial(self._together_at, sharer), self._shrink):
                     bar.update(learned)
                     self.on_answer(len(self._book), len(self._asked))
+                if self._unlike:
+                    self._tell_apart(self._unlike)
         for request in requests:
             if _key(request) not in self._book:
                 self._search_divergence(request)
 
     def _why_not_packed(self, kind: MaskKind) -> str:
         """Return why questions cannot be told apart in one row, empty if they can."""
+        if self.options.sharing == "off":
+            return "sharing=off"
         if kind == "validity":
             return (
                 "FlashAttention takes no mask that tells questions apart: load the model with sdpa or eager attention"
@@ -209,6 +218,8 @@ class CurveRunner(Runner):
 
     def _together_at(self, sharer: CurveSharer, asked: Sequence[Sequence[Numbered]]) -> list[int]:
         """Learn the documents of some groups; return for each how many of them are known now."""
+        if self._unlike:
+            return [0 for _ in asked]
         try:
             self._learn_together(sharer, [images for items in asked for images in self._by_media(items)])
         except DocumentError as error:
@@ -256,6 +267,24 @@ class CurveRunner(Runner):
                 len(images),
             )
             self.divergence[_key(request)] = answer.divergence
+
+        if not self._compared:
+            self._compared = True
+            self._compare(sharer, *images[0][1:])
+
+    def _compare(self, sharer: CurveSharer, request: Request, prompt: DocumentPrompt) -> None:
+        """Compare a document at one k with a run of its own; in half precision, answers may differ by rounding."""
+        if not self.ks or self.family.model.dtype.itemsize < 4:
+            return
+        place = len(self.ks) // 2
+        encoded, method = self.family.encode([prompt]), VTW(k=self.ks[place]).bind(self.anatomy)
+        with self._installed(method, encoded):
+            tokens = self.family.generate(encoded, sharer.arguments)
+        (text,) = self.family.decode(tokens, request.generation)
+        if text != (found := self._book[_key(request)].texts[place]):
+            self._unlike = f"{request.name} is answered {found!r} with all k at once and {text!r} by {method} alone"
+            self._book.clear()
+            self.divergence.clear()
 
     def _search_divergence(self, request: Request) -> None:
         """Find the divergence of a document that is answered at each k for itself, where its family can be searched."""
