@@ -76,6 +76,8 @@ def build_config(tokenizer: PreTrainedTokenizerBase, size: Size) -> LlavaConfig:
         num_hidden_layers=size.layers,
         intermediate_size=size.mlp,
         max_position_embeddings=2048,
+        # Most of a head's dimensions turn slowly, so that words find what is alike at any distance within the image.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e8},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -104,9 +104,11 @@ class Trainer:
         pixels, labels = vision_batch(self.recipe, self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             features = self.features(pixels).float()
+        sizes = features.square().mean(-1).sqrt()
+        features = F.rms_norm(features, features.shape[-1:])  # as the language model's first layer will see them
         shown = labels["color"] >= 0
         embeddings = self.model.model.language_model.embed_tokens.weight
-        losses = []
+        losses = [0.1 * (sizes / WORD_STD).log().square().mean()]  # as long as words
         for name, words in self.words.items():
             logits = features @ embeddings[words].T / (features.shape[-1] ** 0.5 * WORD_STD)
             logits = F.pad(logits, (0, 1))  # near none of the words
