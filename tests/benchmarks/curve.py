@@ -17,7 +17,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from tests.benchmarks.search import SYSTEM, VISION, make_model
+from vtw_eval.anatomy import find_anatomy
 from vtw_eval.methods import VTW, Baseline
+from vtw_eval.methods.vtw.curve import answer_curve, begin
 from vtw_eval.model_adapters.lmms.cells import LmmsModel
 from vtw_eval.models.curve import CurveRunner
 from vtw_eval.models.runner import Answer, Request, Runner
@@ -70,6 +73,49 @@ def at(runner: Runner, k: int | None, requests: Sequence[Request]) -> list[Answe
     return runner.answer(requests, progress=False)
 
 
+def random_geometry(layers: int, questions: Sequence[int], repeats: int) -> None:
+    """Print the same for a random model of width 512 whose prompts have the lengths of LLaVA-1.5's, engine alone."""
+    model = make_model(layers, 512)
+    model.generation_config.pad_token_id = 0
+    generator = torch.Generator().manual_seed(0)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(0, 999, (count,), generator=generator).tolist()
+
+    before = torch.tensor([words(SYSTEM) + [999] * VISION + words(1)])
+    pixels = torch.randn(1, 3, 336, 336, generator=generator)
+    own = [words(24 + i % 12) for i in range(max(questions))]
+    anatomy, ks = find_anatomy(model), list(range(layers))
+
+    def inputs(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+    def one(asked: list[int]) -> torch.Tensor:
+        ids = torch.cat([before, torch.tensor([asked])], dim=1)
+        return model.generate(**inputs(ids), max_new_tokens=4, do_sample=False, eos_token_id=None)[0, ids.shape[1] :]
+
+    def every(count: int) -> torch.Tensor:
+        beginnings = begin(anatomy, inputs(before), ks)
+        given: dict[str, Any] = {"kind": "boolean", "max_new_tokens": 4, "eos": [], "pad": 0}
+        return answer_curve(anatomy, beginnings, [own[:count]], ks, **given)[0].tokens
+
+    one(own[0])
+    lines = []
+    for count in questions:
+        ratios = []
+        for _ in range(repeats):
+            alone = timed(partial(list, map(one, own[: min(count, 4)]))) / min(count, 4)
+            ratios.append(timed(partial(every, count)) / count / alone)
+        tokens, differ = every(count), 0
+        for place, asked in enumerate(own[: min(count, 2)]):
+            for k in (0, layers // 2, layers):
+                with VTW(k=k)(model):
+                    differ += int(not torch.equal(one(asked), tokens[k, place]))
+        lines.append([str(count), str(differ), f"{statistics.median(ratios):.2f}", str(layers + 1)])
+    print(f"\n{layers} layers, hidden 512, {SYSTEM} + {VISION} + 1 tokens and 24 to 35 of each question, batch 1:\n")
+    print(markdown(Table(["questions", "answers that differ", "all k", "one run per k"], lines)))
+
+
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -111,6 +157,7 @@ def main() -> None:
     )
     headers = ["task", "documents", "images", "answers that differ", "all k", "one k, shared", "one run per k"]
     print(markdown(Table(headers, lines)))
+    random_geometry(12, (1, 2, 4, 18), options.repeats)
     print(f"\nMade by `python -m tests.benchmarks.curve` with torch {torch.__version__}.")
 
 
