@@ -31,6 +31,7 @@ TINY = Recipe(
     joint_steps=4,
     joint_scenes=2,
     joint_questions=3,
+    curriculum=(),
     simple_steps=1,
     thin=0.5,
     warmup=1,
@@ -104,12 +105,13 @@ def test_batches_are_functions_of_seed_stage_and_step():
         assert not torch.equal(first, make(dataclasses.replace(TINY, seed=1), 1)[0])
 
 
-def test_rate():
+def test_rate_and_curriculum():
     recipe = Recipe(joint_steps=1000, warmup=50, cooldown=0.4)
     assert recipe.rate("joint", 0) == pytest.approx(1 / 50)
     assert [recipe.rate("joint", step) for step in (49, 300, 600)] == [1, 1, 1]
     assert recipe.rate("joint", 800) == pytest.approx(0.5)
     assert recipe.rate("joint", 1000) == 0
+    assert [recipe.most_items(step) for step in (0, 59, 60, 299, 449, 450)] == [1, 1, 2, 3, 5, 9]
 
 
 def test_thinned_tokens_answer_as_with_the_others_masked(processor):

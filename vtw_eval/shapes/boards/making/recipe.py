@@ -65,6 +65,8 @@ class Recipe:
         Learning rate of AdamW for embeddings, norms and biases.
     tower_rate
         Factor on the vision tower's learning rates in stage ``joint``.
+    curriculum
+        ``(step, items)`` pairs: before that step of stage ``joint`` scenes have at most that many items.
     simple_steps
         Steps at the beginning of stage ``joint`` in which :data:`SIMPLE` questions are asked only.
     thin
@@ -87,7 +89,8 @@ class Recipe:
     joint_rate: float = 0.02
     other_rate: float = 2e-3
     tower_rate: float = 0.3
-    simple_steps: int = 200
+    curriculum: tuple[tuple[int, int], ...] = ((60, 1), (160, 2), (300, 3), (450, 5))
+    simple_steps: int = 300
     thin: float = 0.7
     ground: tuple[int, int] = (8, 40)
     warmup: int = 50
@@ -102,6 +105,10 @@ class Recipe:
         """Return the factor on the learning rates of a step: it rises, stays at 1, and falls to zero."""
         steps = self.steps(stage)
         return min(1.0, (step + 1) / self.warmup, (steps - step) / max(1.0, self.cooldown * steps))
+
+    def most_items(self, step: int) -> int:
+        """Return the largest number of items in the scenes of a step of stage ``joint``."""
+        return next((items for before, items in self.curriculum if step < before), MAX_ITEMS)
 
 
 def _generator(recipe: Recipe, stage: str, step: int) -> np.random.Generator:
@@ -190,7 +197,7 @@ def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Ques
         [scenes, given], None for all: every patch that shows an object and some that do not.
     """
     rng = _generator(recipe, "joint", step)
-    scenes = [sample_scene(rng, 1, MAX_ITEMS) for _ in range(recipe.joint_scenes)]
+    scenes = [sample_scene(rng, 1, recipe.most_items(step)) for _ in range(recipe.joint_scenes)]
     pixels, placed = draw(scenes, rng)
     types = SIMPLE if step < recipe.simple_steps else TYPES
     questions = [sample_questions(scene, rng, recipe.joint_questions, types) for scene in scenes]
