@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.arguments import Arguments
-from vtw_eval.engine.layout import Layout, advance, last_slot, pick, rearranged
+from vtw_eval.engine.layout import Layout, advance, last_slot, merged_into, pick, rearranged
 from vtw_eval.engine.probes import (
     Heads,
     last_query_attention,
@@ -123,6 +123,8 @@ class Chooser:
             return None
         new, chosen = advance(layout, keep)
         new = new if merge.size is None else replace(new, size=merge.size.gather(1, chosen))
+        into = merged_into(layout, keep, merge.into, prompt.length)
+        new = new if into is None else replace(new, into=into)
         return new, chosen, merge.hidden
 
     def _view(self, i: int, step: Step, layout: Layout | None, hidden: Tensor, kwargs: Mapping[str, Any]) -> LayerView:

@@ -29,6 +29,9 @@ class Layout:
     """Rearranged positions, ``[..., rows, slots]``; None when positions are kept."""
     shift: Tensor | None = None
     """Original minus rearranged position of a row's last token, ``[..., rows]``; None when positions are kept."""
+    into: Tensor | None = None
+    """Place of the prompt's token with which each of them goes on, long ``[rows, prompt tokens]``: itself, the one
+    that it was merged into, or -1 where it is gone; None when no method has told."""
 
     @property
     def slots(self) -> int:
@@ -44,7 +47,8 @@ class Layout:
         """Return the layout of some rows, in that order."""
         shift = None if self.shift is None else self.shift[..., indices]
         size = None if self.size is None else self.size[indices]
-        return Layout(self.index[indices], self.valid[indices], self.padded, size, None, shift)
+        into = None if self.into is None else self.into[indices]
+        return Layout(self.index[indices], self.valid[indices], self.padded, size, None, shift, into)
 
     def begin(self, slots: int) -> Layout:
         """Return the first slots."""
@@ -201,6 +205,33 @@ def advance(layout: Layout | None, keep: Tensor) -> tuple[Layout, Tensor]:
     order, valid, padded = choose(keep)
     index = order if layout is None else layout.index.gather(1, order)
     return Layout(index, valid, padded), order
+
+
+def merged_into(layout: Layout | None, keep: Tensor, into: Tensor | None, length: int) -> Tensor | None:
+    """Return the places of :attr:`Layout.into` after a choice.
+
+    Parameters
+    ----------
+    layout
+        Before it; None for the whole prompt.
+    keep
+        Boolean ``[rows, slots]``: which of the tokens go on.
+    into
+        Long ``[rows, slots]``: the slot with which each goes on; None if the method does not tell.
+    length
+        Of the prompt.
+    """
+    before = None if layout is None else layout.into
+    if into is None and before is None:
+        return None
+    rows, slots = keep.shape
+    target = torch.arange(slots, device=keep.device).expand(rows, -1) if into is None else into.to(keep.device)
+    place = target if layout is None else layout.index.gather(1, target)
+    place = torch.where(keep.gather(1, target), place, -1)
+    if layout is None:
+        return place
+    moved = layout.index.new_full((rows, length), -1).scatter(1, layout.index, torch.where(layout.valid, place, -1))
+    return moved if before is None else torch.where(before >= 0, moved.gather(1, before.clamp(min=0)), -1)
 
 
 def rearranged(layout: Layout, positions: Tensor) -> Layout:

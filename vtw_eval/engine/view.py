@@ -29,6 +29,9 @@ class Merge:
     size: Tensor | None = None
     """How many tokens each stands for, ``[rows, tokens]``. Later layers add its logarithm to the attention logits of
     the token, as if it stood there that many times. None for no such weight."""
+    into: Tensor | None = None
+    """With which of the current tokens each goes on, long ``[rows, tokens]``: itself, or the one that it is merged
+    into; tokens that are dropped may name any that is not kept. Changes nothing but the trace; None for not told."""
 
 
 @dataclass
@@ -386,9 +389,10 @@ def check_answer(method: Reducer, answer: Merge, hidden: Tensor, layer: int) -> 
         "keep": (answer.keep, shape[:2], "boolean [rows, tokens]"),
         "hidden": (answer.hidden, shape, "[rows, tokens, width]"),
         "size": (answer.size, shape[:2], "[rows, tokens]"),
+        "into": (answer.into, shape[:2], "long [rows, tokens]"),
     }
     for name, (value, expected, what) in wanted.items():
-        if name == "size" and value is None:
+        if name in ("size", "into") and value is None:
             continue
         found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         if not isinstance(value, Tensor) or value.shape != expected or (name == "keep" and value.dtype != torch.bool):

@@ -56,6 +56,7 @@ class Downsample(Method):
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Average each run of vision tokens."""
         keep, hidden = view.valid.clone(), view.hidden.clone()
+        into = torch.arange(keep.shape[1], device=keep.device).repeat(view.rows, 1)
         for row in range(view.rows):
             for run in runs(view.vision[row]):
                 removed = self.r if self.tokens is None else max(1 - self.tokens / len(run), 0.0)
@@ -67,7 +68,8 @@ class Downsample(Method):
                     middle = members[len(members) // 2]
                     hidden[row, middle] = view.hidden[row, members].mean(dim=0)
                     keep[row, middle] = True
-        return Merge(keep, hidden)
+                    into[row, members] = middle
+        return Merge(keep, hidden, into=into)
 
 
 def pooling_cells(count: int, removed: float) -> Tensor:

@@ -128,6 +128,7 @@ class PACT(Staged):
         if not any(map(self._clusters, counts)):
             return keep
         hidden, size = view.hidden.clone(), view.size.clone()
+        into = torch.arange(keep.shape[1], device=keep.device).repeat(view.rows, 1)
         weight = view.mean_query_attention(view.valid & ~view.instruction & ~view.generated, view.vision)
         score = weight * precise(view.hidden).norm(dim=-1).to(weight)
         keys = view.rotated_keys().flatten(2)
@@ -144,7 +145,8 @@ class PACT(Staged):
                 keep[row, made] = True
                 hidden[row, made] = (sums[made] / total[made, None].to(sums)).to(hidden)
                 size[row, made] = total[made]
-        return Merge(keep, hidden, size)
+                into[row, member.to(into.device)] = centre.to(into.device)
+        return Merge(keep, hidden, size, into)
 
 
 def clusters(keys: Tensor, staying: Tensor, cutoff: float | None, count: int | None) -> Tensor:

@@ -58,6 +58,7 @@ class Pool(Method):
             return view.valid
         places = view.tower.places.to(view.vision.device)
         keep, hidden = view.valid.clone(), view.hidden.clone()
+        into = torch.arange(keep.shape[1], device=keep.device).repeat(view.rows, 1)
         for row in range(view.rows):
             tokens = (view.vision[row] & (places[row, :, 3:] >= 0).all(dim=-1)).nonzero().flatten()
             square = places[row, tokens] // torch.tensor([1, 1, 1, self.side, self.side], device=places.device)
@@ -68,4 +69,5 @@ class Pool(Method):
                 middle = members[len(members) // 2]
                 hidden[row, middle] = precise(view.hidden[row, members]).mean(dim=0).to(hidden)
                 keep[row, middle] = True
-        return Merge(keep, hidden)
+                into[row, members] = middle
+        return Merge(keep, hidden, into=into)

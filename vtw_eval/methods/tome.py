@@ -100,6 +100,7 @@ class ToMe(Method):
             return view.valid
         keys = view.keys()
         keep, hidden, size = view.valid.clone(), view.hidden.clone(), view.size.clone()
+        joined = torch.arange(keep.shape[1], device=keep.device).repeat(view.rows, 1)
         for row, count in enumerate(merged):
             if count > 0:
                 places = view.vision[row].nonzero().flatten()
@@ -111,7 +112,8 @@ class ToMe(Method):
                 changed = into.unique()
                 hidden[row, changed] = weighted[changed] / size[row, changed, None].to(hidden)
                 keep[row, gone] = False
-        return Merge(keep, hidden, size)
+                joined[row, gone] = into
+        return Merge(keep, hidden, size, joined)
 
 
 def match(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
