@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner
 
 from tests.support.families import make_inputs, make_model
-from vtw_eval import ToMe, parse_method
+from vtw_eval import Method
 from vtw_eval.cli import app
+from vtw_eval.engine import LayerView, Merge
+from vtw_eval.methods import parse_method
 from vtw_eval.models.family import content_of
 from vtw_eval.models.runner import Request, Runner
 from vtw_eval.shapes.data import held_out
 from vtw_eval.shapes.questions import prompt
 from vtw_eval.show import Scene, page, show, steps
 from vtw_eval.show.answers import first_difference
-from vtw_eval.show.drawing import drawn, overlay, sheet
+from vtw_eval.show.drawing import COLOURS, drawn, overlay, sheet
 
 METHODS = ["vtw,k=2", "fastv,k=2,r=0.75", "tome,k=4,r=0.5", "rand,k=3"]
 
@@ -62,18 +66,70 @@ def test_a_step_for_each_change_with_the_masks_of_the_layers() -> None:
         assert (before.layers, after.layers) == ("layers 0 to 2", "layer 3")
         assert torch.equal(before.kept, inputs["attention_mask"][row].bool())
         assert torch.equal(after.kept, inputs["attention_mask"][row].bool() & ~vision[row])
-        assert not before.merged.any() and not after.merged.any()
+        assert not before.groups and not after.groups
         assert torch.equal(trace.kept(2)[row], before.kept) and torch.equal(trace.kept(3)[row], after.kept)
 
 
-def test_tokens_that_stand_for_several_are_told() -> None:
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Method):
+    """Merge the vision tokens of a row, before layer 1 each with its right neighbour, before layer 2 all; then drop."""
+
+    key: ClassVar[str] = "pairs"
+
+    def layers(self, num_layers: int) -> Sequence[int]:
+        return (1, 2, 3)
+
+    def keep(self, view: LayerView) -> Tensor | Merge:
+        if view.layer == 3:
+            return ~view.vision
+        keep, into = view.valid.clone(), torch.arange(view.index.shape[1]).repeat(view.rows, 1)
+        for row in range(view.rows):
+            places = view.vision[row].nonzero()[:, 0]
+            target = places[0::2].repeat_interleave(2) if view.layer == 1 else places[:1].expand(len(places))
+            into[row, places] = target
+            keep[row, places] = False
+            keep[row, target] = True
+        return Merge(keep, view.states if view.states.shape[2] else torch.zeros(*keep.shape, 0), into=into)
+
+
+def test_into_which_token_others_were_merged_is_told_over_layers() -> None:
     model = make_model("llava", attn="sdpa")
-    inputs = make_inputs("llava", model, [["t3", "i", "t4"]])
-    with ToMe(k=2, per_layer=1)(model) as trace, torch.no_grad():
+    inputs = make_inputs("llava", model, [["t3", "i", "t4"], ["t2", "i", "i", "t1"]])
+    with Pairs()(model) as trace, torch.no_grad():
         model(**inputs)
-    assert [int(step.kept.sum()) for step in steps(trace)] == [11, 10, 9]
-    for step in steps(trace)[1:]:
-        assert 1 <= int(step.merged.sum()) <= 2 and bool((step.kept | ~step.merged).all())
+    for row in range(2):
+        vision = [i for i, one in enumerate(inputs["input_ids"][row].tolist()) if one == model.config.image_token_id]
+        whole, halves, one, none = steps(trace, row)
+        assert whole.groups == []
+        assert [group.nonzero()[:, 0].tolist() for group in halves.groups] == [
+            vision[i : i + 2] for i in range(0, len(vision), 2)
+        ]
+        assert [group.nonzero()[:, 0].tolist() for group in one.groups] == [vision]
+        assert none.groups == [] and none.into[vision].tolist() == [-1] * len(vision)
+        for step in (whole, halves, one, none):
+            assert torch.equal(step.into == torch.arange(len(step.into)), step.kept)
+            assert torch.equal(step.kept, trace.kept(step.first)[row])
+
+
+@pytest.mark.parametrize("spec", ["tome,k=1,r=0.6", "pact,k1=2,r=0.25,merged=0.5", "downsample,r=0.5", "pool"])
+def test_methods_that_merge_tell_the_groups(spec: str) -> None:
+    model = make_model("llava", attn="sdpa")
+    inputs = make_inputs("llava", model, [["t3", "i", "t4"], ["t2", "i", "i", "t1"]])
+    with parse_method(spec)(model) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.reduction is not None
+    for row in range(2):
+        last = steps(trace, row)[-1]
+        layout = trace.reduction.layouts[-1]
+        assert layout is not None and last.groups
+        assert torch.equal((last.into == torch.arange(len(last.into))), last.kept)
+        if layout.size is None:  # nothing is dropped: all vision tokens are in a group or alone
+            vision = trace.reduction.prompt.vision[row]
+            assert bool((last.into[vision] >= 0).all())
+        else:
+            for slot in layout.valid[row].nonzero()[:, 0].tolist():
+                members = int((last.into == layout.index[row, slot]).sum())
+                assert members == int(layout.size[row, slot])
 
 
 # --- drawings
@@ -82,13 +138,14 @@ def test_tokens_that_stand_for_several_are_told() -> None:
 def test_what_is_gone_is_covered_and_what_is_kept_is_not() -> None:
     pixels = np.full((8, 12, 3), 200, dtype=np.uint8)
     kept = torch.tensor([[1.0, 0.0, torch.nan], [0.5, 1.0, 1.0]])
-    merged = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    over = overlay(kept, merged, 8, 12)
+    colour = torch.tensor([[-1, 0, 0], [0, -1, 3]])
+    over = overlay(kept, colour, 8, 12)
     same = (drawn(pixels, over) == pixels).all(axis=-1)
     expected = np.zeros((8, 12), dtype=bool)
     expected[:4, :4] = expected[4:, 4:8] = True
     np.testing.assert_array_equal(same, expected)
     assert over[5:, 0:3, 3].max() < over[0, 5:, 3].min()  # half of a patch is half covered
+    assert {tuple(one) for one in over[4:, 8:, :3].reshape(-1, 3).tolist()} == {COLOURS[3]}
 
 
 def test_a_sheet_holds_all_pictures() -> None:
@@ -185,7 +242,7 @@ def test_the_page_is_one_file_with_all_methods_and_answers(scene: Scene) -> None
         assert shown.method in text
         assert shown.answer in text
     assert "layers 2 to 9: 0 of 64 vision tokens" in text and "layers 2 to 9: 16 of 64 vision tokens" in text
-    assert "stand for several" in text
+    assert re.search(r"; \d+ stand for \d+", text)
     labels = [value for _, name, value in reader.attributes if name == "aria-label"]
     assert any("16 of 64 vision tokens" in label for label in labels)
 

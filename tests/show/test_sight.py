@@ -107,8 +107,10 @@ def lit(family: Family[Any], plain: Encoded, encoded: Encoded) -> list[tuple[Pan
     assert torch.equal(some.kept, (trace.reduction.prompt.valid & ~trace.reduction.prompt.vision)[0] | chosen)
     sight = look(family, encoded)
     found = []
-    for panel, share in zip(sight.panels, sight.shares(torch.stack([some.kept, some.merged])), strict=True):
-        picture = drawn(panel.pixels, overlay(share[0], share[1], *panel.pixels.shape[:2]))
+    assert not some.groups and torch.equal(some.into >= 0, some.kept)
+    for panel, [share] in zip(sight.panels, sight.shares(some.kept[None]), strict=True):
+        none = torch.full(share.shape, -1)
+        picture = drawn(panel.pixels, overlay(share, none, *panel.pixels.shape[:2]))
         found.append((panel, (picture == panel.pixels).all(axis=-1)))
     return found
 

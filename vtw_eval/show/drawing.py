@@ -18,43 +18,44 @@ COVER = 208
 """How opaque that is, of 255."""
 EDGE = (213, 94, 0, 255)
 """The line around what is kept, on the side of what is gone."""
-MERGED = (0, 114, 178, 96)
-"""What lies over a patch whose token stands for several."""
+COLOURS = ((0, 114, 178), (240, 228, 66), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))
+"""What lies over patches whose tokens were merged into one, a colour for each group in turn: seen apart by all."""
+TINT = 140
+"""How opaque that is, of 255."""
 _NOTHING = 0.02
 """Share of a patch below which it counts as gone, and distance from 1 below which as kept."""
 
 
-def overlay(kept: Tensor, merged: Tensor, height: int, width: int) -> NDArray[np.uint8]:
-    """Return what lies over a picture so that kept patches stand out.
+def overlay(present: Tensor, colour: Tensor, height: int, width: int) -> NDArray[np.uint8]:
+    """Return what lies over a picture so that patches that are present stand out.
 
     Parameters
     ----------
-    kept
-        ``[rows, columns]``: how much of each patch is kept, 0 to 1; NaN counts as gone, since no token has it.
-    merged
-        The same for tokens that stand for several.
+    present
+        ``[rows, columns]``: how much of each patch goes on, 0 to 1; NaN counts as gone, since no token has it.
+    colour
+        Long ``[rows, columns]``: which of :data:`COLOURS` a patch has; -1 for none.
     height, width
         Of the picture.
 
     Returns
     -------
     NDArray
-        Red, green, blue, opacity, ``[height, width, 4]``; all of it clear over patches that are kept whole and were
-        not merged.
+        Red, green, blue, opacity, ``[height, width, 4]``; all of it clear over patches that go on whole and alone.
     """
-    share = np.nan_to_num(kept.numpy(), nan=0.0)
+    share = np.nan_to_num(present.numpy(), nan=0.0)
     share = np.where(share > 1 - _NOTHING, 1.0, np.where(share < _NOTHING, 0.0, share))
     rows = np.arange(height) * share.shape[0] // height
     columns = np.arange(width) * share.shape[1] // width
-    large = share[rows][:, columns]
+    large, tint = (values[rows][:, columns] for values in (share, colour.numpy()))
     found = np.zeros((height, width, 4), dtype=np.uint8)
     lines = (np.arange(height)[:, None] + np.arange(width)) % max(5, min(height, width) // 24)
     found[..., :3] = np.where((lines == 0)[..., None], HATCH, GONE)
     found[..., 3] = np.round((1 - large) * COVER)
     gone = large == 0
     found[gone & _beside(~gone, max(1, min(height, width) // 160))] = EDGE
-    stands = np.nan_to_num(merged.numpy(), nan=0.0)[rows][:, columns] > 0.5
-    found[stands & (large == 1)] = MERGED
+    for number, shade in enumerate(COLOURS):
+        found[(tint == number) & (large == 1)] = (*shade, TINT)
     return found
 
 

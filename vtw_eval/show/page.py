@@ -10,21 +10,22 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vtw_eval.cost.units import flops_unit
 from vtw_eval.report.render.blocks import Block, Details, Heading, Image, Inline, Paragraph, Text
 from vtw_eval.report.render.html import to_html
 from vtw_eval.show.answers import Scene, Shown
-from vtw_eval.show.drawing import data_url, drawn, overlay, sheet
+from vtw_eval.show.drawing import COLOURS, data_url, drawn, overlay, sheet
 from vtw_eval.show.sight import Panel
 from vtw_eval.show.steps import Step
 from vtw_eval.tables import Table
 
 _LEGEND = (
     "Pictures are drawn as the model gets them: resized, cropped, padded, cut into tiles. What is dark has no token "
-    "in the layers named; an orange line runs around what is kept; blue are tokens that stand for several merged ones. "
-    "In the answers, bold begins where they part from the unchanged model's. FLOPs: Eq. 1 of the VTW paper on the "
-    "tokens of this prompt, without the vision tower and what a method computes to choose."
+    "in the layers named; an orange line runs around the rest. Patches of one colour, which groups have in turn, were "
+    "merged into one token. In the answers, bold begins where they part from the unchanged model's. FLOPs: Eq. 1 of "
+    "the VTW paper on the tokens of this prompt, without the vision tower and what a method computes to choose."
 )
 _SIDE = 11
 """How many rem the longer side of a picture has."""
@@ -63,30 +64,45 @@ def pictures(scene: Scene) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 
 def _is_whole(step: Step, scene: Scene) -> bool:
-    return bool(torch.equal(step.kept, scene.shown[0].steps[0].kept)) and not bool(step.merged.any())
+    return bool(torch.equal(step.kept, scene.shown[0].steps[0].kept)) and not step.groups
 
 
 def _overlays(scene: Scene, steps: Sequence[Step]) -> list[list[NDArray[np.uint8]]]:
     """Return for each step what lies over each picture."""
-    sets = torch.stack([*(step.kept for step in steps), *(step.merged for step in steps)])
-    shares, count = scene.sight.shares(sets), len(steps)
+    sets = torch.stack([each for step in steps for each in (step.into >= 0, *_coloured(step))])
+    shares, count = scene.sight.shares(sets), 1 + len(COLOURS)
     return [
         [
-            overlay(share[i], share[count + i], *panel.pixels.shape[:2])
+            overlay(share[first], _strongest(share[first + 1 : first + count]), *panel.pixels.shape[:2])
             for share, panel in zip(shares, scene.sight.panels, strict=True)
         ]
-        for i in range(count)
+        for first in range(0, len(sets), count)
     ]
+
+
+def _coloured(step: Step) -> list[Tensor]:
+    """Return for each colour which tokens have it, boolean ``[prompt tokens]``."""
+    found = [torch.zeros_like(step.kept) for _ in COLOURS]
+    for number, group in enumerate(step.groups):
+        found[number % len(COLOURS)] |= group
+    return found
+
+
+def _strongest(shares: Tensor) -> Tensor:
+    """Return which colour has most of each patch; -1 where none has half of it."""
+    most, number = shares.nan_to_num(nan=0.0).max(dim=0)
+    return torch.where(most > 0.5, number, -1)
 
 
 def _scene(scene: Scene, known: set[str]) -> Iterator[Block]:
     """Yield the blocks of a scene; pictures that stand in the page already are known by name."""
-    yield Heading(2, scene.title)
+    yield Heading(2, " ".join(scene.title.split()))
     names = [_name(panel) for panel in scene.sight.panels]
     new = {name: panel for name, panel in zip(names, scene.sight.panels, strict=True) if name not in known}
     known.update(new)
     first = scene.shown[0]
-    seen = [_svg(each, name, None, "all tokens") for each, name in zip(scene.sight.panels, names, strict=True)]
+    alone = len(names) == 1
+    seen = [_svg(each, name, None, "all tokens", alone) for each, name in zip(scene.sight.panels, names, strict=True)]
     whole = Markup('<div style="{}">{}</div>').format(_BOX, Markup().join(seen))
     yield Image("seen", f"What the model sees, in {scene.vision} vision tokens.", (("", str(_symbols(new) + whole)),))
     yield _table(scene)
@@ -103,16 +119,17 @@ def _scene(scene: Scene, known: set[str]) -> Iterator[Block]:
         late = _is_whole(shown.steps[0], scene)
         told = f"Before that, all {first.tokens_per_layer[0]} tokens." if late else "From the first layer on."
         yield Image("kept", told, (("", str(Markup('<div style="{}">{}</div>').format(_ROW, boxes))),))
-    yield Details("The prompt, as text", [Paragraph(Text(scene.prompt, "code"))])
+    yield Details("The prompt, as text", [Paragraph(Text(scene.prompt, "code"))], open=scene.title not in scene.prompt)
 
 
 def _step(scene: Scene, names: Sequence[str], step: Step, over: Sequence[NDArray[np.uint8]]) -> Markup:
     tokens, vision = int(step.kept.sum()), _vision(scene, step)
     words = f"{step.layers}: {vision} of {scene.vision} vision tokens, {tokens} in all"
-    if merged := int(step.merged.sum()):
-        words += f"; {merged} stand for several"
+    if groups := step.groups:
+        words += f"; {len(groups)} stand for {sum(int(group.sum()) for group in groups)}"
     parts = Markup().join(
-        _svg(panel, name, each, words) for panel, name, each in zip(scene.sight.panels, names, over, strict=True)
+        _svg(panel, name, each, words, len(names) == 1)
+        for panel, name, each in zip(scene.sight.panels, names, over, strict=True)
     )
     width = "100%" if len(names) > 1 else f"{_SIDE + 1}rem"
     return Markup('<div style="max-width: {}"><div>{}</div><div style="{}">{}</div></div>').format(
@@ -141,10 +158,11 @@ def _symbols(panels: dict[str, Panel]) -> Markup:
     return Markup(hidden).format(inside)
 
 
-def _svg(panel: Panel, name: str, over: NDArray[np.uint8] | None, words: str) -> Markup:
-    """Return a picture of the page with what lies over it."""
+def _svg(panel: Panel, name: str, over: NDArray[np.uint8] | None, words: str, alone: bool) -> Markup:
+    """Return a picture of the page with what lies over it; one that is alone needs no name."""
     height, width = panel.pixels.shape[:2]
     above = Markup("")
+    caption = Markup("") if alone else Markup("<figcaption>{}</figcaption>").format(panel.name)
     if over is not None and over[..., 3].any():
         above = Markup('<image width="{}" height="{}" href="{}" style="image-rendering: {}"/>').format(
             width, height, data_url(over), _rendering(panel)
@@ -152,8 +170,8 @@ def _svg(panel: Panel, name: str, over: NDArray[np.uint8] | None, words: str) ->
     return Markup(
         '<figure style="margin: 0"><svg role="img" aria-label="{0}, {1}" viewBox="0 0 {2} {3}" '
         'style="width: {4}rem; max-width: 100%; height: auto; display: block"><use href="#{5}"/>{6}</svg>'
-        "<figcaption>{0}</figcaption></figure>"
-    ).format(panel.name, words, width, height, _rem(width, height), name, above)
+        "{7}</figure>"
+    ).format(panel.name, words, width, height, _rem(width, height), name, above, caption)
 
 
 def _rem(width: int, height: int) -> float:

@@ -20,13 +20,20 @@ class Step:
     """The last one."""
     kept: Tensor
     """Boolean ``[prompt tokens]`` on the CPU: those that enter them."""
-    merged: Tensor
-    """Boolean ``[prompt tokens]`` on the CPU: those of them that stand for several."""
+    into: Tensor
+    """Place of the token with which each goes on, long ``[prompt tokens]`` on the CPU: itself, or the one that it was
+    merged into; -1 if it is gone, or the method does not tell into which it was merged."""
 
     @property
     def layers(self) -> str:
         """In words."""
         return f"layer {self.first}" if self.first == self.last else f"layers {self.first} to {self.last}"
+
+    @property
+    def groups(self) -> list[Tensor]:
+        """The tokens of the prompt that were merged into one, boolean ``[prompt tokens]`` each, of two or more."""
+        places, counts = self.into[self.into >= 0].unique(return_counts=True)
+        return [self.into == place for place in places[counts > 1]]
 
 
 def steps(trace: Trace, row: int = 0) -> list[Step]:
@@ -49,12 +56,11 @@ def steps(trace: Trace, row: int = 0) -> list[Step]:
         assert trace.reduction is not None, "its tokens were counted"
         layout = trace.reduction.layouts[layer]
         kept = trace.kept(layer)[row].cpu()
-        merged = torch.zeros_like(kept)
-        if layout is not None and layout.size is not None:
-            own = layout.valid[row]
-            merged[layout.index[row][own].cpu()] = (layout.size[row][own] > 1).cpu()
-        if found and torch.equal(found[-1].kept, kept) and torch.equal(found[-1].merged, merged):
-            found[-1] = Step(found[-1].first, layer, kept, merged)
+        told = layout is not None and layout.into is not None
+        into = layout.into[row].cpu() if told else torch.arange(len(kept))  # type: ignore[union-attr,index]
+        into = torch.where(kept | told, into, -1)
+        if found and torch.equal(found[-1].kept, kept) and torch.equal(found[-1].into, into):
+            found[-1] = Step(found[-1].first, layer, kept, into)
         else:
-            found.append(Step(layer, layer, kept, merged))
+            found.append(Step(layer, layer, kept, into))
     return found
