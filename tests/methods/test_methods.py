@@ -102,7 +102,7 @@ def test_attention_rows_equal_eager_attention(name: str, attention: str, monkeyp
 
 
 def _pairs() -> list[tuple[str, str]]:
-    """Return families and examples to compare: each kind of reading on all families, each example on each kind of model.
+    """Return families and examples: each kind of reading on all families, each example on each kind of model.
 
     Those that a method is refused on are among them.
     """
