@@ -85,6 +85,11 @@ class Anatomy:
         """Width of the decoder, h."""
         return int(self.text_config.hidden_size)
 
+    @property
+    def attention(self) -> str | None:
+        """Name of the decoder's attention, as in ``attn_implementation``; None where its config has none."""
+        return getattr(self.text_config, "_attn_implementation", None)
+
     def is_vision(self, ids: Tensor) -> Tensor:
         """Return which token ids stand for vision features; boolean, of the shape of ``ids``."""
         return torch.isin(ids, ids.new_tensor(self.vision_token_ids))

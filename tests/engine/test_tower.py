@@ -279,7 +279,7 @@ def test_pixel_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SQUARE = ["llava", "vipllava", "video_llava", "internvl", "idefics3", "smolvlm", "gemma3", "paligemma"]
 SQUARE += ["aya_vision", "cohere2_vision", "mistral3", "pixtral_llava"]
-FLAT = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"]
+FLAT = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v"]
 TILED = ["llava_next", "llava_onevision"]
 ROWS = [["t2", "i", "t3"], ["t4"], ["t1", "i", "i", "t2"]]
 OWNERS = [(0, 0), (2, 0), (2, 1)]

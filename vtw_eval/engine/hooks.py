@@ -58,7 +58,7 @@ class _Engine:
         self.first = min(self.asked, default=anatomy.num_layers)
         self.watched = frozenset(i - 1 for i in self.asked if i and method.reads.layer_before)
         self.embeds = bool(self.asked) and Reads.EMBEDDINGS in method.reads
-        kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None)) if self.asked else None
+        kind = mask_kind(anatomy.attention) if self.asked else None
         self.arguments = Arguments(anatomy, kind)
         self.chooser = Chooser(method, anatomy, self.arguments)
         self.tower: TowerRecorder | None = None

@@ -57,7 +57,7 @@ def check_bidirectional(anatomy: Anatomy) -> None:
     Its 2-D masks cannot say that, so even the unchanged model is another one. transformers loads such a model until
     5.23 and refuses since.
     """
-    implementation = getattr(anatomy.text_config, "_attn_implementation", None)
+    implementation = anatomy.attention
     flash = implementation and ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) is flash_attention_mask
     if flash and anatomy.model_type in BIDIRECTIONAL:
         raise UnsupportedModelError(

@@ -187,7 +187,7 @@ class CurveRunner(Runner):
         with tqdm(total=len(requests), disable=not progress or not requests, desc="All k at once") as bar:
             for group in groups(enumerate(requests), key=lambda item: _key(item[1])[1]):
                 arguments = self.family.generation(group[0][1].generation)
-                kind = mask_kind(getattr(self.anatomy.text_config, "_attn_implementation", None))
+                kind = mask_kind(self.anatomy.attention)
                 reason = why_alone(self.family, self.anatomy, VTW(k=0), arguments) or self._why_not_packed(kind)
                 if reason or self._unlike:
                     self._tell_apart(reason or self._unlike)

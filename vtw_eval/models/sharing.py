@@ -69,7 +69,7 @@ def told_by_config(family: Family[Any]) -> set[str]:
 
 def packing(family: Family[Any], anatomy: Anatomy) -> MaskKind | None:
     """Return the kind of mask by which questions are told apart in one row, None where each needs a row of its own."""
-    kind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None))
+    kind = mask_kind(anatomy.attention)
     windows = any(anatomy.sliding_window(layer) is not None for layer in range(anatomy.num_layers))
     mixed = len(set(getattr(anatomy.text_config, "layer_types", None) or ())) > 1
     return None if kind == "validity" or windows or mixed or told_by_config(family) else kind

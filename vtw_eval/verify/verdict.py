@@ -85,7 +85,7 @@ def verify(model: nn.Module, method: Method) -> Verdict:
     anatomy = find_anatomy(model)
     if not type(model).__module__.startswith("transformers."):
         return skipped("code that comes with a checkpoint cannot be made small")
-    attention = str(getattr(anatomy.text_config, "_attn_implementation", "sdpa"))
+    attention = anatomy.attention or "sdpa"
     config: Any = model.config
     flash = mask_kind(attention) == "validity"
     device = next(model.parameters()).device if flash else torch.device("cpu")  # FlashAttention runs on GPUs only

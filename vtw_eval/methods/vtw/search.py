@@ -254,7 +254,7 @@ class _Candidates:
         self.anatomy = anatomy
         self.start = start
         self.vision_mask = vision_mask
-        self.kind: MaskKind = mask_kind(getattr(anatomy.text_config, "_attn_implementation", None))
+        self.kind: MaskKind = mask_kind(anatomy.attention)
         self.cache = _PassingCache()
         self.seen: Mapping[str, Any] = {}
         self.tokens: _Tokens | None = None
