@@ -19,7 +19,8 @@ from vtw_eval.shapes.making.packing import (
     pack,
 )
 from vtw_eval.shapes.making.recipe import Recipe, joint_batch, patch_labels, vision_batch
-from vtw_eval.shapes.making.train import LOG_FILE, STATE_FILE, Trainer, main, run
+from vtw_eval.shapes.making.staged import LOG_FILE, STATE_FILE, run
+from vtw_eval.shapes.making.train import Trainer, main
 from vtw_eval.shapes.processor import build_processor
 from vtw_eval.shapes.questions import prompt
 from vtw_eval.shapes.scenes import Item, Scene
@@ -145,7 +146,7 @@ def test_a_failed_write_leaves_the_old_state(tmp_path, monkeypatch):
 
     monkeypatch.setattr("vtw_eval.files.Path.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_state(path, trainer.module, [trainer.optimiser], {}, {})
+        save_state(path, trainer.module, trainer.optimisers, {}, {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -19,11 +19,12 @@ from vtw_eval.shapes.boards.making.recipe import (
     vision_batch,
 )
 from vtw_eval.shapes.boards.making.thinning import thin_logits
-from vtw_eval.shapes.boards.making.train import LOG_FILE, STATE_FILE, Trainer, main, run
+from vtw_eval.shapes.boards.making.train import Trainer, main
 from vtw_eval.shapes.boards.processor import build_processor
 from vtw_eval.shapes.boards.scenes import Item, Placed, Scene
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION
 from vtw_eval.shapes.making.packing import answer_logits, pack
+from vtw_eval.shapes.making.staged import LOG_FILE, STATE_FILE, run
 
 TINY = Recipe(
     vision_steps=3,

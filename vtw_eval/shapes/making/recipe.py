@@ -9,13 +9,11 @@ import numpy as np
 import torch
 
 from vtw_eval.shapes.making.model import Size
+from vtw_eval.shapes.making.staged import STAGES
 from vtw_eval.shapes.processor import PATCH_SIZE
 from vtw_eval.shapes.questions import TYPES, Question, ask
 from vtw_eval.shapes.scenes import COLORS, GRID, IMAGE_SIZE, MAX_ITEMS, SHAPES, Scene, render, sample_scene
 from vtw_eval.state import cosine
-
-STAGES = ("vision", "joint")
-"""The two stages, in their order."""
 
 TYPE_SHARES: dict[str, float] = {
     "exist": 0.22,

@@ -25,10 +25,8 @@ from vtw_eval.shapes.boards.scenes import (
     sample_scene,
 )
 from vtw_eval.shapes.making.recipe import to_pixels
+from vtw_eval.shapes.making.staged import STAGES
 from vtw_eval.shapes.scenes import COLORS, SHAPES
-
-STAGES = ("vision", "joint")
-"""The two stages, in their order."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
