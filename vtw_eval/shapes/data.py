@@ -6,27 +6,22 @@ that the scoring code of the benchmark it imitates reads.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vtw_eval.files import cache_home, folder_atomically
+from vtw_eval.files import cache_home
 from vtw_eval.shapes import questions, scenes
+from vtw_eval.shapes.arrow import Rows, hash_of, kept, png
 from vtw_eval.shapes.questions import OPEN, Question, ask, ask_color, ask_count, ask_exist, exist_text
 from vtw_eval.shapes.scenes import KINDS, Scene, render, sample_scene
 
 SEED = 20240605
 """Seed of the test sets."""
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -67,12 +62,6 @@ def held_out(type: str, count: int, seed: int = SEED) -> list[ShapesSample]:
     return samples
 
 
-def _png(image: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def _scenes(name: str, count: int) -> Iterator[tuple[int, np.random.Generator, Scene]]:
     """Yield number, generator and scene of each image of a test set."""
     for number in range(count):
@@ -96,7 +85,7 @@ def mme_rows() -> Rows:
     for number, rng, scene in _scenes("mme", 200):
         while ask_color(scene, rng, True) is None:  # MME needs its pairs: every image must allow every category
             scene = sample_scene(rng, test=True)
-        image = _png(render(scene, rng))
+        image = png(render(scene, rng))
         for category in ("existence", "count", "color"):
             for answer in (True, False):
                 question = _mme_question(category, scene, rng, answer)
@@ -123,7 +112,7 @@ def pope_rows() -> Rows:
     popular = sorted(KINDS, key=lambda kind: (-frequency[kind], KINDS.index(kind)))[: len(KINDS) // 2]
     rows: Rows = []
     for number, rng, scene in images:
-        image = _png(render(scene, rng))
+        image = png(render(scene, rng))
         present = {item.kind for item in scene.items}
         unseen = [kind for kind in popular if kind not in present]
         for category in ("random", "popular", "adversarial"):
@@ -153,7 +142,7 @@ def ai2d_rows() -> Rows:
             "question": sample.question.text,
             "options": list(sample.question.options),
             "answer": str("ABCD".index(sample.question.answer)),
-            "image": _png(sample.image),
+            "image": png(sample.image),
         }
         for number, sample in enumerate(held_out("choice", 1000))
     ]
@@ -168,7 +157,7 @@ def vqa_rows() -> Rows:
             "category": sample.question.type.removeprefix("open_"),
             "question": sample.question.text,
             "answer": sample.question.answer,
-            "image": _png(sample.image),
+            "image": png(sample.image),
         }
         for number, sample in enumerate(sample for group in zip(*columns, strict=True) for sample in group)
     ]
@@ -181,7 +170,7 @@ def caption_rows() -> Rows:
             "question_id": str(number),
             "question": sample.question.text,
             "answer": sample.question.answer,
-            "image": _png(sample.image),
+            "image": png(sample.image),
         }
         for number, sample in enumerate(held_out("caption", 1000))
     ]
@@ -199,16 +188,11 @@ TEST_SETS: dict[str, Callable[[], Rows]] = {
 
 def fingerprint() -> str:
     """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in (scenes.__file__, questions.__file__, __file__):
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
+    return hash_of((scenes.__file__, questions.__file__, __file__))
 
 
 def dataset_path(name: str, cache: Path | None = None) -> Path:
-    """Return the directory of a test set, making it first if it is not there.
-
-    Safe with several processes at a time: each builds in a directory of its own, the first to finish gives it its name.
+    """Return the directory of a test set, making it first if it is not there, see :func:`vtw_eval.shapes.arrow.kept`.
 
     Parameters
     ----------
@@ -217,31 +201,9 @@ def dataset_path(name: str, cache: Path | None = None) -> Path:
     cache
         Where test sets are kept; None means the user's cache.
 
-    Returns
-    -------
-    pathlib.Path
-        For ``datasets.load_from_disk``.
-
     Raises
     ------
     ValueError
         If there is no such test set.
     """
-    if name not in TEST_SETS:
-        raise ValueError(f"unknown test set {name!r}; known: {', '.join(TEST_SETS)}")
-    cache = cache or cache_home() / "shapes"
-    final = cache / f"{name}-{fingerprint()}"
-    if final.is_dir():
-        return final
-
-    import datasets  # an optional dependency, and slow to import
-
-    rows = TEST_SETS[name]()
-    features = {key: datasets.Value("string") for key in rows[0]} | {"image": datasets.Image()}
-    if "options" in rows[0]:
-        features["options"] = datasets.List(datasets.Value("string"))
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
-    with folder_atomically(final, replace=False) as part:  # another process may be faster
-        table.save_to_disk(part)
-    return final
+    return kept(TEST_SETS, name, cache or cache_home() / "shapes", fingerprint())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
@@ -9,7 +11,7 @@ from vtw_eval.shapes.questions import CAPTION_PROMPT, LETTER_PROMPT, SHORT_PROMP
 from vtw_eval.shapes.scenes import COLORS, IMAGE_SIZE, MAX_ITEMS, SHAPES
 
 PATCH_SIZE = 8
-"""Pixels per side of a vision patch; an image is 64 vision tokens."""
+"""Pixels per side of a vision patch."""
 
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 IMAGE_TOKEN = "<image>"
@@ -42,18 +44,40 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer: the words of all questions and answers, everything else is ``<unk>``.
+    """Build the tokenizer of the words of all questions and answers, see :func:`word_tokenizer`."""
+    words = [*COLORS, *SHAPES, *(str(n) for n in range(MAX_ITEMS + 2))]
+    return word_tokenizer(_TOKEN, words, _SENTENCES, 1024)
+
+
+def build_processor() -> LlavaProcessor:
+    """Build the processor: images to 64x64 pixels in [-1, 1], text with 64 placeholders per image."""
+    return llava_processor(build_tokenizer(), IMAGE_SIZE)
+
+
+def word_tokenizer(
+    pattern: str, words: Sequence[str], sentences: Sequence[str], longest: int
+) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer; everything that it does not know is ``<unk>``.
+
+    Parameters
+    ----------
+    pattern
+        Regular expression of a token.
+    words, sentences
+        What it knows.
+    longest
+        Most tokens of a prompt.
 
     Returns
     -------
     transformers.PreTrainedTokenizerFast
         Pads on the left; adds no special tokens of its own (the chat template writes them).
     """
-    split = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
-    words = [*COLORS, *SHAPES, *(str(n) for n in range(MAX_ITEMS + 2))]
-    for sentence in _SENTENCES:
-        words += [word for word, _ in split.pre_tokenize_str(sentence)]
-    tokens = [*SPECIAL.values(), IMAGE_TOKEN, *dict.fromkeys(words)]
+    split = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    known = list(words)
+    for sentence in sentences:
+        known += [word for word, _ in split.pre_tokenize_str(sentence)]
+    tokens = [*SPECIAL.values(), IMAGE_TOKEN, *dict.fromkeys(known)]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = split
     return PreTrainedTokenizerFast(
@@ -61,26 +85,33 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         **SPECIAL,
         extra_special_tokens={"image_token": IMAGE_TOKEN},
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=longest,
         clean_up_tokenization_spaces=False,
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """Build the processor: images to 64x64 pixels in [-1, 1], text with 64 placeholders per image.
+def llava_processor(tokenizer: PreTrainedTokenizerFast, image_size: int) -> LlavaProcessor:
+    """Build a processor: images to squares of pixels in [-1, 1], text with a placeholder for each patch.
+
+    Parameters
+    ----------
+    tokenizer
+        From :func:`word_tokenizer`.
+    image_size
+        Pixels per side of an image.
 
     Returns
     -------
     transformers.LlavaProcessor
         Saved next to the weights; ``AutoProcessor.from_pretrained`` loads it.
     """
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     images = CLIPImageProcessor(
         size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token, which "default" drops

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -90,7 +90,23 @@ def caption_text(scene: Scene) -> str:
     return " and ".join(f"a {color} {shape}" for color, shape in kinds)
 
 
-def absent_kinds(scene: Scene, how: str) -> list[tuple[str, str]]:
+class Kinded(Protocol):
+    """An object of any sort of scene."""
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The (colour, shape) pair."""
+
+
+class Shown(Protocol):
+    """A scene of any sort."""
+
+    @property
+    def items(self) -> Sequence[Kinded]:
+        """Its objects."""
+
+
+def absent_kinds(scene: Shown, how: str) -> list[tuple[str, str]]:
     """Return the kinds that an ``exist`` question with answer No may ask about.
 
     Parameters
@@ -117,7 +133,8 @@ def absent_kinds(scene: Scene, how: str) -> list[tuple[str, str]]:
     return [kind for kind, same in zip(absent, likeness, strict=True) if same == max(likeness)]
 
 
-def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
+def pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
+    """Draw one of some options."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -127,15 +144,16 @@ def _unique(scene: Scene, attribute: str) -> list[Item]:
     return [item for item in scene.items if counts[getattr(item, attribute)] == 1]
 
 
-def _yes(answer: bool) -> str:
+def yes_no(answer: bool) -> str:
+    """Return Yes or No."""
     return "Yes" if answer else "No"
 
 
 def ask_exist(scene: Scene, rng: np.random.Generator, answer: bool, negatives: str = "adversarial") -> Question:
     """Ask whether a kind of object is there. ``negatives`` is explained in :func:`absent_kinds`."""
     kinds = [item.kind for item in scene.items] if answer else absent_kinds(scene, negatives)
-    kind = _pick(rng, kinds)
-    return Question("exist", exist_text(kind), _yes(answer))
+    kind = pick(rng, kinds)
+    return Question("exist", exist_text(kind), yes_no(answer))
 
 
 def ask_count(scene: Scene, rng: np.random.Generator, answer: bool) -> Question:
@@ -147,7 +165,7 @@ def ask_count(scene: Scene, rng: np.random.Generator, answer: bool) -> Question:
     count = len(scene.items)
     if not answer:
         count = (count - 1 + int(rng.choice([-1, 1]))) % MAX_ITEMS + 1
-    return Question("count", f"Is the number of objects in the image {count}?", _yes(answer))
+    return Question("count", f"Is the number of objects in the image {count}?", yes_no(answer))
 
 
 def ask_color(scene: Scene, rng: np.random.Generator, answer: bool) -> Question | None:
@@ -155,14 +173,14 @@ def ask_color(scene: Scene, rng: np.random.Generator, answer: bool) -> Question 
     items = _unique(scene, "shape")
     if not items:
         return None
-    item = _pick(rng, items)
+    item = pick(rng, items)
     color = item.color
     if not answer:
         others = sorted({other.color for other in scene.items} - {color})
         if not others or rng.random() < 0.5:
             others = [name for name in COLORS if name != color]
-        color = _pick(rng, others)
-    return Question("color", f"Is the {item.shape} {color}?", _yes(answer))
+        color = pick(rng, others)
+    return Question("color", f"Is the {item.shape} {color}?", yes_no(answer))
 
 
 def ask_open(type: str, scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -174,7 +192,7 @@ def ask_open(type: str, scene: Scene, rng: np.random.Generator) -> Question | No
     items = _unique(scene, "shape" if type == "open_color" else "color")
     if not items:
         return None
-    item = _pick(rng, items)
+    item = pick(rng, items)
     if type == "open_color":
         return Question(type, f"What color is the {item.shape}?", item.color)
     return Question(type, f"What shape is the {item.color} object?", item.shape)

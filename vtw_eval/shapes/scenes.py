@@ -34,7 +34,8 @@ KINDS: tuple[tuple[str, str], ...] = tuple((color, shape) for color in COLORS fo
 
 _BUCKETS = 8  # one scene in eight is a test scene
 _TEST_BUCKET = 0
-_SUBSAMPLES = 3  # coverage samples per pixel and axis
+SUBSAMPLES = 3
+"""Coverage samples per pixel and axis."""
 
 
 @dataclass(frozen=True, order=True)
@@ -74,7 +75,11 @@ def is_test_scene(scene: Scene) -> bool:
     bool
         True for about one scene in eight.
     """
-    text = ";".join(f"{item.cell},{item.color},{item.shape}" for item in sorted(scene.items))
+    return in_test_half(";".join(f"{item.cell},{item.color},{item.shape}" for item in sorted(scene.items)))
+
+
+def in_test_half(text: str) -> bool:
+    """Tell whether a scene of which a text says everything belongs to the test half of the split."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % _BUCKETS == _TEST_BUCKET
 
@@ -114,7 +119,7 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
             return scene
 
 
-def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Membership of points in a shape whose bounding square is [-1, 1] x [-1, 1], v pointing down."""
     if shape == "circle":
         return u * u + v * v <= 1
@@ -143,12 +148,12 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         Image, uint8, [64, 64, 3] (rows, columns, RGB).
     """
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), rng.uniform(70, 140))
-    centres = (np.arange(CELL * _SUBSAMPLES) + 0.5) / _SUBSAMPLES  # subsample positions in pixels
+    centres = (np.arange(CELL * SUBSAMPLES) + 0.5) / SUBSAMPLES  # subsample positions in pixels
     for item in scene.items:
         half = rng.uniform(0.72, 0.92) * CELL / 2
         cx, cy = rng.uniform(half, CELL - half, size=2)
         u, v = (centres[None, :] - cx) / half, (centres[:, None] - cy) / half
-        fine = _inside(item.shape, u, v).reshape(CELL, _SUBSAMPLES, CELL, _SUBSAMPLES)
+        fine = inside(item.shape, u, v).reshape(CELL, SUBSAMPLES, CELL, SUBSAMPLES)
         cover = fine.mean(axis=(1, 3))[..., None]
         tint = np.array(COLORS[item.color]) + rng.uniform(-18, 18, size=3)
         top, left = CELL * (item.cell // GRID), CELL * (item.cell % GRID)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vtw_eval.shapes.boards.processor import build_tokenizer
-from vtw_eval.shapes.boards.questions import NEGATIVES, TYPES, YES_NO, absent_kinds, ask, names
+from vtw_eval.shapes.boards.questions import TYPES, YES_NO, ask, names
 from vtw_eval.shapes.boards.scenes import Item, Scene, sample_scene
-from vtw_eval.shapes.questions import prompt
+from vtw_eval.shapes.questions import NEGATIVES, absent_kinds, prompt
 
 WORDS = {
     "color": ["red", "green", "blue", "yellow", "purple", "cyan"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from vtw_eval.shapes.boards.making.model import Size, build_model
+from vtw_eval.shapes.boards.making.model import build_model
 from vtw_eval.shapes.boards.making.optimiser import Muon, orthogonal
 from vtw_eval.shapes.boards.making.recipe import (
     SIMPLE,
@@ -22,7 +22,7 @@ from vtw_eval.shapes.boards.making.thinning import thin_logits
 from vtw_eval.shapes.boards.making.train import Trainer, main
 from vtw_eval.shapes.boards.processor import build_processor
 from vtw_eval.shapes.boards.scenes import Item, Placed, Scene
-from vtw_eval.shapes.making.model import TRAIN_ATTENTION
+from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size
 from vtw_eval.shapes.making.packing import answer_logits, pack
 from vtw_eval.shapes.making.staged import LOG_FILE, STATE_FILE, run
 

@@ -7,21 +7,18 @@ nearly so; ``image_id`` tells which rows share one.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from vtw_eval.files import cache_home, folder_atomically
+from vtw_eval.files import cache_home
 from vtw_eval.shapes import questions as wording
 from vtw_eval.shapes import scenes as kinds
+from vtw_eval.shapes.arrow import Rows, hash_of, kept, png
 from vtw_eval.shapes.boards import questions, scenes
 from vtw_eval.shapes.boards.questions import (
     OPEN,
@@ -34,7 +31,7 @@ from vtw_eval.shapes.boards.questions import (
     ask_position,
 )
 from vtw_eval.shapes.boards.scenes import Scene, render, sample_scene
-from vtw_eval.shapes.questions import Question, exist_text
+from vtw_eval.shapes.questions import Question, absent_kinds, exist_text
 from vtw_eval.shapes.scenes import KINDS
 
 SEED = 20261125
@@ -48,8 +45,6 @@ MME = {
     "OCR": ask_mark,
 }
 """MME's names of its kinds of question, and who asks them; each at most 200 points of the score."""
-
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -90,12 +85,6 @@ def held_out(type: str, count: int, seed: int = SEED) -> list[BoardSample]:
     return samples
 
 
-def _png(image: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def _scenes(name: str, count: int, low: int = 1) -> Iterator[tuple[int, np.random.Generator, Scene]]:
     """Yield number, generator and scene of each image of a test set."""
     for number in range(count):
@@ -119,7 +108,7 @@ def mme_rows() -> Rows:
                 scene = sample_scene(rng, test=True)
                 pair = _pair(category, scene, rng)
             name = f"{category}/{number:04d}.png"
-            image = _png(render(scene, rng))
+            image = png(render(scene, rng))
             rows += [
                 {
                     "question_id": name,
@@ -150,11 +139,11 @@ def pope_rows() -> Rows:
     popular = sorted(KINDS, key=lambda kind: (-frequency[kind], KINDS.index(kind)))[: len(KINDS) // 2]
     rows: Rows = []
     for number, rng, scene in images:
-        image = _png(render(scene, rng))
+        image = png(render(scene, rng))
         present = sorted({item.kind for item in scene.items})
         there = [present[i] for i in rng.permutation(len(present))[:3]]
-        absent = questions.absent_kinds(scene, "random")
-        confused = questions.absent_kinds(scene, "adversarial")
+        absent = absent_kinds(scene, "random")
+        confused = absent_kinds(scene, "adversarial")
         for category, pool in (
             ("random", absent),
             ("popular", [kind for kind in popular if kind not in present]),
@@ -198,7 +187,7 @@ def _rows(name: str, types: Sequence[str], images: int) -> Rows:
         while asked is None:
             scene = sample_scene(rng, test=True)
             asked = _asked(types, scene, rng)
-        image = _png(render(scene, rng))
+        image = png(render(scene, rng))
         for question in asked:
             row = {
                 "question_id": str(len(rows)),
@@ -247,16 +236,11 @@ TEST_SETS: dict[str, Callable[[], Rows]] = {
 
 def fingerprint() -> str:
     """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in (kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__):
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
+    return hash_of((kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__))
 
 
 def dataset_path(name: str, cache: Path | None = None) -> Path:
-    """Return the directory of a test set, making it first if it is not there.
-
-    Safe with several processes at a time: each builds in a directory of its own, the first to finish gives it its name.
+    """Return the directory of a test set, making it first if it is not there, see :func:`vtw_eval.shapes.arrow.kept`.
 
     Parameters
     ----------
@@ -265,30 +249,9 @@ def dataset_path(name: str, cache: Path | None = None) -> Path:
     cache
         Where test sets are kept; None means the user's cache.
 
-    Returns
-    -------
-    pathlib.Path
-        For ``datasets.load_from_disk``.
-
     Raises
     ------
     ValueError
         If there is no such test set.
     """
-    if name not in TEST_SETS:
-        raise ValueError(f"unknown test set {name!r}; known: {', '.join(TEST_SETS)}")
-    final = (cache or cache_home() / "boards") / f"{name}-{fingerprint()}"
-    if final.is_dir():
-        return final
-
-    import datasets  # an optional dependency, and slow to import
-
-    rows = TEST_SETS[name]()
-    features = {key: datasets.Value("string") for key in rows[0]} | {"image": datasets.Image()}
-    if "options" in rows[0]:
-        features["options"] = datasets.List(datasets.Value("string"))
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
-    with folder_atomically(final, replace=False) as part:  # another process may be faster
-        table.save_to_disk(part)
-    return final
+    return kept(TEST_SETS, name, cache or cache_home() / "boards", fingerprint())

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TypeVar
 
 import numpy as np
 
 from vtw_eval.shapes.boards.scenes import MARKS, SIZES, Item, Scene
-from vtw_eval.shapes.questions import CAPTION_PROMPT, Question, exist_text
-from vtw_eval.shapes.scenes import COLORS, KINDS, SHAPES
-
-_T = TypeVar("_T")
+from vtw_eval.shapes.questions import CAPTION_PROMPT, Question, absent_kinds, exist_text, pick, yes_no
+from vtw_eval.shapes.scenes import COLORS, SHAPES
 
 YES_NO = ("exist", "count", "color", "position", "mark")
 """The types of MME and POPE, answered with Yes or No."""
@@ -27,8 +24,6 @@ TWO_STEP = ("relate", "same", "both")
 """The types of GQA: the neighbour of an object; whether two objects are alike; whether two kinds are there."""
 TYPES = (*YES_NO, "choice", *OPEN, *TWO_STEP, "caption")
 """Question types."""
-NEGATIVES = ("random", "adversarial")
-"""How the absent kind of an ``exist`` question may be drawn from a scene alone."""
 
 MOST_COUNTED = 4
 """The largest number that a question about a number of objects asks for."""
@@ -49,41 +44,6 @@ _LETTERS = "ABCD"
 def caption_text(scene: Scene) -> str:
     """Return the caption of a scene: its objects in reading order."""
     return " and ".join(f"a {item.color} {item.shape}" for item in scene.items)
-
-
-def absent_kinds(scene: Scene, how: str) -> list[tuple[str, str]]:
-    """Return the kinds that an ``exist`` question with answer No may ask about.
-
-    Parameters
-    ----------
-    scene
-        The scene.
-    how
-        ``random``: every absent kind. ``adversarial``: the absent kinds that are easiest to confuse, that is, those
-        whose colour and whose shape both occur in the scene (on different objects), or, failing that, one of the two.
-
-    Returns
-    -------
-    list of (str, str)
-        Never empty, as a scene cannot hold all kinds.
-    """
-    if how not in NEGATIVES:
-        raise ValueError(f"unknown way to draw negatives {how!r}; known: {', '.join(NEGATIVES)}")
-    present = {item.kind for item in scene.items}
-    absent = [kind for kind in KINDS if kind not in present]
-    if how == "random":
-        return absent
-    colors, shapes = {c for c, _ in present}, {s for _, s in present}
-    likeness = [(kind[0] in colors) + (kind[1] in shapes) for kind in absent]
-    return [kind for kind, same in zip(absent, likeness, strict=True) if same == max(likeness)]
-
-
-def _pick(rng: np.random.Generator, options: Sequence[_T]) -> _T:
-    return options[int(rng.integers(len(options)))]
-
-
-def _yes(answer: bool) -> str:
-    return "Yes" if answer else "No"
 
 
 def names(item: Item, scene: Scene, hidden: str = "") -> list[str]:
@@ -123,14 +83,14 @@ def _name(rng: np.random.Generator, scene: Scene, items: Sequence[Item], hidden:
     named = [(item, found) for item in items if (found := names(item, scene, hidden))]
     if not named:
         return None
-    item, found = _pick(rng, named)
-    return item, _pick(rng, found)
+    item, found = pick(rng, named)
+    return item, pick(rng, found)
 
 
 def ask_exist(scene: Scene, rng: np.random.Generator, answer: bool, negatives: str = "adversarial") -> Question:
-    """Ask whether a kind of object is there. ``negatives`` is explained in :func:`absent_kinds`."""
+    """Ask whether a kind of object is there; ``negatives`` as in :func:`~vtw_eval.shapes.questions.absent_kinds`."""
     kinds = [item.kind for item in scene.items] if answer else absent_kinds(scene, negatives)
-    return Question("exist", exist_text(_pick(rng, kinds)), _yes(answer))
+    return Question("exist", exist_text(pick(rng, kinds)), yes_no(answer))
 
 
 def _groups(scene: Scene) -> dict[str, dict[str, int]]:
@@ -158,13 +118,13 @@ def ask_count(scene: Scene, rng: np.random.Generator, answer: bool) -> Question 
     scene is asked about with either answer or not at all, and the text alone tells nothing.
     """
     number = int(rng.integers(1, MOST_COUNTED + 1))
-    counts = _pick(rng, tuple(_groups(scene).values()))
+    counts = pick(rng, tuple(_groups(scene).values()))
     fitting = [group for group, n in counts.items() if n == number]
     near = [group for group, n in counts.items() if abs(n - number) == 1]
     if not fitting or not near:
         return None
-    group = _pick(rng, fitting if answer else near)
-    return Question("count", f"Is the number of {group} in the image {number}?", _yes(answer))
+    group = pick(rng, fitting if answer else near)
+    return Question("count", f"Is the number of {group} in the image {number}?", yes_no(answer))
 
 
 def ask_color(scene: Scene, rng: np.random.Generator, answer: bool) -> Question | None:
@@ -178,13 +138,13 @@ def ask_color(scene: Scene, rng: np.random.Generator, answer: bool) -> Question 
         others = sorted({other.color for other in scene.items} - {color})
         if not others or rng.random() < 0.5:
             others = [other for other in COLORS if other != color]
-        color = _pick(rng, others)
-    return Question("color", f"Is the {name} {color}?", _yes(answer))
+        color = pick(rng, others)
+    return Question("color", f"Is the {name} {color}?", yes_no(answer))
 
 
 def ask_position(scene: Scene, rng: np.random.Generator, answer: bool) -> Question | None:
     """Ask whether an object is on one side of another, which is in another row or column as the side requires."""
-    side = _pick(rng, tuple(SIDES))
+    side = pick(rng, tuple(SIDES))
     first = _name(rng, scene, scene.items)
     if first is None:
         return None
@@ -194,7 +154,7 @@ def ask_position(scene: Scene, rng: np.random.Generator, answer: bool) -> Questi
     second = _name(rng, scene, there)
     if second is None:
         return None
-    return Question("position", f"Is the {name} {side} the {second[1]}?", _yes(answer))
+    return Question("position", f"Is the {name} {side} the {second[1]}?", yes_no(answer))
 
 
 def ask_mark(scene: Scene, rng: np.random.Generator, answer: bool) -> Question | None:
@@ -208,17 +168,17 @@ def ask_mark(scene: Scene, rng: np.random.Generator, answer: bool) -> Question |
         others = sorted({other.mark for other in scene.items if other.mark} - {mark})
         if not others or rng.random() < 0.5:
             others = [other for other in MARKS if other != mark]
-        mark = _pick(rng, others)
-    return Question("mark", f"Is the number on the {name} {mark}?", _yes(answer))
+        mark = pick(rng, others)
+    return Question("mark", f"Is the number on the {name} {mark}?", yes_no(answer))
 
 
 def ask_open(type: str, scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask for an attribute of an object or the number of a group; None if the scene has none to ask for."""
     if type == "open_count":
         number = int(rng.integers(1, MOST_COUNTED + 1))
-        counts = {"objects": len(scene.items)} | _pick(rng, tuple(_groups(scene).values()))
+        counts = {"objects": len(scene.items)} | pick(rng, tuple(_groups(scene).values()))
         fitting = [group for group, n in counts.items() if n == number]
-        return Question(type, f"How many {_pick(rng, fitting)} are there?", str(number)) if fitting else None
+        return Question(type, f"How many {pick(rng, fitting)} are there?", str(number)) if fitting else None
     if type not in OPEN:
         raise ValueError(f"unknown type of open question {type!r}; known: {', '.join(OPEN)}")
     attribute = type.removeprefix("open_")
@@ -235,7 +195,7 @@ def ask_open(type: str, scene: Scene, rng: np.random.Generator) -> Question | No
 
 def ask_choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask an open question with four options; None if the kind drawn cannot be asked about this scene."""
-    type = _pick(rng, OPEN)
+    type = pick(rng, OPEN)
     question = ask_open(type, scene, rng)
     if question is None:
         return None
@@ -248,8 +208,8 @@ def ask_choice(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def ask_relate(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask for colour or shape of the object in the next cell on one side of an object."""
-    attribute = _pick(rng, ("color", "shape"))
-    side, (down, right) = _pick(rng, tuple(SIDES.items()))
+    attribute = pick(rng, ("color", "shape"))
+    side, (down, right) = pick(rng, tuple(SIDES.items()))
     cells = {(item.row, item.column): item for item in scene.items}
     pairs = {item: cells.get((item.row + down, item.column + right)) for item in scene.items}
     named = _name(rng, scene, [item for item, next_to in pairs.items() if next_to])
@@ -264,7 +224,7 @@ def ask_relate(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def ask_same(scene: Scene, rng: np.random.Generator, answer: bool) -> Question | None:
     """Ask whether two objects have the same colour or the same shape, which their names do not tell."""
-    attribute = _pick(rng, ("color", "shape"))
+    attribute = pick(rng, ("color", "shape"))
     first = _name(rng, scene, scene.items, attribute)
     if first is None:
         return None
@@ -275,7 +235,7 @@ def ask_same(scene: Scene, rng: np.random.Generator, answer: bool) -> Question |
     if like is None or unlike is None:  # a scene that allows one answer only would tell it
         return None
     second = like if answer else unlike
-    return Question("same", f"Do the {first[1]} and the {second[1]} have the same {attribute}?", _yes(answer))
+    return Question("same", f"Do the {first[1]} and the {second[1]} have the same {attribute}?", yes_no(answer))
 
 
 def ask_both(scene: Scene, rng: np.random.Generator, answer: bool) -> Question | None:
@@ -285,10 +245,10 @@ def ask_both(scene: Scene, rng: np.random.Generator, answer: bool) -> Question |
         return None
     kinds = [present[i] for i in rng.permutation(len(present))[:2]]
     if not answer:
-        kinds[int(rng.integers(2))] = _pick(rng, absent_kinds(scene, "adversarial"))
+        kinds[int(rng.integers(2))] = pick(rng, absent_kinds(scene, "adversarial"))
     (color, shape), (other_color, other_shape) = kinds
     text = f"Is there both a {color} {shape} and a {other_color} {other_shape} in the image?"
-    return Question("both", text, _yes(answer))
+    return Question("both", text, yes_no(answer))
 
 
 def ask(type: str, scene: Scene, rng: np.random.Generator) -> Question | None:

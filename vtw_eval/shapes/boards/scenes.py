@@ -5,13 +5,12 @@ Everything is a pure function of its arguments; randomness comes from the NumPy 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vtw_eval.shapes.scenes import COLORS, SHAPES
+from vtw_eval.shapes.scenes import COLORS, SHAPES, SUBSAMPLES, in_test_half, inside
 
 GRID = 4
 """Cells per side of the image."""
@@ -33,9 +32,6 @@ MARKED = 0.75
 MARK_SIZE = (6, 10)
 """Width and height of a digit, in pixels."""
 
-_BUCKETS = 8  # one scene in eight is a test scene
-_TEST_BUCKET = 0
-_SUBSAMPLES = 3  # coverage samples per pixel and axis
 _INK = 15.0
 _GLYPHS = {  # drawn at twice the size
     "1": (".#.", "##.", ".#.", ".#.", "###"),
@@ -106,9 +102,7 @@ def is_test_scene(scene: Scene) -> bool:
     bool
         True for about one scene in eight.
     """
-    text = ";".join(f"{i.cell},{i.size},{i.color},{i.shape},{i.mark}" for i in sorted(scene.items))
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % _BUCKETS == _TEST_BUCKET
+    return in_test_half(";".join(f"{i.cell},{i.size},{i.color},{i.shape},{i.mark}" for i in sorted(scene.items)))
 
 
 def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, *, test: bool = False) -> Scene:
@@ -147,16 +141,6 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
         scene = Scene(tuple(items))
         if is_test_scene(scene) == test:
             return scene
-
-
-def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Membership of points in a shape whose bounding square is [-1, 1] x [-1, 1], v pointing down."""
-    return {
-        "circle": u * u + v * v <= 1,
-        "square": np.maximum(abs(u), abs(v)) <= 0.9,
-        "triangle": (abs(u) <= (v + 1) / 2) & (v <= 1),
-        "cross": (np.minimum(abs(u), abs(v)) <= 0.32) & (np.maximum(abs(u), abs(v)) <= 1),
-    }[shape]
 
 
 @dataclass(frozen=True)
@@ -200,10 +184,10 @@ def _draw(image: np.ndarray, placed: Placed, tint: np.ndarray) -> None:
     part = image[top : int(placed.y + half) + 1, left : int(placed.x + half) + 1]  # a view, cut at the edges
     height, width = part.shape[:2]
     down, right = (  # subsample positions in pixels
-        start + (np.arange(size * _SUBSAMPLES) + 0.5) / _SUBSAMPLES for start, size in ((top, height), (left, width))
+        start + (np.arange(size * SUBSAMPLES) + 0.5) / SUBSAMPLES for start, size in ((top, height), (left, width))
     )
-    fine = _inside(placed.item.shape, (right[None] - placed.x) / half, (down[:, None] - placed.y) / half)
-    cover = fine.reshape(height, _SUBSAMPLES, width, _SUBSAMPLES).mean(axis=(1, 3))[..., None]
+    fine = inside(placed.item.shape, (right[None] - placed.x) / half, (down[:, None] - placed.y) / half)
+    cover = fine.reshape(height, SUBSAMPLES, width, SUBSAMPLES).mean(axis=(1, 3))[..., None]
     part += cover * (tint - part)
     if placed.item.mark:
         _draw_mark(image, placed)

@@ -96,8 +96,29 @@ def build_config(tokenizer: PreTrainedTokenizerBase, size: Size) -> LlavaConfig:
     transformers.LlavaConfig
         The configuration.
     """
+    return llava_config(tokenizer, size, IMAGE_SIZE, max_position_embeddings=1024, tie_word_embeddings=False)
+
+
+def llava_config(
+    tokenizer: PreTrainedTokenizerBase, size: Size, image_size: int, *, tie_word_embeddings: bool, **text: Any
+) -> LlavaConfig:
+    """Build the configuration of a small LLaVA.
+
+    Parameters
+    ----------
+    tokenizer
+        Gives the vocabulary and the special tokens' ids.
+    size
+        Widths and depths.
+    image_size
+        Pixels per side of an image.
+    tie_word_embeddings
+        Whether words that are read and words that are written share their embeddings.
+    text
+        What else transformers' ``LlamaConfig`` gets.
+    """
     vision = CLIPVisionConfig(
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         patch_size=PATCH_SIZE,
         hidden_size=size.width,
         num_attention_heads=size.heads,
@@ -105,27 +126,27 @@ def build_config(tokenizer: PreTrainedTokenizerBase, size: Size) -> LlavaConfig:
         intermediate_size=size.vision_mlp,
         projection_dim=size.width,
     )
-    text = LlamaConfig(
+    language = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 8) * 8,  # a multiple of eight is faster
         hidden_size=size.width,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         num_hidden_layers=size.layers,
         intermediate_size=size.mlp,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tie_word_embeddings,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **text,
     )
     return LlavaConfig(
         vision_config=vision,
-        text_config=text,
+        text_config=language,
         image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        tie_word_embeddings=False,
+        image_seq_length=(image_size // PATCH_SIZE) ** 2,
+        tie_word_embeddings=tie_word_embeddings,
     )
 
 
@@ -140,10 +161,7 @@ def sincos_table(side: int, width: int) -> torch.Tensor:
 
 @torch.no_grad()
 def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
-    """Set all weights, in place. transformers' uniform standard deviation of 0.02 does not train at this size.
-
-    Linear layers get a standard deviation of fan_in^-0.5, divided by sqrt(2 layers) where they write into the residual
-    stream; word embeddings 0.5; the output head 0.02; the vision position table is a 2-D sine/cosine.
+    """Set all weights, in place: :func:`scaled_normal`, word embeddings 0.5, the output head 0.02.
 
     Parameters
     ----------
@@ -153,22 +171,44 @@ def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
         Seed of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
+    scaled_normal(model, generator, head_std=0.02)
+    model.model.language_model.embed_tokens.weight.normal_(0, 0.5, generator=generator)
+
+
+@torch.no_grad()
+def scaled_normal(model: LlavaForConditionalGeneration, generator: torch.Generator, head_std: float | None) -> None:
+    """Set the linear layers and the vision tower's embeddings, in place.
+
+    transformers' uniform standard deviation of 0.02 does not train at this size. Linear layers get a standard deviation
+    of fan_in^-0.5, divided by sqrt(2 layers) where they write into the residual stream; the vision position table is a
+    2-D sine/cosine.
+
+    Parameters
+    ----------
+    model
+        The model.
+    generator
+        Source of randomness.
+    head_std
+        Standard deviation of the output head; None leaves it, as where it is the word embeddings.
+    """
     config: Any = model.config
     vision_layers, text_layers = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
     depth = {"out_proj": vision_layers, "fc2": vision_layers, "o_proj": text_layers, "down_proj": text_layers}
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            fan_in = module.weight[0].numel()
+        if name == "lm_head":
+            if head_std is not None:
+                module.weight.normal_(0, head_std, generator=generator)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             layers = depth.get(name.rsplit(".", 1)[-1])
-            std = fan_in**-0.5 / ((2 * layers) ** 0.5 if layers else 1)
-            module.weight.normal_(0, 0.02 if name == "lm_head" else std, generator=generator)
+            std = module.weight[0].numel() ** -0.5 / ((2 * layers) ** 0.5 if layers else 1)
+            module.weight.normal_(0, std, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, CLIPVisionEmbeddings):
             side = config.vision_config.image_size // config.vision_config.patch_size
             module.position_embedding.weight.copy_(sincos_table(side, module.embed_dim))
             module.class_embedding.normal_(0, 0.5, generator=generator)
-    model.model.language_model.embed_tokens.weight.normal_(0, 0.5, generator=generator)
 
 
 def build_model(
@@ -192,6 +232,13 @@ def build_model(
     """
     model = LlavaForConditionalGeneration(build_config(tokenizer, size or Size()))
     initialise(model, seed)
+    return answering_greedily(model, tokenizer)
+
+
+def answering_greedily(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> LlavaForConditionalGeneration:
+    """Give a model greedy generation defaults, and return it in evaluation mode."""
     generation = model.generation_config
     generation.bos_token_id = tokenizer.bos_token_id
     generation.eos_token_id = tokenizer.eos_token_id

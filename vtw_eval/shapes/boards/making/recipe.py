@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from vtw_eval.shapes.boards.making.model import Size
-from vtw_eval.shapes.boards.processor import PATCH_SIZE
+from vtw_eval.shapes.boards.making.model import SIZE
 from vtw_eval.shapes.boards.questions import OPEN, TYPES, Question, ask
 from vtw_eval.shapes.boards.scenes import (
     GRID,
@@ -24,8 +23,10 @@ from vtw_eval.shapes.boards.scenes import (
     place,
     sample_scene,
 )
+from vtw_eval.shapes.making.model import Size
 from vtw_eval.shapes.making.recipe import to_pixels
 from vtw_eval.shapes.making.staged import STAGES
+from vtw_eval.shapes.processor import PATCH_SIZE
 from vtw_eval.shapes.scenes import COLORS, SHAPES
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -93,7 +94,7 @@ class Recipe:
     ground: tuple[int, int] = (8, 40)
     warmup: int = 50
     cooldown: float = 0.4
-    size: Size = field(default_factory=Size)
+    size: Size = SIZE
 
     def steps(self, stage: str) -> int:
         """Return the number of steps of a stage."""
