@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,37 +21,12 @@ from tests.benchmarks.search import SYSTEM, VISION, make_model
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.methods import VTW, Baseline
 from vtw_eval.methods.vtw.curve import answer_curve, begin
-from vtw_eval.model_adapters.lmms.cells import LmmsModel
+from vtw_eval.model_adapters.lmms.collect import collect
 from vtw_eval.models.curve import CurveRunner
 from vtw_eval.models.runner import Answer, Request, Runner
-from vtw_eval.record.cell import CellSpec
-from vtw_eval.sweep.harness import Settings
 from vtw_eval.tables import Table, markdown
 
 ADAPTER = "llava_vtw"
-
-
-class _CollectedError(Exception):
-    """Ends an evaluation as soon as its documents are known."""
-
-
-def documents(model: LmmsModel, spec: CellSpec) -> list[Request]:
-    """Return the requests of a cell."""
-    found: list[Request] = []
-
-    def collect(requests: Sequence[Request], *, progress: bool) -> NoReturn:
-        found.extend(requests)
-        raise _CollectedError
-
-    runner: Any = model.model._runner
-    runner.answer = collect
-    try:
-        model.evaluate(spec, lambda answered, of: None)
-    except _CollectedError:
-        return found
-    finally:
-        del runner.answer
-    raise AssertionError(f"{spec.task} asks for no answers")
 
 
 def make(kind: type[Runner], pretrained: str, batch_size: int, sharing: str) -> Any:
@@ -130,10 +105,7 @@ def main() -> None:
     ks = tuple(range(alone.anatomy.num_layers))
     lines = []
     for task in track(options.tasks.split(","), description="tasks", console=Console(stderr=True)):
-        spec = CellSpec(
-            model="m", adapter=ADAPTER, pretrained=pretrained, method="baseline", task=task, limit=options.limit
-        )
-        requests = documents(LmmsModel(spec, Settings("cpu", size, verify=False)), spec)
+        _, requests = collect(ADAPTER, {"pretrained": pretrained, "device": "cpu"}, task, options.limit)
         ratios: dict[str, list[float]] = {"curve": [], "shared": []}
         for _ in range(options.repeats):
             curve = make(CurveRunner, pretrained, size, "auto")

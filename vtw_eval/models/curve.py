@@ -19,12 +19,11 @@ from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Encoded
-from vtw_eval.models.runner import Answer, Numbered, Request, Runner, answer_lengths, named
+from vtw_eval.models.runner import Answer, Numbered, Request, Runner, answer_lengths, left_alone, named
 from vtw_eval.models.shared import SharedAnswer, Sharer, SharingError, stop_ids
 from vtw_eval.models.sharing import PACKED_TOKENS, Split, fits_windows, prefix_inputs, split, told_by_config, why_alone
 from vtw_eval.models.traces import Counts
 from vtw_eval.record.costs import TimedCosts
-from vtw_eval.runtime import free_memory, is_out_of_memory
 
 Key = tuple[str, str]
 """A document and how it is answered."""
@@ -220,19 +219,16 @@ class CurveRunner(Runner):
         """Learn the documents of some groups; return for each how many of them are known now."""
         if self._unlike:
             return [0 for _ in asked]
-        try:
-            self._learn_together(sharer, [images for items in asked for images in self._by_media(items)])
-        except DocumentError as error:
-            reason = f"{error}"
-        except Exception as error:
-            if len(asked) > 1 or not is_out_of_memory(error):
-                raise
-            reason = "out of memory"
-        else:
-            return [sum(_key(request) in self._book for _, request in items) for items in asked]
-        free_memory()
-        self._tell_apart(reason)
-        return [0 for _ in asked]
+        learn = partial(self._learn_groups, sharer, asked)
+        known, reason = left_alone(learn, last=len(asked) == 1)
+        if known is None:
+            self._tell_apart(reason)
+            return [0 for _ in asked]
+        return known
+
+    def _learn_groups(self, sharer: CurveSharer, asked: Sequence[Sequence[Numbered]]) -> list[int]:
+        self._learn_together(sharer, [images for items in asked for images in self._by_media(items)])
+        return [sum(_key(request) in self._book for _, request in items) for items in asked]
 
     def _learn_together(
         self, sharer: CurveSharer, shown: Sequence[Sequence[tuple[int, Request, DocumentPrompt]]]

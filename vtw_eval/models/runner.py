@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class Request:
     media: str = ""
     """Name of what the document shows, equal for documents that may show the same; empty if nobody knows."""
 
+
+Made = TypeVar("Made")
 
 Numbered = tuple[int, Request]
 """A request and its place among those of a call."""
@@ -236,17 +238,11 @@ class Runner:
 
     def _shared(self, sharer: Sharer, asked: Sequence[Sequence[Numbered]]) -> list[dict[int, Answer]]:
         """Answer requests about some images, as far as they can share; what goes wrong is left to the usual way."""
-        try:
-            return self._answers_shared(sharer, asked)
-        except DocumentError as error:
-            reason = f"{error}"
-        except Exception as error:
-            if len(asked) > 1 or not is_out_of_memory(error):
-                raise
-            reason = "out of memory"
-        free_memory()
-        self._tell_alone(reason)
-        return [{} for _ in asked]
+        made, reason = left_alone(partial(self._answers_shared, sharer, asked), last=len(asked) == 1)
+        if made is None:
+            self._tell_alone(reason)
+            return [{} for _ in asked]
+        return made
 
     def _answers_shared(self, sharer: Sharer, asked: Sequence[Sequence[Numbered]]) -> list[dict[int, Answer]]:
         shown = [images for items in asked for images in self._by_media(items) if len(images) > 1]
@@ -467,6 +463,28 @@ def _notes(prompts: Sequence[DocumentPrompt], encoded: Encoded) -> list[tuple[st
     """Return the notes on each row's media, each once."""
     added = encoded.notes or ((),) * len(prompts)
     return [once((*p.notes, *more)) for p, more in zip(prompts, added, strict=True)]
+
+
+def left_alone(work: Callable[[], Made], *, last: bool) -> tuple[Made | None, str]:
+    """Do work that several documents share; if it goes wrong for them together, return why, and None.
+
+    Parameters
+    ----------
+    work
+        What is done.
+    last
+        Whether it cannot be halved any more, so that running out of memory is such a reason.
+    """
+    try:
+        return work(), ""
+    except DocumentError as error:
+        reason = str(error)
+    except Exception as error:
+        if not last or not is_out_of_memory(error):
+            raise
+        reason = "out of memory"
+    free_memory()
+    return None, reason
 
 
 def answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
