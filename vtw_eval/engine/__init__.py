@@ -11,8 +11,10 @@ hidden states line up with ``input_ids`` as they do without a method.
 """
 
 from vtw_eval.engine.hooks import install
+from vtw_eval.engine.observe import Entering, Observer
+from vtw_eval.engine.probes import AttentionRows
 from vtw_eval.engine.reads import Reads
 from vtw_eval.engine.trace import Trace
 from vtw_eval.engine.view import LayerView, Merge, Reducer
 
-__all__ = ["LayerView", "Merge", "Reads", "Reducer", "Trace", "install"]
+__all__ = ["AttentionRows", "Entering", "LayerView", "Merge", "Observer", "Reads", "Reducer", "Trace", "install"]

@@ -32,6 +32,7 @@ from vtw_eval.engine.choose import Chooser
 from vtw_eval.engine.deepstack import add_deepstack, take_deepstack
 from vtw_eval.engine.layout import Reduction
 from vtw_eval.engine.masks import check_bidirectional, check_width, mask_kind
+from vtw_eval.engine.observe import Observer, entering
 from vtw_eval.engine.outputs import blank_labels, restore_last, restore_recorded
 from vtw_eval.engine.prompts import PromptReader
 from vtw_eval.engine.reads import Reads, check_readable
@@ -49,10 +50,13 @@ _PROMPTS = ("inputs_embeds", "input_ids", "inputs")
 class _Engine:
     """The hooks of one installed method."""
 
-    def __init__(self, method: Reducer, anatomy: Anatomy, prompts: PromptReader) -> None:
+    def __init__(
+        self, method: Reducer, anatomy: Anatomy, prompts: PromptReader, observer: Observer | None = None
+    ) -> None:
         self.method = method
         self.anatomy = anatomy
         self.prompts = prompts
+        self.observer = observer
         self.trace = Trace(method)
         self.asked = asked_layers(method, anatomy.num_layers)
         self.first = min(self.asked, default=anatomy.num_layers)
@@ -133,7 +137,8 @@ class _Engine:
     def hook_layers(self) -> None:
         """Put a hook on each layer from the first choice on; the layers below see everything: no hook, no cost."""
         last = self.anatomy.num_layers
-        for i in range(0 if self.embeds else min(self.first, *self.watched, last), last):
+        everywhere = self.embeds or self.observer is not None
+        for i in range(0 if everywhere else min(self.first, *self.watched, last), last):
             if i not in self.layer_hooks:
                 hook = functools.partial(self.before_layer, i)
                 self.layer_hooks[i] = self.anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True)
@@ -294,6 +299,8 @@ class _Engine:
             kwargs = self.arguments.cut(i, step, step.layout, kwargs)
         if i in self.watched:
             step.entered = {i: (hidden, kwargs)}
+        if self.observer is not None:
+            self.observer(entering(i, step.reduction.prompt, step.layout, hidden, kwargs, self.anatomy))
         return (hidden,), kwargs
 
     @staticmethod
@@ -334,6 +341,7 @@ def install(
     prompt_ids: Tensor | None = None,
     answer_mask: Tensor | None = None,
     allow_untested: bool = False,
+    observer: Observer | None = None,
 ) -> Iterator[Trace]:
     """Install a method on a model for the length of a ``with`` block.
 
@@ -352,6 +360,8 @@ def install(
         Boolean ``[rows, tokens]``: tokens at the end of each row that are an answer to be scored, not the prompt.
     allow_untested
         Go on with a model family that the test-suite does not cover.
+    observer
+        Shown what enters each layer of a prefill; it changes nothing.
 
     Yields
     ------
@@ -375,7 +385,7 @@ def install(
     installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
     if any(isinstance(owner, _Engine) for owner in installed):
         raise RuntimeError("a method is installed on this model already: leave its with block first.")
-    engine = _Engine(method, anatomy, PromptReader(anatomy, vision_mask, prompt_ids, answer_mask))
+    engine = _Engine(method, anatomy, PromptReader(anatomy, vision_mask, prompt_ids, answer_mask), observer)
     with ExitStack() as stack:
         stack.callback(engine.unhook_layers)
         for handle in engine.register():

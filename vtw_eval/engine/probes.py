@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -191,18 +192,63 @@ def mean_attention(
     ValueError
         If the layer's attention does not go through transformers' attention interface.
     """
+    count = (queries & valid).sum(dim=1)
+    total: Tensor | None = None
+    for rows in attention_rows(layer, hidden, arguments, config, queries, valid):
+        weights = rows.weights.mean(dim=1) if heads == "mean" else rows.weights.amax(dim=1)
+        received = (weights * rows.chosen[:, :, None]).sum(dim=1)
+        total = received if total is None else total + received
+    assert total is not None, "there is a chunk, be it of no query"
+    return total / count.clamp(min=1).to(total.device)[:, None]
+
+
+@dataclass(frozen=True)
+class AttentionRows:
+    """Rows of attention weights of some queries."""
+
+    places: Tensor
+    """Which tokens are the queries, long ``[rows, queries]``."""
+    chosen: Tensor
+    """Boolean ``[rows, queries]``; a row with fewer queries than others is filled up at the left, and what stands
+    there means nothing."""
+    weights: Tensor
+    """``[rows, heads, queries, tokens]``, float32 (float64 for float64 states); each sums to 1 over the tokens."""
+    visible: Tensor
+    """Which tokens a query sees, boolean ``[rows, 1 or heads, queries, tokens]``."""
+
+
+def attention_rows(
+    layer: nn.Module,
+    hidden: Tensor,
+    arguments: Mapping[str, Any],
+    config: Any,
+    queries: Tensor,
+    valid: Tensor,
+) -> Iterator[AttentionRows]:
+    """Yield the attention weights of some queries in a layer that has not run, a few queries at a time.
+
+    So memory grows with the number of tokens, not with its square.
+
+    Parameters
+    ----------
+    layer, hidden, arguments, config, valid
+        As in :func:`last_query_attention`.
+    queries
+        Boolean ``[rows, tokens]``; those among ``valid`` are taken, in their order.
+
+    Raises
+    ------
+    ValueError
+        If the layer's attention does not go through transformers' attention interface.
+    """
     with _projecting(layer, hidden, None):
         found = _run_to_attention(layer, hidden, arguments, config)
     queries = queries & valid
-    count = queries.sum(dim=1)
-    places, chosen = right_aligned(queries, max(int(count.max()), 1))
-    total = torch.zeros(hidden.shape[:2], device=found.query.device)
+    places, chosen = right_aligned(queries, max(int(queries.sum(dim=1).max()), 1))
+    device = found.query.device
     for some, are in zip(places.split(_CHUNK, dim=1), chosen.split(_CHUNK, dim=1), strict=True):
-        weights = _weights(found, some, valid)
-        weights = weights.mean(dim=1) if heads == "mean" else weights.amax(dim=1)
-        weights = weights * are.to(total.device)[:, :, None]
-        total = total + weights.sum(dim=1)
-    return total / count.clamp(min=1).to(total.device)[:, None]
+        scores, hidden_keys = _logits(found, some, valid)
+        yield AttentionRows(some.to(device), are.to(device), _softmax(scores, hidden_keys), ~hidden_keys)
 
 
 def rotated_keys(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> Tensor:
@@ -409,6 +455,14 @@ def _weights(found: _AtAttentionError, places: Tensor, valid: Tensor) -> Tensor:
     Tensor
         ``[rows, heads, queries, tokens]``; the row of a query that is padding means nothing, but is finite.
     """
+    return _softmax(*_logits(found, places, valid))
+
+
+def _logits(found: _AtAttentionError, places: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of some queries, and which of them are hidden, boolean ``[rows, 1 or heads, queries, tokens]``.
+
+    See :func:`_weights`.
+    """
     scores = _scores(found, places)
     hidden = ~valid.to(scores.device)[:, None, None, :]
     mask = found.mask
@@ -418,7 +472,8 @@ def _weights(found: _AtAttentionError, places: Tensor, valid: Tensor) -> Tensor:
         mask = mask[rows, places.to(mask.device)].transpose(1, 2)[..., : scores.shape[-1]]
         if mask.dtype == torch.bool:
             hidden = hidden | ~mask
-        else:
+        else:  # it may hold logarithms of numbers of merged tokens, too
+            hidden = hidden | (mask <= torch.finfo(torch.float16).min / 2)  # whatever type it was made in
             scores = scores + mask
     else:  # nothing but padding is told: the attention function itself knows the future and the window
         keys = torch.arange(scores.shape[-1], device=scores.device)
@@ -426,7 +481,7 @@ def _weights(found: _AtAttentionError, places: Tensor, valid: Tensor) -> Tensor:
         window = found.options.get("sliding_window")
         outside = behind < 0 if window is None else (behind < 0) | (behind >= window)
         hidden = hidden | outside[:, None]
-    return _softmax(scores, hidden)
+    return scores, hidden
 
 
 def _scores(found: _AtAttentionError, places: Tensor) -> Tensor:
