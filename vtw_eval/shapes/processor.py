@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
@@ -25,22 +25,36 @@ _SENTENCES = (
     CAPTION_PROMPT + SHORT_PROMPT + LETTER_PROMPT,
 )
 
-# One rule for both protocols of lmms-eval: `content` is a string (which holds its own <image> placeholders) or a list
-# of parts, rendered in their order, each image on a line of its own. The begin token is written here and nowhere else.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ message['role'] | upper + ': ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>\n' }}"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}{{ raise_exception('the shapes model takes text and image parts, not ' + part['type']) }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+
+def chat_template(image: str, beginning: str = "") -> str:
+    """Return a chat template: turns of ``USER: `` and ``ASSISTANT: ``, each image on a line of its own.
+
+    One rule for both protocols of lmms-eval: ``content`` is a string (which holds its own placeholders) or a list of
+    parts, rendered in their order. The begin token is written here and nowhere else.
+
+    Parameters
+    ----------
+    image
+        What stands for an image.
+    beginning
+        Part of the template between the begin token and the first turn.
+    """
+    return (
+        "{{ bos_token }}" + beginning + "{% for message in messages %}"
+        "{{ message['role'] | upper + ': ' }}"
+        "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ '" + image + "\n' }}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}"
+        "{% else %}{{ raise_exception('the shapes model takes text and image parts, not ' + part['type']) }}{% endif %}"
+        "{% endfor %}{% endif %}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+
+
+CHAT_TEMPLATE = chat_template(IMAGE_TOKEN)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -55,7 +69,11 @@ def build_processor() -> LlavaProcessor:
 
 
 def word_tokenizer(
-    pattern: str, words: Sequence[str], sentences: Sequence[str], longest: int
+    pattern: str,
+    words: Sequence[str],
+    sentences: Sequence[str],
+    longest: int,
+    placeholders: Mapping[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
     """Build a word-level tokenizer; everything that it does not know is ``<unk>``.
 
@@ -67,23 +85,27 @@ def word_tokenizer(
         What it knows.
     longest
         Most tokens of a prompt.
+    placeholders
+        Special tokens for images and what belongs to them, by the names that the processor has for them; None means
+        those of a LLaVA.
 
     Returns
     -------
     transformers.PreTrainedTokenizerFast
         Pads on the left; adds no special tokens of its own (the chat template writes them).
     """
+    placeholders = {"image_token": IMAGE_TOKEN} if placeholders is None else dict(placeholders)
     split = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     known = list(words)
     for sentence in sentences:
         known += [word for word, _ in split.pre_tokenize_str(sentence)]
-    tokens = [*SPECIAL.values(), IMAGE_TOKEN, *dict.fromkeys(known)]
+    tokens = [*SPECIAL.values(), *placeholders.values(), *dict.fromkeys(known)]
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = split
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **SPECIAL,
-        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        extra_special_tokens=placeholders,
         padding_side="left",
         model_max_length=longest,
         clean_up_tokenization_spaces=False,

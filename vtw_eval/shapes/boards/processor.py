@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -15,7 +16,6 @@ from vtw_eval.shapes.scenes import COLORS, SHAPES
 # A benchmark's instruction is one token: it is the same in every prompt, and prompts of real models are short beside
 # their images. A newline is a token, as it separates a choice's options.
 _INSTRUCTIONS = (SHORT_PROMPT, LETTER_PROMPT)
-_TOKEN = "|".join([*(re.escape(sentence) for sentence in _INSTRUCTIONS), r"\n", r"\w+", r"[^\w\s]"])
 _SENTENCES = (
     "USER: ASSISTANT: SYSTEM:",
     "Is there a in the image? Is the number of circles squares triangles crosses objects in the image?",
@@ -27,10 +27,20 @@ _SENTENCES = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer of the words of all questions and answers."""
-    words = [*COLORS, *SHAPES, *SIZES, *MARKS, *NUMBERS, *ROWS, *_INSTRUCTIONS, "\n"]
-    return word_tokenizer(_TOKEN, words, _SENTENCES, 2048)
+def build_tokenizer(placeholders: Mapping[str, str] | None = None, *instructions: str) -> PreTrainedTokenizerFast:
+    """Build the tokenizer of the words of all questions and answers.
+
+    Parameters
+    ----------
+    placeholders
+        As in :func:`~vtw_eval.shapes.processor.word_tokenizer`.
+    instructions
+        More sentences that are one token each.
+    """
+    sentences = (*_INSTRUCTIONS, *instructions)
+    pattern = "|".join([*(re.escape(sentence) for sentence in sentences), r"\n", r"\w+", r"[^\w\s]"])
+    words = [*COLORS, *SHAPES, *SIZES, *MARKS, *NUMBERS, *ROWS, *sentences, "\n"]
+    return word_tokenizer(pattern, words, _SENTENCES, 2048, placeholders)
 
 
 def build_processor() -> LlavaProcessor:

@@ -54,7 +54,7 @@ class Packed:
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[Question]], image_tokens: int) -> Packed:
-    """Pack questions, one row per image.
+    """Pack questions as a LLaVA is asked them, one row per image.
 
     Parameters
     ----------
@@ -70,13 +70,40 @@ def pack(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[Question]],
     Packed
         The batch.
     """
+    return pack_after(tokenizer, f"{tokenizer.bos_token}USER: {IMAGE_TOKEN * image_tokens}\n", rows)
+
+
+def pack_after(
+    tokenizer: PreTrainedTokenizerBase,
+    opening: str,
+    rows: Sequence[Sequence[Question]],
+    closing: str = " ASSISTANT:",
+) -> Packed:
+    """Pack questions, one row per image or video.
+
+    Parameters
+    ----------
+    tokenizer
+        The tokenizer.
+    opening
+        What comes before a question, with all placeholders.
+    rows
+        For each image, its questions; none may be empty.
+    closing
+        What comes between a question and its answer.
+
+    Returns
+    -------
+    Packed
+        The batch; positions count from 0 without regard to what is image.
+    """
 
     def encode(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    prefix = encode([f"{tokenizer.bos_token}USER: {IMAGE_TOKEN * image_tokens}\n"])[0]
+    prefix = encode([opening])[0]
     questions = [question for row in rows for question in row]
-    asked = encode([f"{prompt(question)} ASSISTANT:" for question in questions])
+    asked = encode([f"{prompt(question)}{closing}" for question in questions])
     answered = encode([f"{question.answer}{tokenizer.eos_token}" for question in questions])
     length = len(prefix) + max(
         sum(len(a) + len(b) for a, b in zip(asked[i : i + n], answered[i : i + n], strict=True))

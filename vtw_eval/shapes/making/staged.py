@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION
 from vtw_eval.state import load_state, read_counters, save_state
@@ -62,7 +62,7 @@ class StagedTrainer(ABC):
         """Return the processor of the model."""
 
     @abstractmethod
-    def make_model(self) -> LlavaForConditionalGeneration:
+    def make_model(self) -> PreTrainedModel:
         """Return the untrained model."""
 
     @abstractmethod
@@ -190,19 +190,22 @@ def command_line(
     program: str,
     trained: str,
     arguments: list[str] | None,
+    begins: bool = False,
 ) -> None:
     """Run the command line of a trainer.
 
     Parameters
     ----------
     recipe, trainer
-        Their classes.
+        Their classes, or what makes them.
     program
         Module that is run, for help.
     trained
         What is trained, for help.
     arguments
         Of the command line; None for those of the process.
+    begins
+        Whether the trainer takes a checkpoint to begin from, ``start``.
     """
     defaults = recipe()
     parser = argparse.ArgumentParser(
@@ -213,6 +216,10 @@ def command_line(
     )
     parser.add_argument("--work", type=Path, required=True, help="directory for the resumable state and the log")
     parser.add_argument("--out", type=Path, required=True, help="directory for the finished checkpoint")
+    if begins:
+        parser.add_argument(
+            "--start", type=Path, help="trained LLaVA for boards whose language model this one begins with"
+        )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights and data")
     parser.add_argument("--vision-steps", type=int, default=defaults.vision_steps, help="steps of stage vision")
     parser.add_argument("--joint-steps", type=int, default=defaults.joint_steps, help="steps of stage joint")
@@ -224,7 +231,10 @@ def command_line(
 
     torch.set_num_threads(options.threads)
     given = recipe(seed=options.seed, vision_steps=options.vision_steps, joint_steps=options.joint_steps)
-    made = trainer(given, autocast=not options.float32)
+    try:
+        made = trainer(given, autocast=not options.float32, **({"start": options.start} if begins else {}))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     options.work.mkdir(parents=True, exist_ok=True)
     state = options.work / STATE_FILE
     if state.exists():

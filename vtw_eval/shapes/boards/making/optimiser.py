@@ -7,7 +7,7 @@ as a small model has dozens of each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -82,3 +82,34 @@ class Muon(torch.optim.Optimizer):
                 changes = orthogonal(torch.stack([ahead for _, ahead in alike]))
                 for (parameter, _), change in zip(alike, changes, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=rate)
+
+
+def optimisers(
+    parameters: Iterable[tuple[str, torch.nn.Parameter]], scale: Callable[[str], float]
+) -> list[torch.optim.Optimizer]:
+    """Return fresh optimisers: Muon of the matrices inside the networks, AdamW of embeddings, heads and all else.
+
+    Parameters
+    ----------
+    parameters
+        Names and parameters.
+    scale
+        Gives the factor on the learning rates by a parameter's name, which its group keeps as ``scale``; those of
+        factor 0 are left out.
+    """
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for name, parameter in parameters:
+        factor = scale(name)
+        if not factor:
+            continue
+        inside = parameter.ndim == 2 and "embed" not in name and "heads" not in name
+        groups = matrices if inside else others
+        group = next((group for group in groups if group["scale"] == factor), None)
+        if group is None:
+            groups.append(group := {"params": [], "scale": factor})
+        group["params"].append(parameter)
+    return [
+        Muon(matrices),
+        torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+    ]

@@ -134,26 +134,35 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[torch.Tenso
 
 
 def patch_labels(placed: Sequence[Sequence[Placed]]) -> dict[str, torch.Tensor]:
-    """Return what stage ``vision`` learns of every patch.
+    """Return what stage ``vision`` learns of every patch, [images, patches], see :func:`token_labels`."""
+    centres = (np.arange(IMAGE_SIZE // PATCH_SIZE) + 0.5) * PATCH_SIZE
+    return token_labels(placed, centres, centres)
+
+
+def token_labels(
+    placed: Sequence[Sequence[Placed]], down: np.ndarray, right: np.ndarray, slack: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """Return what stage ``vision`` learns of every vision token.
 
     Parameters
     ----------
     placed
         For each image the objects and where they are.
+    down, right
+        Centres of the tokens, in pixels of the scene, from the top and from the left.
+    slack
+        How far a token's centre may be off an object's square to show it, in pixels; off a digit's: one more.
 
     Returns
     -------
     dict
-        For each of :data:`WORDS` and :data:`PLACES` the number of the value, -1 where there is none; [images, patches].
-        A patch shows an object if its centre is within a pixel of the object's square, and a digit if it is within two
-        of the digit's; what an object's other patches know of the digit is left open (-2).
+        For each of :data:`WORDS` and :data:`PLACES` the number of the value, -1 where there is none; [images, tokens].
+        What an object's tokens beside its digit know of the digit is left open (-2).
     """
-    side = IMAGE_SIZE // PATCH_SIZE
-    centres = (np.arange(side) + 0.5) * PATCH_SIZE
-    labels = {name: np.full((len(placed), side, side), -1, dtype=np.int64) for name in (*WORDS, *PLACES)}
+    labels = {name: np.full((len(placed), len(down), len(right)), -1, dtype=np.int64) for name in (*WORDS, *PLACES)}
     for image, objects in enumerate(placed):
         for each in objects:
-            here = np.ix_(*(abs(centres - at) < each.half + 1 for at in (each.y, each.x)))
+            here = np.ix_(abs(down - each.y) < each.half + slack, abs(right - each.x) < each.half + slack)
             for name, grid in labels.items():
                 value = getattr(each.item, name)
                 if name == "mark":
@@ -163,7 +172,10 @@ def patch_labels(placed: Sequence[Sequence[Placed]]) -> dict[str, torch.Tensor]:
                 grid[image][here] = value
             if each.item.mark:
                 width, height = MARK_SIZE
-                near = abs(centres - each.mark_y) < height / 2 + 2, abs(centres - each.x) < width / 2 + 2
+                near = (
+                    abs(down - each.mark_y) < height / 2 + slack + 1,
+                    abs(right - each.x) < width / 2 + slack + 1,
+                )
                 labels["mark"][image][np.ix_(*near)] = MARKS.index(each.item.mark)
     return {name: torch.from_numpy(grid.reshape(len(placed), -1)) for name, grid in labels.items()}
 

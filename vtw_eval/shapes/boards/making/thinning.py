@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from vtw_eval.shapes.making.packing import Packed
 
 
-def thin_logits(
-    model: LlavaForConditionalGeneration, features: torch.Tensor, batch: Packed, given: torch.Tensor
-) -> torch.Tensor:
+def thin_logits(model: Any, features: torch.Tensor, batch: Packed, given: torch.Tensor) -> torch.Tensor:
     """Run the language model on a packed batch with some of the vision tokens and return the answers' logits.
 
     Parameters
     ----------
     model
-        The model.
+        The model, a LLaVA or one that is built like it.
     features
         Projected vision tokens, [rows, patches, width].
     batch
@@ -29,9 +28,34 @@ def thin_logits(
     torch.Tensor
         [targets, vocabulary].
     """
+    return thin_pass(model, features, batch, given, model.config.image_token_id)[0]
+
+
+def thin_pass(
+    model: Any, features: torch.Tensor, batch: Packed, given: torch.Tensor, placeholder: int, states: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Run the language model as :func:`thin_logits` does and return the states of the given vision tokens too.
+
+    Parameters
+    ----------
+    model, features, given
+        As there.
+    batch
+        As there; positions may have axes, [axes, rows, length].
+    placeholder
+        Id of a vision token's place.
+    states
+        Whether states are wanted.
+
+    Returns
+    -------
+    (torch.Tensor, tuple of torch.Tensor)
+        Logits, [targets, vocabulary]; if wanted, what the given vision tokens are before the first layer and after
+        each, [rows, given, width], the last after the norm.
+    """
     rows, length = batch.input_ids.shape
     patches, kept = features.shape[1], given.shape[1]
-    before = int((batch.input_ids[0] == model.config.image_token_id).nonzero()[0])
+    before = int((batch.input_ids[0] == placeholder).nonzero()[0])
     every = torch.arange(length).expand(rows, -1)
     order = torch.cat([every[:, :before], given + before, every[:, before + patches :]], dim=1)
 
@@ -40,10 +64,14 @@ def thin_logits(
     inputs = torch.cat([words[:, :before], chosen.to(words.dtype), words[:, before + patches :]], dim=1)
     row = torch.arange(rows)[:, None, None]
     mask = batch.attention_mask[:, 0][row, order[:, :, None], order[:, None]]
-    hidden = model.model.language_model(
+    positions = batch.position_ids
+    output = model.model.language_model(
         inputs_embeds=inputs,
         attention_mask=torch.zeros(mask.shape).masked_fill_(~mask, -1e9)[:, None],
-        position_ids=batch.position_ids.gather(1, order),
+        position_ids=positions.gather(-1, order.expand(*positions.shape[:-1], -1)),
         use_cache=False,
-    ).last_hidden_state
-    return model.lm_head(hidden[batch.sources // length, batch.sources % length - (patches - kept)])
+        output_hidden_states=states,
+    )
+    hidden = output.last_hidden_state
+    logits = model.lm_head(hidden[batch.sources // length, batch.sources % length - (patches - kept)])
+    return logits, tuple(state[:, before : before + kept] for state in output.hidden_states) if states else ()

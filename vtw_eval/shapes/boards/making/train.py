@@ -9,16 +9,15 @@ vision tokens, which costs half as much: all that show objects, and some ground;
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vtw_eval.shapes.boards.making.check import accuracy
-from vtw_eval.shapes.boards.making.model import WORD_STD, build_model
-from vtw_eval.shapes.boards.making.optimiser import Muon
+from vtw_eval.shapes.boards.making.model import build_model
+from vtw_eval.shapes.boards.making.nearness import word_losses
+from vtw_eval.shapes.boards.making.optimiser import optimisers
 from vtw_eval.shapes.boards.making.recipe import PLACES, WORDS, Recipe, joint_batch, vision_batch
 from vtw_eval.shapes.boards.making.thinning import thin_logits
 from vtw_eval.shapes.boards.processor import build_processor
@@ -64,25 +63,13 @@ class Trainer(StagedTrainer):
         scales = {"vision_tower": 1.0, "multi_modal_projector": 1.0, "language_model": 0.0, "heads": 1.0}
         if stage == "joint":
             scales = {"vision_tower": self.recipe.tower_rate, "multi_modal_projector": 1.0, "language_model": 1.0}
-        matrices: list[dict[str, Any]] = []
-        others: list[dict[str, Any]] = []
-        for name, parameter in self.module.named_parameters():
-            scale = next((scales[part] for part in scales if part in name), 0.0)
-            words = "embed_tokens" in name
-            if words:
-                scale = 1.0
-            if not scale:
-                continue
-            inside = parameter.ndim == 2 and not words and "embedding" not in name and "heads" not in name
-            groups = matrices if inside else others
-            group = next((group for group in groups if group["scale"] == scale), None)
-            if group is None:
-                groups.append(group := {"params": [], "scale": scale})
-            group["params"].append(parameter)
-        return [
-            Muon(matrices),
-            torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
-        ]
+
+        def scale(name: str) -> float:
+            if "embed_tokens" in name:
+                return 1.0
+            return next((scales[part] for part in scales if part in name), 0.0)
+
+        return optimisers(self.module.named_parameters(), scale)
 
     def set_rates(self) -> None:
         """Give the optimisers the learning rates of the current step."""
@@ -102,17 +89,9 @@ class Trainer(StagedTrainer):
         pixels, labels = vision_batch(self.recipe, self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             features = self.features(pixels).float()
-        sizes = features.square().mean(-1).sqrt()
-        features = F.rms_norm(features, features.shape[-1:])  # as the language model's first layer will see them
-        shown = labels["color"] >= 0
         embeddings = self.model.model.language_model.embed_tokens.weight
-        losses = [0.1 * (sizes / WORD_STD).log().square().mean()]  # as long as words
-        for name, words in self.words.items():
-            logits = features @ embeddings[words].T / (features.shape[-1] ** 0.5 * WORD_STD)
-            logits = F.pad(logits, (0, 1))  # near none of the words
-            targets = labels[name].masked_fill(labels[name] == -1, len(words))
-            loss = F.cross_entropy(logits.mT, targets, reduction="none", label_smoothing=0.05, ignore_index=-2)
-            losses += [loss[shown & (targets >= 0)].mean(), 0.3 * loss[~shown].mean()]
+        features, losses = word_losses(features, labels, self.words, embeddings)
+        shown = labels["color"] >= 0
         for name, head in self.heads.items():
             losses.append(F.cross_entropy(head(features[shown]), labels[name][shown], label_smoothing=0.05))
         return torch.stack(losses).sum()
