@@ -42,7 +42,7 @@ def take_deepstack(step: Step, kwargs: dict[str, Any], first: int, num_layers: i
     kwargs["deepstack_visual_embeds"] = features[:first]
 
 
-def add_deepstack(layer: int, step: Step, hidden: Tensor, first: int) -> Tensor:
+def add_deepstack(layer: int, step: Step, hidden: Tensor, first: float) -> Tensor:
     """Return hidden states with the vision features that belong after layer ``layer - 1``.
 
     Parameters

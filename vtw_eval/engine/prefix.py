@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vtw_eval.anatomy import find_anatomy
-from vtw_eval.engine.calls import POSITIONS, cache_of_output, changed, with_cache
+from vtw_eval.engine.calls import POSITIONS, cache_of, cache_of_output, changed, with_cache
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class PrefixError(ValueError):
     """Nothing can go on from a prefix as if it had been there from the start; the message says why."""
 
 
-def run_prefix(model: nn.Module, inputs: Mapping[str, Any]) -> Prefix:
+class _Enough(Exception):
+    """As many layers have run as were wanted."""
+
+
+def run_prefix(model: nn.Module, inputs: Mapping[str, Any], *, depth: int | None = None) -> Prefix:
     """Run the beginnings of prompts; with a method installed, under it.
 
     Parameters
@@ -52,6 +56,8 @@ def run_prefix(model: nn.Module, inputs: Mapping[str, Any]) -> Prefix:
         A transformers model that generates.
     inputs
         Keyword arguments of ``generate``: ``input_ids`` and ``attention_mask``, padded on the left, and the media.
+    depth
+        How many decoder layers to run; the cache then holds those. None for all of them.
 
     Raises
     ------
@@ -62,30 +68,43 @@ def run_prefix(model: nn.Module, inputs: Mapping[str, Any]) -> Prefix:
         If ``generate`` gives no KV cache back, or one that holds other tokens.
     """
     generating: Any = model
+    anatomy = find_anatomy(model)
+    depth = anatomy.num_layers if depth is None else depth
+    ids = inputs["input_ids"]
     behind: list[bool] = []
+    cache: Cache | None = None
 
     def numbered(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        nonlocal cache
+        cache = cache_of(kwargs)
         positions = kwargs.get(POSITIONS)
         if isinstance(positions, Tensor):
             behind.append(bool((positions.amax(dim=-1) == positions[..., -1]).all()))
 
-    hook = find_anatomy(model).decoder.register_forward_pre_hook(numbered, with_kwargs=True)
+    def stop(module: nn.Module, args: Any) -> None:
+        raise _Enough
+
+    handles = [anatomy.decoder.register_forward_pre_hook(numbered, with_kwargs=True)]
+    if depth < anatomy.num_layers:
+        handles.append(anatomy.layers[depth].register_forward_pre_hook(stop))
     try:
         # By generate() and not by forward(), which would number the padding of some models too.
         output = generating.generate(
             **inputs, max_new_tokens=1, do_sample=False, num_beams=1, use_cache=True, return_dict_in_generate=True
         )
+        cache = cache_of_output(output)
+    except _Enough:
+        pass
     finally:
-        hook.remove()
+        for handle in handles:
+            handle.remove()
     if not all(behind):
         raise PrefixError("positions in a video are larger than those of the first words behind it")
-    ids = inputs["input_ids"]
-    cache = cache_of_output(output)
     if cache is None:
         raise changed("generate() gives back no KV cache")
-    if cache.get_seq_length() != ids.shape[1]:
+    if cache.get_seq_length() != (ids.shape[1] if depth else 0):
         raise changed(f"generate() left {cache.get_seq_length()} tokens in the KV cache of {ids.shape[1]}")
-    deltas = [module.rope_deltas for module in _numbering(model)]
+    deltas = [module.rope_deltas for module in numbering(model)]
     return Prefix(ids, inputs["attention_mask"].bool(), cache, deltas[0].clone() if deltas else None)
 
 
@@ -112,23 +131,37 @@ def generate_behind(
     Tensor
         New tokens, long ``[continuations, new]``.
     """
-    device = prefix.ids.device
-    index = torch.tensor(rows, device=device)
-    width = max(map(len, own))
-    # What stands in a gap is no token of the prompt, but logits processors look at it, as at what is there already.
-    ids = prefix.ids[index, -1:].repeat(1, width)
-    valid = torch.zeros_like(ids, dtype=torch.bool)
-    for row, tokens in enumerate(own):
-        ids[row, width - len(tokens) :] = torch.tensor(tokens, device=device)
-        valid[row, width - len(tokens) :] = True
-    inputs = {
-        "input_ids": torch.cat([prefix.ids[index], ids], dim=1),
-        "attention_mask": torch.cat([prefix.valid[index], valid], dim=1).long(),
-    }
+    index = torch.tensor(rows, device=prefix.ids.device)
+    inputs = behind(prefix, index, own)
     generating: Any = model
     with numbered_from(model, prefix, index):
         output = generating.generate(**with_cache(model, inputs, select(prefix.cache, index)), **arguments)
-    return output[:, prefix.length + width :]
+    return output[:, inputs["input_ids"].shape[1] :]
+
+
+def behind(prefix: Prefix, rows: Tensor, own: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return ids and mask of whole prompts, padded on the left and between prefix and own tokens.
+
+    Parameters
+    ----------
+    prefix
+        The prefixes.
+    rows
+        Long ``[n]``, which of them each prompt begins with.
+    own
+        Token ids that follow in each, one or more.
+    """
+    width = max(map(len, own))
+    # What stands in a gap is no token of the prompt, but logits processors look at it, as at what is there already.
+    ids = prefix.ids[rows, -1:].repeat(1, width)
+    valid = torch.zeros_like(ids, dtype=torch.bool)
+    for row, tokens in enumerate(own):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens, device=ids.device)
+        valid[row, width - len(tokens) :] = True
+    return {
+        "input_ids": torch.cat([prefix.ids[rows], ids], dim=1),
+        "attention_mask": torch.cat([prefix.valid[rows], valid], dim=1).long(),
+    }
 
 
 def select(cache: Cache, rows: Tensor) -> Cache:
@@ -160,7 +193,7 @@ def numbered_from(model: nn.Module, prefix: Prefix, rows: Tensor) -> Iterator[No
     rows
         Long ``[n]``, the prefix of each row of the passes within.
     """
-    modules = _numbering(model)
+    modules = numbering(model)
     before = [module.rope_deltas for module in modules]
     for module in modules:
         module.rope_deltas = None if prefix.deltas is None else prefix.deltas[rows.to(prefix.deltas.device)]
@@ -171,6 +204,6 @@ def numbered_from(model: nn.Module, prefix: Prefix, rows: Tensor) -> Iterator[No
             module.rope_deltas = deltas
 
 
-def _numbering(model: nn.Module) -> list[Any]:
+def numbering(model: nn.Module) -> list[Any]:
     """Return the modules that remember how far M-RoPE's positions are from the number of tokens."""
     return [module for module in model.modules() if hasattr(module, "rope_deltas")]
