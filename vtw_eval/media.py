@@ -36,6 +36,7 @@ ANIMATION = "first frame of an animation"
 PALETTE = "palette resized without smoothing"
 PAGES = "first page of several"
 DAMAGED = "file is truncated or damaged"
+BLANK = "white in the place of the picture"
 CLIPPED = {"16": "16-bit grey clipped", "32": "32-bit grey clipped", "F": "float grey clipped"}
 """Reasons, as they stand in results."""
 

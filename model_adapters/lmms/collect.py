@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vtw_eval.importing import importing
@@ -33,8 +34,10 @@ def parse_model_args(text: str) -> dict[str, Any]:
     return simple_parse_args_string(text)
 
 
-def collect(adapter: str, arguments: dict[str, Any], task: str, limit: int) -> tuple[Runner, list[Request]]:
-    """Open a model, and return it with the first documents of a task.
+def collect(
+    adapter: str, arguments: dict[str, Any], task: str | Sequence[str], limit: int, made_by: type[Runner] = Runner
+) -> tuple[Runner, list[Request]]:
+    """Open a model, and return it with the first documents of a task, or of each of several.
 
     Parameters
     ----------
@@ -43,9 +46,11 @@ def collect(adapter: str, arguments: dict[str, Any], task: str, limit: int) -> t
     arguments
         As for ``--model_args``.
     task
-        A task of lmms-eval or of ours.
+        A task of lmms-eval or of ours; several in a sequence.
     limit
         How many documents.
+    made_by
+        Kind of runner.
 
     Raises
     ------
@@ -68,17 +73,21 @@ def collect(adapter: str, arguments: dict[str, Any], task: str, limit: int) -> t
     if adapter not in ADAPTERS:
         raise ValueError(f"unknown adapter {adapter!r}. Valid: {', '.join(ADAPTERS)}.")
     manager = TaskManager("WARNING", include_path=[str(tasks_folder())], model_name=adapter)
-    if task not in manager.all_tasks:
-        raise ValueError(f"unknown task {task!r}: lmms_eval --tasks list shows all.")
+    tasks = [task] if isinstance(task, str) else list(task)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            raise ValueError(f"unknown task {name!r}: lmms_eval --tasks list shows all.")
 
     class Collector(model_class(adapter)):  # type: ignore[misc]
+        runner_class = made_by
+
         def generate_until(self, requests: list[Any]) -> list[Any]:
-            raise _CollectedError([self._request(request) for request in requests])
+            raise _CollectedError(self._with_media(requests))
 
     model = Collector(**arguments)
     try:
         with explain_dataset_errors():
-            evaluator.simple_evaluate(model=model, tasks=[task], limit=limit, task_manager=manager)
+            evaluator.simple_evaluate(model=model, tasks=tasks, limit=limit, task_manager=manager)
     except _CollectedError as collected:
         return model._runner, collected.requests
-    raise ValueError(f"{task} generates no answers: its documents are no prompts to be answered.")
+    raise ValueError(f"{', '.join(tasks)}: no answers are generated; these documents are no prompts to be answered.")

@@ -1,6 +1,7 @@
 """The command ``vtw-eval``: one module per sub-command, each of them thin (parse, call, print)."""
 
 from vtw_eval.cli import (
+    analyze,
     bench,
     choose,
     cost,
@@ -18,6 +19,7 @@ from vtw_eval.cli import (
 from vtw_eval.cli.app import app
 
 __all__ = [
+    "analyze",
     "app",
     "bench",
     "choose",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.model_args import adapter_arguments
 from vtw_eval.files import check_output, write_atomically
 from vtw_eval.models.adapters import ADAPTERS
 
@@ -64,7 +65,7 @@ def show(
             raise ValueError(problem)
         methods = [parse_method(spec) for spec in method or ["vtw"]]
         length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        arguments = _arguments(model_args, device, verify=not no_verify)
+        arguments = adapter_arguments("show", model_args, device, verify=not no_verify)
         if task is not None:
             if image or video or question:
                 raise ValueError("--task brings its own pictures and question: leave --image, --video, --question out.")
@@ -85,29 +86,6 @@ def show(
             place = shown.differs_from(scene.shown[0])
             told = "" if place is None else f" (differs from word {place + 1} on)"
             typer.echo(f"  {shown.method}: {shown.answer}{told}")
-
-
-def _arguments(model_args: str, device: str | None, *, verify: bool) -> dict[str, Any]:
-    """Return the options of the adapter.
-
-    Raises
-    ------
-    ValueError
-        If they are not of the form name=value, name no checkpoint, or name what has an option of its own.
-    """
-    from vtw_eval.models.options import check_unique_names
-
-    check_unique_names(model_args)
-    entries = (part.strip().partition("=") for part in model_args.split(",") if part.strip())
-    given: dict[str, Any] = {name.strip(): value.strip() for name, _, value in entries}
-    for name, better in {"method": "--method", "device": "--device", "verify": "--no-verify"}.items():
-        if name in given:
-            raise ValueError(f"{name} does not belong into --model-args of show: use {better}.")
-    if "pretrained" not in given:
-        raise ValueError("--model-args must name the checkpoint: pretrained=...")
-    if device is not None:
-        given["device"] = device
-    return {**given, "method": "baseline", "verify": verify}
 
 
 def _of_files(

@@ -18,6 +18,9 @@ from vtw_eval.runtime import DTYPES, parse_dtype
 
 AnyOptions = TypeVar("AnyOptions", bound="Options")
 
+Shown = Literal["given", "blank"]
+"""Whether prompts show their own pictures, or white ones."""
+
 Sharing = Literal["auto", "off"]
 """Whether prompts about the same images share what they have in common."""
 
@@ -58,6 +61,9 @@ class Options:
         How pictures and videos are read. "harness": as the harness's own adapter reads them, so that answers compare
         with its own; where that is not what a viewer shows (a picture lies on its side, say), the document is counted
         and named. "upright": as a viewer shows them.
+    image
+        "given": the document's own pictures. "blank": white ones of the same sizes, which go through the processor as
+        any other, as in Table 1 of the VTW paper; each answer says so. Videos are refused then.
     sharing
         "auto": what prompts that show the same have in common is computed once for all of them, where that changes no
         answer; such answers have no latency of their own. In half precision it rounds otherwise, as batches do, and
@@ -79,6 +85,7 @@ class Options:
     use_cache: bool = True
     batch_size: int = 1
     media: Media = "harness"
+    image: Shown = "given"
     sharing: Sharing = "auto"
     verify: bool = True
 

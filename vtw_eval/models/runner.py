@@ -16,13 +16,15 @@ from tqdm import tqdm
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cost import eq1_prefill_flops
 from vtw_eval.engine import Trace
-from vtw_eval.media import once, summary
+from vtw_eval.media import BLANK, once, summary
 from vtw_eval.methods import Method
+from vtw_eval.methods.base import LayerSearch, MetricSearch
 from vtw_eval.methods.sockets import foreign_code
 from vtw_eval.methods.vtw.method import DEFAULT_START, VTW
 from vtw_eval.methods.vtw.search import Direction, SearchResult, search_layer
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.batching import groups, run_in_batches
+from vtw_eval.models.blank import as_asked
 from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.loading import load
@@ -55,6 +57,11 @@ class Request:
 
 
 Made = TypeVar("Made")
+
+BY_METRIC = (
+    "k=search,by=metric chooses k by scores, which only a sweep knows: put it into a plan for vtw-eval sweep, or look "
+    "at all k with vtw-eval curve and pass one."
+)
 
 Numbered = tuple[int, Request]
 """A request and its place among those of a call."""
@@ -112,6 +119,8 @@ class Runner:
     ) -> None:
         self.progress = progress
         self.options, method = parse_options(adapter, adapters[adapter].options, arguments)
+        if isinstance(method.search, MetricSearch):
+            raise ValueError(BY_METRIC)
         self.log = log
         self.warn = warn or log
         self.family = load(adapter, self.options, simple=simple, device=device, adapters=adapters)
@@ -122,6 +131,8 @@ class Runner:
         self.batch_size = self.options.batch_size
         self.found: dict[str, Method] = {}
         """The method of each task for which a search has found its parameter."""
+        self.chosen: dict[str, Method] = {}
+        """By name of a document: the method that a search by metric has chosen on others."""
         self.sharing = Sharing()
         """What is known about prompts that share what they have in common."""
         self.noted: dict[str, dict[str, None]] = {}
@@ -147,7 +158,7 @@ class Runner:
         method = method.bind(self.anatomy)
         self.verdict = self._verify(method)
         self.method = method
-        self.found = {}
+        self.found, self.chosen = {}, {}
         self.sharing.told.clear()
 
     def _verify(self, method: Method) -> Verdict:
@@ -174,10 +185,6 @@ class Runner:
             error holds their answers.
         """
         failures = Failures()
-
-        def process(batch: Sequence[Request]) -> list[Answer | None]:
-            return self._answers(batch, failures)
-
         for task, own in self._by_task(requests):
             self.found[task] = self._search(task, own)
         answers: dict[int, Answer] = {}
@@ -191,18 +198,24 @@ class Runner:
             for group in groups(
                 numbered, key=lambda item: (self._method(item[1]), repr(sorted(item[1].generation.items())))
             ):
-                for place, answer in self._together(group):
-                    bar.update()
-                    keep(place, answer)
-                alone = [item for item in group if item[0] not in answers]
-                order = sorted(alone, key=lambda item: -item[1].length)
-                batches = run_in_batches([request for _, request in order], self.batch_size, process, self._shrink)
-                for (place, _), found in zip(order, batches, strict=True):
+                for place, found in self._group(group, failures):
                     bar.update()
                     if found is not None:
                         keep(place, found)
         failures.check(answers, len(requests))
         return [answers[place] for place in range(len(requests))]
+
+    def _group(self, group: Sequence[Numbered], failures: Failures) -> Iterator[tuple[int, Answer | None]]:
+        """Answer requests with the same generation arguments; None stands for those that fail."""
+        answered = set[int]()
+        for place, answer in self._together(group):
+            answered.add(place)
+            yield place, answer
+        alone = sorted((item for item in group if item[0] not in answered), key=lambda item: -item[1].length)
+        process = partial(self._answers, failures=failures)
+        batches = run_in_batches([request for _, request in alone], self.batch_size, process, self._shrink)
+        for (place, _), found in zip(alone, batches, strict=True):
+            yield place, found
 
     def _answers(self, requests: Sequence[Request], failures: Failures) -> list[Answer | None]:
         """Answer a batch, or its documents one by one if one of them fails; None stands for those that do."""
@@ -289,6 +302,8 @@ class Runner:
 
     def tell_media(self) -> None:
         """Warn of each note on media with the documents that have it, and forget them."""
+        if blank := self.noted.pop(BLANK, None):
+            self.warn(f"image=blank: {summary({BLANK: list(blank)})[0]}")
         for line in summary({note: list(names) for note, names in self.noted.items()}):
             shown = "as the harness's own adapter does" if self.options.media == "harness" else "all the same"
             advice = "; media=upright shows what a viewer shows" if self.options.media == "harness" else ""
@@ -373,12 +388,15 @@ class Runner:
         """Return the tasks that still need a search, with their requests."""
         if self.method.search is None:
             return []
-        tasks = groups((r for r in requests if r.task not in self.found), key=lambda request: request.task)
+        if isinstance(self.method.search, MetricSearch) and any(r.name not in self.chosen for r in requests):
+            raise ValueError(BY_METRIC)
+        left = (r for r in requests if r.task not in self.found and r.name not in self.chosen)
+        tasks = groups(left, key=lambda request: request.task)
         return [(own[0].task, own) for own in tasks]
 
     def _search(self, task: str, requests: Sequence[Request]) -> Method:
         asked = self.method.search
-        assert asked is not None
+        assert isinstance(asked, LayerSearch)
         result = self._searched(requests[: asked.samples], asked.eta, asked.start, "vtw_full")
         method = self.method.found(result.k)
         self.log(
@@ -387,7 +405,7 @@ class Runner:
         return method
 
     def _method(self, request: Request) -> Method:
-        return self.found.get(request.task, self.method)
+        return self.chosen.get(request.name) or self.found.get(request.task, self.method)
 
     def _installed(
         self, method: Method, encoded: Encoded, answer_mask: Tensor | None = None
@@ -401,16 +419,19 @@ class Runner:
 
     def _build(self, request: Request) -> DocumentPrompt:
         with named(request):
-            prompt = request.build(self.family)
+            prompt = as_asked(request.build(self.family), self.options)
         self._note(request, prompt.notes)
         return prompt
+
+    def _encoded(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
+        return self.family.encode(prompts)
 
     def _batch(self, requests: Sequence[Request]) -> list[Answer]:
         prompts = [self._build(request) for request in requests]
         with named(*requests):
             generation = requests[0].generation
             arguments = self.family.generation(generation)
-            encoded = self.family.encode(prompts)
+            encoded = self._encoded(prompts)
             notes = _notes(prompts, encoded)
             start = self._now()
             method = self._method(requests[0])
@@ -440,6 +461,8 @@ class Runner:
         notes: Sequence[tuple[str, ...]],
     ) -> list[TimedCosts]:
         tokens = torch.tensor([each.tokens_per_layer for each in counts])
+        updated = torch.tensor([each.updated_per_layer or each.tokens_per_layer for each in counts])
+        width = self.anatomy.hidden_size
         return [
             TimedCosts(
                 **vars(each),
@@ -454,7 +477,7 @@ class Runner:
                 media=noted,
             )
             for each, length, flops, noted in zip(
-                counts, lengths, eq1_prefill_flops(tokens, self.anatomy.hidden_size).tolist(), notes, strict=True
+                counts, lengths, eq1_prefill_flops(tokens, width, updated).tolist(), notes, strict=True
             )
         ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vtw_eval.cost import eq1_prefill_flops
 from vtw_eval.methods import Baseline, Method
+from vtw_eval.models.blank import as_asked
 from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.runner import Runner
 from vtw_eval.models.traces import check_trace
@@ -90,7 +91,7 @@ def show(
         If a method does not compute what it should with the installed packages.
     """
     family = runner.family
-    prompt = build(family)
+    prompt = as_asked(build(family), runner.options)
     encoded = family.encode([prompt])
     if encoded.vision_mask is not None:
         raise ValueError(
@@ -116,7 +117,7 @@ def show(
                 answer=family.decode(tokens, generation)[0].strip(),
                 steps=tuple(steps(trace)),
                 tokens_per_layer=tuple(counts[0].tolist()),
-                flops=float(eq1_prefill_flops(counts, runner.anatomy.hidden_size)[0]),
+                flops=float(eq1_prefill_flops(counts, runner.anatomy.hidden_size, trace.updated_per_layer[:1])[0]),
             )
         )
     return Scene(title, prompt.text, sight, vision, tuple(shown))
