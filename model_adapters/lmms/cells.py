@@ -16,16 +16,20 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.media import summary
 from vtw_eval.methods import parse_method
+from vtw_eval.methods.base import MetricSearch
 from vtw_eval.model_adapters.lmms import samples
 from vtw_eval.model_adapters.lmms.cli import tasks_folder
 from vtw_eval.model_adapters.lmms.datasets import explain_dataset_errors
 from vtw_eval.model_adapters.lmms.guesses import reproducible_guesses
+from vtw_eval.model_adapters.lmms.metric_search import evaluate_by_metric
 from vtw_eval.model_adapters.lmms.models import VTWModel, model_class
 from vtw_eval.model_adapters.lmms.names import own_tasks
 from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL, isolate_aggregations
 from vtw_eval.model_adapters.patches import Patches
+from vtw_eval.models.book import BookRunner
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.runner import Answer, Runner
+from vtw_eval.record.book import Together
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
 from vtw_eval.sweep.harness import Evaluation, PartialError, Progress, Settings
@@ -49,9 +53,12 @@ class LmmsModel:
         What answers.
     """
 
-    def __init__(self, spec: CellSpec, settings: Settings, runner: type[Runner] = Runner) -> None:
+    def __init__(self, spec: CellSpec, settings: Settings, runner: type[Runner] = BookRunner) -> None:
+        own = dict(spec.model_args)
+        if settings.sharing == "off":
+            own["sharing"] = "off"
         self.model = _kept(model_class(spec.adapter), runner)(
-            **spec.model_args,
+            **own,
             pretrained=checkpoint(spec.pretrained),
             method="baseline",
             batch_size=settings.batch_size,
@@ -66,8 +73,23 @@ class LmmsModel:
 
     def evaluate(self, spec: CellSpec, progress: Progress) -> Evaluation:
         """Evaluate a cell, see :class:`vtw_eval.sweep.harness.OpenModel`."""
+        method = parse_method(spec.method)
+        if isinstance(method.search, MetricSearch):
+            return evaluate_by_metric(self, spec, method, progress)
+        self.model._runner.exchange(method)
+        return self.run(spec, progress)
+
+    def evaluate_together(self, spec: CellSpec, progress: Progress, together: Together) -> Evaluation:
+        """Evaluate a cell with an answer book, see :class:`vtw_eval.sweep.harness.BookModel`."""
+        self.model.together = together
+        try:
+            return self.evaluate(spec, progress)
+        finally:
+            self.model.together = None
+
+    def run(self, spec: CellSpec, progress: Progress) -> Evaluation:
+        """Evaluate the task of a cell with the method that is installed."""
         runner = self.model._runner
-        runner.exchange(parse_method(spec.method))
         runner.on_answer = progress
         task = self._task(spec.task)
         self.model.seconds, self.model.kept = [], {}
@@ -109,7 +131,7 @@ class LmmsModel:
             "methods": str(runner.verdict),
         }
         if None in self.model.seconds:
-            environment["sharing"] = "images"
+            environment["sharing"] = "methods" if isinstance(runner, BookRunner) and runner.by_book else "images"
         if guessed:
             (environment["guessed"],) = summary({"the answer could not be read, and an option was drawn": guessed})
         costs = self.costs.of(rows, self.model.seconds)
@@ -150,9 +172,17 @@ class LmmsModel:
     def _shown(self, task: Any, count: int) -> list[str]:
         name = task.config.task
         if (name, count) not in self._groups:
-            split = task.config.test_split if task.has_test_docs() else task.config.validation_split
-            self._groups[name, count] = samples.media_groups(task.dataset[split], count)
+            self._groups[name, count] = samples.media_groups(task.dataset[_split(task)], count)
         return self._groups[name, count]
+
+    def name_of(self, name: str) -> tuple[str, str]:
+        """Return how requests call a task and its documents: by the name and by the split."""
+        task = self._task(name)
+        return task.config.task, _split(task)
+
+
+def _split(task: Any) -> str:
+    return task.config.test_split if task.has_test_docs() else task.config.validation_split
 
 
 def _kept(adapter: type[VTWModel], runner: type[Runner]) -> Any:
@@ -160,6 +190,8 @@ def _kept(adapter: type[VTWModel], runner: type[Runner]) -> Any:
 
     class Kept(adapter):  # type: ignore[valid-type, misc]  # a class known at run time only
         runner_class = runner
+        together: Together | None = None
+        """The answer book of the cell, and the methods that it is for."""
         seconds: list[float | None]
         kept: dict[int, Answer]
         """By document: what was answered of a task one of whose documents failed."""
@@ -168,11 +200,17 @@ def _kept(adapter: type[VTWModel], runner: type[Runner]) -> Any:
             """Keep the model for the next cell."""
 
         def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+            # Not for tasks in rounds, where a question depends on the method's answer to the last one.
+            if isinstance(self._runner, BookRunner):
+                self._runner.together = self.together
             try:
                 answers: Sequence[GenerationResult] = super().generate_until(requests)
             except DocumentError as error:
                 self.kept = {requests[place].doc_id: answer for place, answer in error.answers.items()}
                 raise
+            finally:
+                if isinstance(self._runner, BookRunner):
+                    self._runner.together = None
             self.seconds = [answer.token_counts.costs.latency_s for answer in answers]
             return list(answers)
 

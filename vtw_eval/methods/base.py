@@ -36,6 +36,16 @@ class LayerSearch:
 
 
 @dataclass(frozen=True)
+class MetricSearch:
+    """What a search by the task's own metric is asked to do, see :mod:`vtw_eval.sweep.halves`."""
+
+    loss: float
+    """How far a score may fall below the unchanged model's, in percent of its metric's range."""
+    start: int
+    """First candidate."""
+
+
+@dataclass(frozen=True)
 class Asked:
     """One layer of a prefill before which a method was asked, for what it computes of its own."""
 
@@ -112,7 +122,7 @@ class Method:
         question, and random numbers are drawn from its ids. A method that looks at those of vision tokens only says
         so: ``question_independent = True``.
         """
-        return self.reads in (Reads.ROLES, Reads.TOWER)
+        return self.reads in (Reads.ROLES, Reads.TOWER) and type(self).frozen_layers is Method.frozen_layers
 
     @property
     def name(self) -> str:
@@ -130,7 +140,7 @@ class Method:
         return self
 
     @property
-    def search(self) -> LayerSearch | None:
+    def search(self) -> LayerSearch | MetricSearch | None:
         """The search that has to find a hyper-parameter on samples of a task first, if any."""
         return None
 
@@ -145,6 +155,10 @@ class Method:
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layer indices before which :meth:`keep` is asked; empty for the unchanged model."""
         raise NotImplementedError
+
+    def frozen_layers(self, num_layers: int) -> Sequence[int]:
+        """Layer indices that leave vision tokens as they are: no query, no FFN; text attends to them all the same."""
+        return ()
 
     def tower_layers(self, num_layers: int) -> Sequence[int]:
         """Layers of the vision tower that :meth:`keep` names to ``view.tower``, if ``Reads.TOWER`` is declared.

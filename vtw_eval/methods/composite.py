@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Merge, Reads, Reducer
-from vtw_eval.methods.base import LayerSearch, Method, Position
+from vtw_eval.methods.base import LayerSearch, Method, MetricSearch, Position
 from vtw_eval.methods.baseline import Baseline
 
 AnyReducer = TypeVar("AnyReducer", bound=Reducer)
@@ -42,6 +42,8 @@ class Composite(Method):
         if Baseline.key in keys:
             rest = "+".join(key for key in keys if key != Baseline.key)
             raise ValueError(f"{'+'.join(keys)}: baseline is the unchanged model and adds nothing to {rest}.")
+        if any(isinstance(part.search, MetricSearch) for part in self.parts):
+            raise ValueError(f"{'+'.join(keys)}: by=metric answers at all k of vtw alone: pass a number for k.")
 
     @property
     def positions(self) -> Position:
@@ -95,7 +97,7 @@ class Composite(Method):
         return replace(self, parts=tuple(part.stand_in(anatomy) for part in self.parts))
 
     @property
-    def search(self) -> LayerSearch | None:
+    def search(self) -> LayerSearch | MetricSearch | None:
         """The search of the part that has one."""
         return next((part.search for part in self.parts if part.search is not None), None)
 
@@ -110,6 +112,10 @@ class Composite(Method):
     def layers(self, num_layers: int) -> Sequence[int]:
         """Each layer that a part names."""
         return sorted({layer for part in self.parts for layer in part.layers(num_layers)})
+
+    def frozen_layers(self, num_layers: int) -> Sequence[int]:
+        """Each layer in which a part leaves vision tokens as they are."""
+        return sorted({layer for part in self.parts for layer in part.frozen_layers(num_layers)})
 
     def tower_layers(self, num_layers: int) -> Sequence[int]:
         """Each layer of the vision tower that a part names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -129,6 +129,25 @@ class CurveRunner(Runner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._forget()
+
+    @classmethod
+    def beside(cls, runner: Runner, ks: Iterable[int]) -> CurveRunner:
+        """Return one for the model that another runner has loaded.
+
+        Parameters
+        ----------
+        runner
+            The other one, which stays as it is.
+        ks
+            See :attr:`ks`.
+        """
+        made = cls.__new__(cls)
+        vars(made).update(vars(runner), ks=tuple(ks))
+        made._forget()
+        return made
+
+    def _forget(self) -> None:
         self._book: dict[Key, _Kept] = {}
         self._asked: dict[Key, str] = {}
         """Tasks of the documents that were asked about."""
@@ -142,11 +161,13 @@ class CurveRunner(Runner):
 
     def answer(self, requests: Sequence[Request], *, progress: bool) -> list[Answer]:
         """Answer requests, in their order, as :class:`Runner` does."""
-        place = self._place()
-        if place is None:
+        placed = [
+            (i, request, place) for i, request in enumerate(requests) if (place := self._place(request)) is not None
+        ]
+        if not placed:
             return super().answer(requests, progress=progress)
-        self._learn([request for request in requests if _key(request) not in self._asked], progress)
-        answers = {i: self._kept(request, place) for i, request in enumerate(requests) if _key(request) in self._book}
+        self._learn([request for _, request, _ in placed if _key(request) not in self._asked], progress)
+        answers = {i: self._kept(request, place) for i, request, place in placed if _key(request) in self._book}
         rest = [i for i in range(len(requests)) if i not in answers]
         if rest:
             try:
@@ -164,9 +185,9 @@ class CurveRunner(Runner):
         means = torch.tensor(known, dtype=torch.float64).mean(dim=0).tolist() if known else []
         return dict(zip(self.ks, means, strict=False))
 
-    def _place(self) -> int | None:
-        """Return where the method stands among the answers that are kept, None if it is none of these."""
-        method, layers = self.method, self.anatomy.num_layers
+    def _place(self, request: Request) -> int | None:
+        """Return where the method of a document stands among the answers that are kept, None if it is none of these."""
+        method, layers = self._method(request), self.anatomy.num_layers
         if isinstance(method, Baseline) or (isinstance(method, VTW) and method.k == layers):
             return len(self.ks)
         return self.ks.index(method.k) if isinstance(method, VTW) and method.k in self.ks and _keeps(method) else None
@@ -176,7 +197,7 @@ class CurveRunner(Runner):
         kept, layers = self._book[_key(request)], self.anatomy.num_layers
         k = layers if place == len(self.ks) else self.ks[place]
         counts = _counts(kept.counts.input_tokens, kept.counts.vision_tokens, k, layers)
-        (cost,) = self._costs([counts], [kept.lengths[place]], None, self.method, [kept.notes])
+        (cost,) = self._costs([counts], [kept.lengths[place]], None, self._method(request), [kept.notes])
         self._note(request, kept.notes)
         return Answer(kept.texts[place], TimedCosts(**{**dict(cost), "batch_rows": kept.rows}))
 
