@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from vtw_eval.methods import VTW, Baseline, Method
 from vtw_eval.methods.base import MetricSearch
@@ -15,11 +15,22 @@ from vtw_eval.report.columns import columns_of
 from vtw_eval.sweep.halves import Choice, choose_by_halves
 from vtw_eval.sweep.harness import Evaluation, Progress
 
-if TYPE_CHECKING:
-    from vtw_eval.model_adapters.lmms.cells import LmmsModel
+
+class OpenTask(Protocol):
+    """What is needed of a checkpoint that is open: :class:`vtw_eval.model_adapters.lmms.cells.LmmsModel`."""
+
+    @property
+    def model(self) -> Any:
+        """The harness's model, with our runner."""
+
+    def run(self, spec: CellSpec, progress: Progress) -> Evaluation:
+        """Evaluate the task of a cell with the method that is installed."""
+
+    def name_of(self, name: str) -> tuple[str, str]:
+        """Return how requests call a task and its split."""
 
 
-def evaluate_by_metric(model: LmmsModel, spec: CellSpec, method: Method, progress: Progress) -> Evaluation:
+def evaluate_by_metric(model: OpenTask, spec: CellSpec, method: Method, progress: Progress) -> Evaluation:
     """Evaluate a cell whose k is chosen by the task's metric.
 
     All documents are answered at all k at once (:class:`vtw_eval.models.curve.CurveRunner`) and scored by the harness
