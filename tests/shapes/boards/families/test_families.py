@@ -1,0 +1,188 @@
+"""Families that answer about boards: packed questions are those that a harness asks, and checkpoints load as usual."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.shapes.boards.test_training import TINY as TINY_LLAVA
+from vtw_eval.shapes.boards.making.families.language import begin_from
+from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL
+from vtw_eval.shapes.boards.making.families.train import FamilyTrainer, train
+from vtw_eval.shapes.boards.making.thinning import thin_pass
+from vtw_eval.shapes.boards.making.train import Trainer
+from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size
+from vtw_eval.shapes.making.staged import run
+from vtw_eval.shapes.questions import prompt
+
+FAMILIES = {"qwen2_vl": Qwen2VL}
+SIZE = Size(width=32, heads=1, vision_layers=1, vision_mlp=32, layers=3, mlp=16)
+TINY = {
+    "vision_steps": 2,
+    "vision_images": 2,
+    "joint_steps": 3,
+    "joint_scenes": 2,
+    "joint_questions": 3,
+    "curriculum": (),
+    "simple_steps": 1,
+    "thin": 0.5,
+    "warmup": 1,
+    "size": SIZE,
+}
+
+
+def tiny(name):
+    family = FAMILIES[name]()
+    return family, dataclasses.replace(family.recipe, **TINY)
+
+
+def random_biases(model):
+    """Give biases that begin as zero something to say."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3, generator=generator)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_questions_are_answered_as_each_alone_through_the_processor(name, monkeypatch):
+    family, recipe = tiny(name)
+    model = family.build(recipe).double()
+    random_biases(model)
+    images = []
+    made = family.media
+    monkeypatch.setattr(family, "media", lambda shown, form: images.extend(shown) or made(shown, form))
+    monkeypatch.setattr("vtw_eval.shapes.boards.making.families.qwen2_vl.compressed", Image.fromarray)
+    for step in range(12):  # until a form that is not square has been met
+        images.clear()
+        shown, given = family.joint_step(recipe, step)
+        if images[0].shape[0] != images[0].shape[1] or len(family.forms) == 1:
+            break
+    given = torch.arange(shown.tokens).expand(len(given), -1)
+    batch = family.pack(model, shown)
+    model.set_attn_implementation(TRAIN_ATTENTION)
+    with torch.no_grad():
+        features = family.features(
+            model, {k: v.double() if v.is_floating_point() else v for k, v in shown.media.items()}
+        )
+        packed, _ = thin_pass(model, features, batch, given, family.placeholder)
+    model.set_attn_implementation("eager")
+    at = 0
+    for row, (image, questions) in enumerate(zip(images, shown.questions, strict=True)):
+        height, width = (side * 28 for side in side_tokens(family, shown, row))
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        for question in questions:
+            content = [{"type": "image"}, {"type": "text", "text": prompt(question)}]
+            text = family.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            bounds = {"size": {"shortest_edge": 3136, "longest_edge": 10**6}}
+            inputs = family.processor(
+                text=text + " " + question.answer, images=resized, return_tensors="pt", images_kwargs=bounds
+            )
+            assert (inputs["input_ids"] == family.placeholder).sum() == shown.tokens
+            inputs["pixel_values"] = inputs["pixel_values"].double()
+            with torch.no_grad():
+                alone = model(**inputs).logits[0]
+            words = int((batch.owners == batch.owners[at]).sum())
+            torch.testing.assert_close(packed[at : at + words], alone[-words:], atol=1e-5, rtol=1e-5)
+            at += words
+    assert at == len(packed)
+
+
+def side_tokens(family, shown, row):
+    """Return vision tokens from the top and from the left."""
+    _, height, width = shown.media["image_grid_thw"][row].tolist()
+    return height // 2, width // 2
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """A LLaVA for boards of the same widths and depth, with weights of its own."""
+    folder = tmp_path_factory.mktemp("llava")
+    recipe = dataclasses.replace(TINY_LLAVA, size=SIZE, seed=3)
+    Trainer(recipe).export(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_trains_from_a_llava_resumes_and_exports(name, llava, tmp_path, capsys):
+    family, recipe = tiny(name)
+    trainer = FamilyTrainer(recipe, family=family, start=llava)
+    words = trainer.model.get_input_embeddings().weight.detach().clone()
+    begun = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
+    while trainer.step < recipe.vision_steps:
+        trainer.advance()
+    assert torch.equal(words, trainer.model.get_input_embeddings().weight)
+    trainer.save(tmp_path / "state.safetensors")
+    run(trainer, tmp_path, save_every=100, check_every=100)
+    ended = dict(trainer.module.named_parameters())
+    assert all(not torch.equal(begun[n], p) for n, p in ended.items() if "layers" in n or "heads" in n)
+
+    again = FamilyTrainer(recipe, family=family, start=llava)
+    again.resume(tmp_path / "state.safetensors")
+    run(again, tmp_path, save_every=100, check_every=100)
+    assert all(torch.equal(p, ended[n]) for n, p in again.module.named_parameters())
+    with pytest.raises(ValueError, match="belongs to another run"):
+        FamilyTrainer(recipe, family=family).resume(tmp_path / "state.safetensors")
+
+    again.export(tmp_path / "out")
+    model, notes = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert model.dtype == torch.float32
+    assert not any(notes.values()), notes
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    content = [{"type": "image"}, {"type": "text", "text": "Is there a red circle in the image?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert text == f"{family.opening(1)}Is there a red circle in the image? ASSISTANT:".replace("  ", " ")
+    inputs = processor(text=text, images=np.zeros((128, 128, 3), np.uint8), return_tensors="pt")
+    assert (inputs["input_ids"] == family.placeholder).sum() == family.held_out(np.random.default_rng(0), 1).tokens
+    assert processor.tokenizer.unk_token_id not in inputs["input_ids"]
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_a_llava_without_vision_is_the_decoder_that_begins_from_it(llava):
+    """Before any step both write the same words, as biases are zero."""
+    family, recipe = tiny("qwen2_vl")
+    recipe = dataclasses.replace(recipe, seed=9)
+    model = family.build(recipe)
+    random_biases(model)
+    begin_from(model.model.language_model, family.processor.tokenizer, llava)
+    other = AutoModelForImageTextToText.from_pretrained(llava)
+    text = "<s>USER: Is there a red circle in the image?"
+    logits = []
+    for each, tokenizer in (
+        (model, family.processor.tokenizer),
+        (other, AutoProcessor.from_pretrained(llava).tokenizer),
+    ):
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        # every rotary frequency is that of the LLaVA where all positions are the same
+        out = each.model.language_model(
+            inputs_embeds=each.get_input_embeddings()(ids), position_ids=torch.zeros_like(ids)
+        )
+        numbers = tokenizer.convert_tokens_to_ids(["red", "circle", "Yes", "</s>"])
+        logits.append(each.lm_head(out.last_hidden_state)[0, :, numbers])
+    torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(llava, tmp_path):
+    family, recipe = tiny("qwen2_vl")
+    deeper = dataclasses.replace(recipe, size=dataclasses.replace(SIZE, layers=4))
+    with pytest.raises(ValueError, match="other widths or another depth"):
+        FamilyTrainer(deeper, family=family, start=llava)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        FamilyTrainer(recipe, family=family, start=tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_command_line(name, tmp_path, capsys):
+    family, recipe = tiny(name)
+    family.recipe = recipe
+    module = f"vtw_eval.shapes.boards.making.families.{name}"
+    with pytest.raises(SystemExit) as stopped:
+        train(family, module, "it", ["--work", str(tmp_path), "--out", str(tmp_path), "--start", str(tmp_path / "no")])
+    assert stopped.value.code == 2
+    assert "is no folder of a checkpoint" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Trains a family, from nothing or from the language model of a trained LLaVA."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from vtw_eval.shapes.boards.making.families.family import Family
+from vtw_eval.shapes.boards.making.families.language import begin_from
+from vtw_eval.shapes.boards.making.nearness import word_losses
+from vtw_eval.shapes.boards.making.optimiser import optimisers
+from vtw_eval.shapes.boards.making.recipe import Recipe
+from vtw_eval.shapes.boards.making.thinning import thin_pass
+from vtw_eval.shapes.making.packing import answer_loss, answers_right
+from vtw_eval.shapes.making.staged import StagedTrainer, command_line
+
+PLACE_WEIGHT = 0.2
+"""Loss weight of a place that is read inside the language model."""
+
+
+class FamilyTrainer(StagedTrainer):
+    """Trains as :class:`vtw_eval.shapes.boards.making.train.Trainer` does.
+
+    Parameters
+    ----------
+    recipe, autocast
+        As in :class:`~vtw_eval.shapes.making.staged.StagedTrainer`.
+    family
+        What is trained.
+    start
+        Folder of a trained LLaVA for boards. Its language model and words are what training begins with; stage
+        ``vision`` leaves them as they are.
+    """
+
+    recipe: Recipe
+
+    def __init__(self, recipe: Recipe, autocast: bool = True, *, family: Family, start: Path | None = None) -> None:
+        self.family = family
+        self.start: str | None = None
+        if start is not None and not start.is_dir():
+            raise ValueError(f"{start} is no folder of a checkpoint")
+        self.begins = start is not None
+        super().__init__(recipe, autocast)
+        if start is not None:
+            self.start = begin_from(self.model.model.language_model, self.processor.tokenizer, start)
+        vocabulary = self.processor.tokenizer.get_vocab()
+        self.words = {name: torch.tensor([vocabulary[w] for w in words]) for name, words in family.words.items()}
+
+    def about(self) -> dict[str, Any]:
+        """Return what a saved state must have in common with this run, the LLaVA that it began from too."""
+        return super().about() | {"family": type(self.family).__name__, "start": self.start}
+
+    def make_processor(self) -> Any:
+        """Return the processor of the model."""
+        return self.family.processor
+
+    def make_model(self) -> PreTrainedModel:
+        """Return the untrained model."""
+        return self.family.build(self.recipe)
+
+    def make_heads(self, generator: torch.Generator) -> nn.ModuleDict:
+        """Return a head for each place."""
+        width = self.recipe.size.width
+        heads = {name: nn.Linear(width, values) for name, values in self.family.places.items()}
+        for head in heads.values():
+            nn.init.normal_(head.weight, std=width**-0.5, generator=generator)
+            nn.init.zeros_(head.bias)
+        return nn.ModuleDict(heads)
+
+    def make_optimisers(self, stage: str) -> list[torch.optim.Optimizer]:
+        """Return fresh optimisers of a stage: of the matrices, and of all else."""
+
+        def scale(name: str) -> float:
+            if "embed_tokens" in name:
+                return 0.0 if stage == "vision" and self.begins else 1.0
+            if "language_model" in name:
+                return 0.0 if stage == "vision" else 1.0
+            if name.startswith("heads"):
+                return float((stage == "joint") == (self.family.reading_layers > 0))
+            return 1.0 if stage == "vision" or "projector" in name or "merger" in name else self.recipe.tower_rate
+
+        return optimisers(self.module.named_parameters(), scale)
+
+    def set_rates(self) -> None:
+        """Give the optimisers the learning rates of the current step."""
+        rate = self.recipe.rate(self.stage, self.step)
+        matrix_rate = self.recipe.vision_rate if self.stage == "vision" else self.recipe.joint_rate
+        for optimiser, peak in zip(self.optimisers, (matrix_rate, self.recipe.other_rate), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * rate * group["scale"]
+
+    def place_losses(self, states: torch.Tensor, labels: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return the losses of the heads; places are read where there are any."""
+        losses = []
+        for name, head in self.heads.items():
+            known = labels[name] >= 0
+            losses.append(F.cross_entropy(head(states[known]), labels[name][known], label_smoothing=0.05))
+        return losses
+
+    def vision_loss(self) -> torch.Tensor:
+        """Return the loss of the current step of stage ``vision``."""
+        shown = self.family.vision_step(self.recipe, self.step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            features = self.family.features(self.model, shown.media).float()
+        table = self.model.model.language_model.embed_tokens.weight
+        features, losses = word_losses(features, shown.labels, self.words, table)
+        if not self.family.reading_layers:
+            losses += self.place_losses(features, shown.labels)
+        return torch.stack(losses).sum()
+
+    def joint_loss(self) -> torch.Tensor:
+        """Return the loss of the current step of stage ``joint``."""
+        shown, given = self.family.joint_step(self.recipe, self.step)
+        batch = self.family.pack(self.model, shown)
+        reads = self.family.reading_layers
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            features = self.family.features(self.model, shown.media)
+            logits, states = thin_pass(self.model, features, batch, given, self.family.placeholder, reads > 0)
+        loss = answer_loss(logits, batch)
+        if reads:
+            labels = {name: shown.labels[name].gather(1, given) for name in self.heads}
+            read = F.rms_norm(states[reads].float(), states[reads].shape[-1:])
+            loss = loss + PLACE_WEIGHT * torch.stack(self.place_losses(read, labels)).sum()
+        return loss
+
+    @torch.no_grad()
+    def accuracy(self, batches: int = 4) -> dict[str, float]:
+        """Return quick held-out accuracies by question type, of 16 images or videos a batch."""
+        rng = np.random.default_rng([self.recipe.seed, 2])
+        right: dict[str, list[bool]] = {type: [] for type in self.family.types}
+        for _ in range(batches):
+            shown = self.family.held_out(rng, 16)
+            batch = self.family.pack(self.model, shown)
+            given = torch.arange(shown.tokens).expand(len(shown.questions), -1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                features = self.family.features(self.model, shown.media)
+                logits, _ = thin_pass(self.model, features, batch, given, self.family.placeholder)
+            flat = [question for row in shown.questions for question in row]
+            for question, ok in zip(flat, answers_right(logits, batch).tolist(), strict=True):
+                right[question.type].append(ok)
+        return {type: round(float(np.mean(oks)), 4) for type, oks in right.items() if oks}
+
+
+def train(family: Family, module: str, trained: str, arguments: list[str] | None) -> None:
+    """Run the command line of a family.
+
+    Parameters
+    ----------
+    family
+        What is trained.
+    module, trained
+        Module that is run, and what it trains, for help.
+    arguments
+        Of the command line; None for those of the process.
+    """
+    recipe = partial(replace, family.recipe)
+    command_line(recipe, partial(FamilyTrainer, family=family), module, trained, arguments, begins=True)
