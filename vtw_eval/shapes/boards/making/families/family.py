@@ -102,7 +102,7 @@ class Family(ABC):
         length = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
         positions = self.positions(model, batch.input_ids[0, :length], shown.media)
         after = (batch.position_ids[:, length:] - length).clamp(min=0) + int(positions.max()) + 1
-            after = after.expand(*positions.shape[:-1], *after.shape)
+        after = after.expand(*positions.shape[:-1], *after.shape)
         before = positions[..., None, :].expand(*positions.shape[:-1], len(batch.input_ids), length)
         return replace(batch, position_ids=torch.cat([before, after], dim=-1))
 
