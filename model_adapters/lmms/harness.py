@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from vtw_eval.methods import Method
     from vtw_eval.models.adapters import Adapter
     from vtw_eval.record.cell import CellSpec
+    from vtw_eval.record.store import Store
     from vtw_eval.sweep.harness import OpenModel, Settings
+    from vtw_eval.sweep.schedule import Watcher
     from vtw_eval.verify.touch_points import TouchPoint
 
 
@@ -20,6 +22,7 @@ class LmmsEval:
 
     name = "lmms-eval"
     package = "lmms-eval"
+    apart = ""
 
     def adapters(self) -> Mapping[str, Adapter]:
         """Return the adapters; lmms-eval need not be there for that."""
@@ -45,6 +48,13 @@ class LmmsEval:
 
             check_touch_points(self.touch_points())
         return LmmsModel(spec, settings)
+
+    def execute_curve(self, cells: Sequence[CellSpec], store: Store, settings: Settings, watcher: Watcher) -> None:
+        """Evaluate VTW at several k at once."""
+        with importing(self.package):
+            from vtw_eval.model_adapters.lmms.curve import execute_curve
+
+        execute_curve(cells, store, settings, watcher)
 
     def code(self, spec: CellSpec) -> dict[str, str]:
         """Return hashes of the adapters, which hold the reading of scores, and of our tasks."""

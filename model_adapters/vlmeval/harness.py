@@ -20,6 +20,7 @@ class Kit:
 
     name = "vlmevalkit"
     package = "ms-vlmeval"
+    apart = "VLMEvalKit asks one question at a time"
 
     def adapters(self) -> Mapping[str, Adapter]:
         """Return the adapters, whose options the kit's prompts add to."""

@@ -39,6 +39,10 @@ class Display:
         self.cells = 0
         self.done = 0
         self._fresh = 0
+        self._ahead: dict[int, int] = {}
+        """By worker: cells that it has answered for, and that come next."""
+        self._at: dict[int, int] = {}
+        """By worker: cells that it is answering for."""
         self._start = time.monotonic()
         self._bars: dict[int, TaskID] = {}
         self._told: set[str] = set()
@@ -70,11 +74,15 @@ class Display:
         if done:
             self._print(f"{done} of {cells} cells are done already")
 
-    def started(self, worker: int, spec: CellSpec) -> None:
+    def started(self, worker: int, spec: CellSpec, others: int = 0) -> None:
         """Show what a worker is at."""
         if worker not in self._bars:
             self._bars[worker] = self._progress.add_task("", total=None)
-        self._progress.reset(self._bars[worker], description=describe(spec), total=None)
+        served = self._ahead.get(worker, 0) == others + 1
+        self._at[worker] = 0 if served else 1 + others
+        self._ahead[worker] = others
+        more = "" if served or not others else f" and {others} more methods"
+        self._progress.reset(self._bars[worker], description=describe(spec) + more, total=None)
 
     def answered(self, worker: int, done: int, total: int) -> None:
         """Show how far it is."""
@@ -83,9 +91,10 @@ class Display:
     def finished(self, worker: int, cell: Cell) -> None:
         """Print the outcome of a cell."""
         self.done += 1
-        self._fresh += 1
+        self._fresh += self._at.pop(worker, 1)
         self._progress.update(self._all, completed=self.done)
-        left = (time.monotonic() - self._start) / self._fresh * (self.cells - self.done)
+        ahead = sum(self._ahead.values())
+        left = (time.monotonic() - self._start) / max(self._fresh, 1) * max(self.cells - self.done - ahead, 0)
         eta = "" if self.console.is_terminal or not self.cells - self.done else f"; {left:.0f} s left"
         if cell.status == "failed":
             lines = cell.error.strip().splitlines() or ["no message"]

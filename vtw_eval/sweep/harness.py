@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from vtw_eval.errors import suggest
 from vtw_eval.importing import importing
+from vtw_eval.record.book import Together
 from vtw_eval.record.cell import CellCosts, CellSpec, Metric, Sample
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Settings:
     batch_size: int = 1
     verify: bool = True
     """Whether methods are first compared with masked attention, see :func:`vtw_eval.verify.verdict.verify`."""
+    sharing: Literal["auto", "off"] = "auto"
+    """"off": each method for itself, and each prompt."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,20 @@ class OpenModel(Protocol):
         """
 
 
+@runtime_checkable
+class BookModel(Protocol):
+    """An open model that answers for several methods while it has an image at hand."""
+
+    def evaluate_together(self, spec: CellSpec, progress: Progress, together: Together) -> Evaluation:
+        """Evaluate a cell with an answer book: what is in it is not computed, what is not is computed for all methods.
+
+        Raises
+        ------
+        Exception
+            Whatever goes wrong with the cell's own method; what goes wrong with others is told by their own cells.
+        """
+
+
 class Harness(Protocol):
     """What plugs a harness into sweeps. Making one, and its module, import nothing of the harness itself."""
 
@@ -109,6 +126,13 @@ class Harness(Protocol):
     @property
     def package(self) -> str:
         """Distribution of the harness, whose version results depend on."""
+
+    @property
+    def apart(self) -> str:
+        """Why its models are no :class:`BookModel`, so that cells are evaluated one by one; empty if they are.
+
+        A plug without it is taken to have a reason.
+        """
 
     def adapters(self) -> Mapping[str, Adapter]:
         """Return the options and model families of each adapter, with which plans are checked.

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.store import Store, StoreError
-from vtw_eval.sweep.harness import ModelKey, Settings
+from vtw_eval.sweep.bundles import Job
+from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.schedule import Schedule, Watcher, cpu_cores
 
 _REPORT_EVERY = 0.2
@@ -28,10 +28,10 @@ class _Worker:
     number: int
     process: Any
     pipe: Connection
-    spec: CellSpec
+    job: Job
 
 
-def run_local(cells: Sequence[CellSpec], store: Store, settings: Settings, workers: int, watcher: Watcher) -> None:
+def run_local(jobs: Sequence[Job], store: Store, settings: Settings, workers: int, watcher: Watcher) -> None:
     """Evaluate cells in worker processes and keep them in the store.
 
     A worker that dies fails the cell that it was at; another takes its place. The workers' output goes to
@@ -39,8 +39,8 @@ def run_local(cells: Sequence[CellSpec], store: Store, settings: Settings, worke
 
     Parameters
     ----------
-    cells
-        What to evaluate.
+    jobs
+        What to evaluate, in bundles.
     store
         Where it goes.
     settings
@@ -50,7 +50,7 @@ def run_local(cells: Sequence[CellSpec], store: Store, settings: Settings, worke
     watcher
         Told what happens.
     """
-    schedule = Schedule(cells)
+    schedule = Schedule(jobs)
     with _Pool(store, settings, workers) as pool:
         for number in range(workers):
             _start(pool, schedule, number, watcher)
@@ -70,21 +70,21 @@ def run_local(cells: Sequence[CellSpec], store: Store, settings: Settings, worke
 
 
 def _start(pool: _Pool, schedule: Schedule, number: int, watcher: Watcher) -> None:
-    spec = schedule.take(None)
-    if spec is not None:
-        pool.start(number, spec)
-        watcher.started(number, spec)
+    job = schedule.take(None)
+    if job is not None:
+        pool.start(number, job)
+        watcher.started(number, job.spec, len(job.others))
 
 
 def _next(pool: _Pool, schedule: Schedule, worker: _Worker, watcher: Watcher) -> None:
-    spec = schedule.take(ModelKey.of(worker.spec))
-    if spec is None:
+    job = schedule.take(worker.job)
+    if job is None:
         pool.dismiss(worker)
         return
-    worker.spec = spec
-    watcher.started(worker.number, spec)
+    worker.job = job
+    watcher.started(worker.number, job.spec, len(job.others))
     try:
-        worker.pipe.send(spec)
+        worker.pipe.send(job)
     except OSError:
         _died(pool, schedule, worker, watcher)
 
@@ -93,21 +93,23 @@ def _died(pool: _Pool, schedule: Schedule, worker: _Worker, watcher: Watcher) ->
     from vtw_eval.sweep.runner import failed_cell
 
     pool.dismiss(worker)
-    if pool.store.entry(worker.spec).state != "done":
-        pool.store.save(failed_cell(worker.spec, _cause(worker.process.exitcode, pool.log(worker.number))), [])
+    spec = worker.job.spec
+    if pool.store.entry(spec).state != "done":
+        pool.store.save(failed_cell(spec, cause_of(worker.process.exitcode, pool.log(worker.number))), [])
     _report(pool.store, worker, watcher)
-    schedule.lost(ModelKey.of(worker.spec))
+    schedule.lost(worker.job)
     _start(pool, schedule, worker.number, watcher)
 
 
 def _report(store: Store, worker: _Worker, watcher: Watcher) -> None:
-    entry = store.entry(worker.spec)
+    entry = store.entry(worker.job.spec)
     if entry.cell is None:
-        raise StoreError(f"{store.folder(worker.spec)} vanished or changed while the sweep ran: {entry.problem}")
+        raise StoreError(f"{store.folder(worker.job.spec)} vanished or changed while the sweep ran: {entry.problem}")
     watcher.finished(worker.number, entry.cell)
 
 
-def _cause(code: int | None, log: Path) -> str:
+def cause_of(code: int | None, log: Path) -> str:
+    """Return what is told of a worker process that has ended at a cell with an exit code."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = " (memory ran out, or somebody killed it)" if -code == signal.SIGKILL else ""
@@ -131,8 +133,8 @@ class _Pool:
         """Return the file that holds a worker's output."""
         return self.store.root / "logs" / f"worker-{number}.log"
 
-    def start(self, number: int, spec: CellSpec) -> None:
-        """Start a worker with its first cell."""
+    def start(self, number: int, job: Job) -> None:
+        """Start a worker with its first job."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work,
@@ -141,8 +143,8 @@ class _Pool:
         )
         process.start()
         theirs.close()
-        ours.send(spec)
-        self.workers[number] = _Worker(number, process, ours, spec)
+        ours.send(job)
+        self.workers[number] = _Worker(number, process, ours, job)
 
     def dismiss(self, worker: _Worker) -> None:
         """Take leave of a worker that is dead or has nothing more to do."""
@@ -163,10 +165,10 @@ class _Pool:
 
 
 def _work(pipe: Connection, root: Path, settings: Settings, number: int, size: int, threads: int, log: Path) -> None:
-    """Body of a worker: evaluate the cells that come through the pipe until it closes."""
+    """Body of a worker: do the jobs that come through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _output_to(log)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    output_to(log)
     import torch
 
     from vtw_eval.sweep.runner import CellRunner
@@ -185,15 +187,15 @@ def _work(pipe: Connection, root: Path, settings: Settings, number: int, size: i
 
     while True:
         try:
-            spec = pipe.recv()
+            job = pipe.recv()
         except EOFError:
             return
-        print(f"--- {spec.model} {spec.method} {spec.task}", flush=True)
-        runner.run(spec, progress)
+        print(f"--- {job.spec.model} {job.spec.method} {job.spec.task}", flush=True)
+        runner.run(job, progress)
         pipe.send("finished")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave as soon as the parent is gone, so that a killed sweep writes nothing more."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -201,7 +203,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _output_to(log: Path) -> None:
+def output_to(log: Path) -> None:
     """Send what this process prints, also from C code, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,7 +18,7 @@ from vtw_eval.methods import parse_method
 from vtw_eval.methods.composite import parts_of
 from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.sweep.harness import find_harness
-from vtw_eval.versions import PACKAGE, engine_hash, installed, source_hash
+from vtw_eval.versions import PACKAGE, engine_hash, environment, installed, source_hash
 
 BIG = 64 * 2**20
 """Bytes above which a file is known by its size, its time of change and samples of its content. A checkpoint has many
@@ -85,6 +85,23 @@ def checkpoint_read(spec: CellSpec) -> dict[str, str]:
     """Return a digest of the checkpoint of a cell, by its name; empty where its files are not known."""
     revision = spec.model_args.get("revision")
     return _known([f"{spec.pretrained}@{revision}" if revision not in (None, "main") else spec.pretrained])
+
+
+def fingerprint(spec: CellSpec, read: Mapping[str, str]) -> str:
+    """Return a digest of what decides the answers of a cell, beside its prompts and the device.
+
+    Parameters
+    ----------
+    spec
+        The cell; its task, limit and seed decide its prompts only.
+    read
+        Digest of the checkpoint as it was opened.
+    """
+    code = {part: value for part, value in code_of(spec).items() if part != "commit"}
+    packages = {**environment(), spec.harness: installed(find_harness(spec.harness).package)}
+    model = [spec.harness, spec.adapter, spec.pretrained, spec.model_args]
+    about = [model, spec.method, method_read(spec), dict(read), code, packages]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def method_read(spec: CellSpec) -> dict[str, str]:

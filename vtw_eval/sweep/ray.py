@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtw_eval.record.cell import CellSpec
-from vtw_eval.record.store import Store, StoreError
-from vtw_eval.sweep.harness import ModelKey, Settings
+from vtw_eval.record.store import Store, StoreError, describe
+from vtw_eval.sweep.bundles import Job
+from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.plan import PlanError
 from vtw_eval.sweep.schedule import Schedule, Watcher
 
@@ -47,23 +47,23 @@ class ActorBody:
 
         self.runner = CellRunner(Store(root), settings)
 
-    def run(self, spec: CellSpec) -> None:
+    def run(self, job: Job) -> None:
         """Evaluate a cell and keep it."""
         if not self.runner.store.index_file.is_file():
             raise StoreError(f"{self.runner.store.root} is not the sweep's folder on this node: it must be shared.")
-        print(f"vtw-eval: process {os.getpid()} evaluates {spec.model} / {spec.method} / {spec.task}", flush=True)
-        self.runner.run(spec)
+        print(f"vtw-eval: process {os.getpid()} evaluates {describe(job.spec)}", flush=True)
+        self.runner.run(job)
 
 
 @dataclass
 class _Worker:
     number: int
     actor: Any
-    spec: CellSpec
+    job: Job
 
 
 def run_ray(
-    cells: Sequence[CellSpec], store: Store, settings: Settings, workers: int, watcher: Watcher, cluster: Cluster
+    jobs: Sequence[Job], store: Store, settings: Settings, workers: int, watcher: Watcher, cluster: Cluster
 ) -> None:
     """Evaluate cells on a Ray cluster and keep them in the store.
 
@@ -72,8 +72,8 @@ def run_ray(
 
     Parameters
     ----------
-    cells
-        What to evaluate.
+    jobs
+        What to evaluate, in bundles.
     store
         Where it goes; the folder must be shared by all nodes.
     settings
@@ -111,20 +111,20 @@ def run_ray(
         if gpus > room.get("GPU", 0):
             raise PlanError(f"the cluster has {room.get('GPU', 0):g} GPUs, but a worker asks for {gpus:g}.")
         Body = ray.remote(num_cpus=1, num_gpus=gpus)(ActorBody)
-        schedule = Schedule(cells)
+        schedule = Schedule(jobs)
         tries: Counter[str] = Counter()
         running: dict[Any, _Worker] = {}
         root = store.root.resolve()
 
         def begin(worker: _Worker) -> None:
-            tries[worker.spec.key] += 1
-            watcher.started(worker.number, worker.spec)
-            running[worker.actor.run.remote(worker.spec)] = worker
+            tries[worker.job.spec.key] += 1
+            watcher.started(worker.number, worker.job.spec, len(worker.job.others))
+            running[worker.actor.run.remote(worker.job)] = worker
 
         def hire(number: int) -> None:
-            spec = schedule.take(None)
-            if spec is not None:
-                begin(_Worker(number, Body.remote(root, settings), spec))
+            job = schedule.take(None)
+            if job is not None:
+                begin(_Worker(number, Body.remote(root, settings), job))
 
         for number in range(workers):
             hire(number)
@@ -132,17 +132,17 @@ def run_ray(
             done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL)
             for reference in done:
                 worker = running.pop(reference)
-                spec = worker.spec
+                spec = worker.job.spec
                 try:
                     ray.get(reference)
                 except ray.exceptions.RayError as error:
                     # Dead, or its folder is not ours. Either way another one takes the cell.
-                    schedule.lost(ModelKey.of(spec))
+                    again = store.entry(spec).state != "done" and tries[spec.key] <= cluster.retries
+                    schedule.lost(worker.job, again=again)
                     ray.kill(worker.actor)
-                    if store.entry(spec).state != "done" and tries[spec.key] <= cluster.retries:
+                    if again:
                         reason = str(error).strip().splitlines()[0]
-                        watcher.note(f"the worker of {spec.model} / {spec.method} / {spec.task} died: {reason}; again")
-                        schedule.again(spec)
+                        watcher.note(f"the worker of {describe(spec)} died: {reason}; again")
                     else:
                         if store.entry(spec).state != "done":
                             store.save(failed_cell(spec, f"{error}\n{tries[spec.key]} workers died at this cell"), [])
@@ -150,7 +150,7 @@ def run_ray(
                     hire(worker.number)
                     continue
                 _report(store, worker, watcher)
-                following = schedule.take(ModelKey.of(spec))
+                following = schedule.take(worker.job)
                 if following is None:
                     ray.kill(worker.actor)
                 else:
@@ -161,10 +161,10 @@ def run_ray(
 
 
 def _report(store: Store, worker: _Worker, watcher: Watcher) -> None:
-    entry = store.entry(worker.spec)
+    entry = store.entry(worker.job.spec)
     if entry.cell is None:
         raise StoreError(
-            f"{store.folder(worker.spec)} does not hold what the worker wrote ({entry.state}): is {store.root} shared "
-            "by all nodes?"
+            f"{store.folder(worker.job.spec)} does not hold what the worker wrote ({entry.state}): is {store.root} "
+            "shared by all nodes?"
         )
     watcher.finished(worker.number, entry.cell)

@@ -8,10 +8,21 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from vtw_eval.media import summary
+from vtw_eval.record.book import Book
 from vtw_eval.record.cell import Cell, CellSpec, Sample
 from vtw_eval.record.store import Store
 from vtw_eval.runtime import free_memory
-from vtw_eval.sweep.harness import ModelKey, OpenModel, PartialError, Progress, Settings, find_harness
+from vtw_eval.sweep.bundles import Job, together
+from vtw_eval.sweep.harness import (
+    BookModel,
+    Evaluation,
+    ModelKey,
+    OpenModel,
+    PartialError,
+    Progress,
+    Settings,
+    find_harness,
+)
 from vtw_eval.sweep.provenance import checkpoint_read, code_of, method_read
 from vtw_eval.versions import environment
 
@@ -39,23 +50,26 @@ class CellRunner:
         self._model: OpenModel | None = None
         self._read: dict[str, str] = {}
         """Digest of the checkpoint as it was opened."""
+        self._book: Book | None = None
+        """Of the last bundle."""
         self._refused = ""
         """Why the checkpoint of the key cannot be opened, so that its other cells need not try."""
 
-    def run(self, spec: CellSpec, progress: Progress = lambda answered, of: None) -> Cell:
+    def run(self, job: Job | CellSpec, progress: Progress = lambda answered, of: None) -> Cell:
         """Evaluate a cell and keep it; a failure is a cell, too, with its traceback.
 
         Parameters
         ----------
-        spec
-            The cell.
+        job
+            The cell, and those that it may answer for by the way; or a cell that is evaluated for itself.
         progress
             Told how many documents are answered.
         """
-        start = time.perf_counter()
+        job = job if isinstance(job, Job) else Job(job)
+        spec, start = job.spec, time.perf_counter()
         try:
             code, gates = code_of(spec), method_read(spec)
-            found = self._open(spec).evaluate(spec, progress)
+            found = self._evaluate(job, progress)
         # Task code of a harness leaves the process when a file is missing; that fails the cell only.
         except (Exception, SystemExit) as error:
             kept = error.samples if isinstance(error, PartialError) else []
@@ -76,6 +90,14 @@ class CellRunner:
             environment={**environment(), **found.environment, **noted_media(found.samples)},
         )
         return self.store.save(cell, found.samples)
+
+    def _evaluate(self, job: Job, progress: Progress) -> Evaluation:
+        model = self._open(job.spec)
+        told = together(job, self.store, self._read, self._book)
+        if told is None or not isinstance(model, BookModel):
+            return model.evaluate(job.spec, progress)
+        self._book = told.book
+        return model.evaluate_together(job.spec, progress, told)
 
     def _open(self, spec: CellSpec) -> OpenModel:
         key = ModelKey.of(spec)

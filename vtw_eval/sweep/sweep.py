@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vtw_eval.record.book import remove_books
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.store import Entry, Store, describe
+from vtw_eval.sweep.bundles import book_name, jobs_of
 from vtw_eval.sweep.check import check_cells
 from vtw_eval.sweep.harness import Settings
 from vtw_eval.sweep.local import run_local
@@ -62,7 +64,7 @@ def run_sweep(
     plan = resolve(plan)
     cells = select(plan.cells(), only)
     store = Store(root)
-    settings = Settings(plan.device, plan.batch_size, plan.verify)
+    settings = Settings(plan.device, plan.batch_size, plan.verify, plan.sharing)
     for line in plan.missed:
         watcher.note(f"not at its budget: {line}")
     with store.lock(watcher.note):
@@ -77,13 +79,16 @@ def run_sweep(
         watcher.planned(len(cells), len(cells) - len(todo))
         if todo:
             workers = worker_count(plan.workers, len(todo))
+            jobs = [] if execute is not None else jobs_of(cells, todo, settings, workers, watcher.note)
             if execute is not None:
                 execute(todo, store, settings, watcher)
             elif cluster is None:
-                run_local(todo, store, settings, workers, watcher)
+                run_local(jobs, store, settings, workers, watcher)
             else:
-                run_ray(todo, store, settings, workers, watcher, cluster)
-        return [store.entry(spec) for spec in cells]
+                run_ray(jobs, store, settings, workers, watcher, cluster)
+        found = {spec.key: store.entry(spec) for spec in plan.cells()}
+        remove_books(root, {book_name(entry.spec) for entry in found.values() if entry.state != "done"})
+        return [found[spec.key] for spec in cells]
 
 
 def refuse_hopeless(
