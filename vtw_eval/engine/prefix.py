@@ -62,13 +62,16 @@ def run_prefix(model: nn.Module, inputs: Mapping[str, Any], *, depth: int | None
     Raises
     ------
     PrefixError
-        If what follows would not stand where it stands in the whole prompt. Qwen2.5-VL numbers the frames of a video
+        If some layers keep no keys and values of their own, or if what follows would not stand where it stands in the
+        whole prompt. Qwen2.5-VL numbers the frames of a video
         beyond the first words behind it, and an answer from the largest number on.
     UpstreamChangedError
         If ``generate`` gives no KV cache back, or one that holds other tokens.
     """
     generating: Any = model
     anatomy = find_anatomy(model)
+    if not anatomy.plain_cache:
+        raise PrefixError(f"{anatomy.model_type} keeps more of a prompt than keys and values, or shares them")
     depth = anatomy.num_layers if depth is None else depth
     ids = inputs["input_ids"]
     behind: list[bool] = []

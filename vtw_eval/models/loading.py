@@ -93,6 +93,32 @@ def family_of(
     return family, model_type
 
 
+def find_adapter(pretrained: str, revision: str = "main", adapters: Mapping[str, Adapter] = ADAPTERS) -> str:
+    """Return the name of the adapter that opens a checkpoint; loads no weights.
+
+    Parameters
+    ----------
+    pretrained, revision
+        The checkpoint.
+    adapters
+        See :func:`load`.
+
+    Raises
+    ------
+    NoCheckpointError
+        If there is no such checkpoint, or it cannot be reached.
+    ValueError
+        If none opens it.
+    """
+    model_type = str(_read_config(Options(pretrained=pretrained, revision=revision)).get("model_type"))
+    found = next((name for name, adapter in adapters.items() if adapter.family_of(model_type)), None)
+    if found is None:
+        known = ", ".join(sorted(t for one in adapters.values() for family in one.families for t in family.model_types))
+        why = f" It is not supported: {REFUSED[model_type]}." if model_type in REFUSED else ""
+        raise ValueError(f"{pretrained} is a checkpoint of type {model_type!r}, but {known} can be opened.{why}")
+    return found
+
+
 def _read_config(options: Options) -> dict[str, Any]:
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vtw_eval.cost.units import flops_unit
 from vtw_eval.report.render.blocks import Block, Details, Heading, Image, Inline, Paragraph, Text
 from vtw_eval.report.render.html import to_html
 from vtw_eval.show.answers import Scene, Shown
-from vtw_eval.show.drawing import COLOURS, data_url, drawn, overlay, sheet
+from vtw_eval.show.drawing import data_url, drawn, sheet
+from vtw_eval.show.overlays import overlays
 from vtw_eval.show.sight import Panel
 from vtw_eval.show.steps import Step
 from vtw_eval.tables import Table
@@ -56,7 +56,7 @@ def pictures(scene: Scene) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     Several images, tiles or frames stand side by side. The unchanged model has the first, with all tokens.
     """
     for shown in scene.shown:
-        overs = _overlays(scene, shown.steps)
+        overs = overlays(scene.sight, shown.steps)
         for step, over in zip(shown.steps, overs, strict=True):
             if not _is_whole(step, scene) or shown is scene.shown[0]:
                 parts = [drawn(panel.pixels, each) for panel, each in zip(scene.sight.panels, over, strict=True)]
@@ -65,33 +65,6 @@ def pictures(scene: Scene) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 def _is_whole(step: Step, scene: Scene) -> bool:
     return bool(torch.equal(step.kept, scene.shown[0].steps[0].kept)) and not step.groups
-
-
-def _overlays(scene: Scene, steps: Sequence[Step]) -> list[list[NDArray[np.uint8]]]:
-    """Return for each step what lies over each picture."""
-    sets = torch.stack([each for step in steps for each in (step.into >= 0, *_coloured(step))])
-    shares, count = scene.sight.shares(sets), 1 + len(COLOURS)
-    return [
-        [
-            overlay(share[first], _strongest(share[first + 1 : first + count]), *panel.pixels.shape[:2])
-            for share, panel in zip(shares, scene.sight.panels, strict=True)
-        ]
-        for first in range(0, len(sets), count)
-    ]
-
-
-def _coloured(step: Step) -> list[Tensor]:
-    """Return for each colour which tokens have it, boolean ``[prompt tokens]``."""
-    found = [torch.zeros_like(step.kept) for _ in COLOURS]
-    for number, group in enumerate(step.groups):
-        found[number % len(COLOURS)] |= group
-    return found
-
-
-def _strongest(shares: Tensor) -> Tensor:
-    """Return which colour has most of each patch; -1 where none has half of it."""
-    most, number = shares.nan_to_num(nan=0.0).max(dim=0)
-    return torch.where(most > 0.5, number, -1)
 
 
 def _scene(scene: Scene, known: set[str]) -> Iterator[Block]:
@@ -113,7 +86,7 @@ def _scene(scene: Scene, known: set[str]) -> Iterator[Block]:
             continue
         boxes = Markup().join(
             _step(scene, names, step, over)
-            for step, over in zip(shown.steps, _overlays(scene, shown.steps), strict=True)
+            for step, over in zip(shown.steps, overlays(scene.sight, shown.steps), strict=True)
             if not _is_whole(step, scene)
         )
         late = _is_whole(shown.steps[0], scene)
