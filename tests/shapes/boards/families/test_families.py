@@ -9,16 +9,21 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.shapes.boards.test_training import TINY as TINY_LLAVA
+from vtw_eval.shapes.boards.making.families.family import thinned
+from vtw_eval.shapes.boards.making.families.images import Form, sample_part
+from vtw_eval.shapes.boards.making.families.internvl import InternVL
 from vtw_eval.shapes.boards.making.families.language import begin_from
-from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL
+from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL, TokenForm
 from vtw_eval.shapes.boards.making.families.train import FamilyTrainer, train
 from vtw_eval.shapes.boards.making.thinning import thin_pass
 from vtw_eval.shapes.boards.making.train import Trainer
+from vtw_eval.shapes.boards.scenes import CELL, Item, Placed, is_test_scene
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size
 from vtw_eval.shapes.making.staged import run
 from vtw_eval.shapes.questions import prompt
 
-FAMILIES = {"qwen2_vl": Qwen2VL}
+FAMILIES = {"qwen2_vl": Qwen2VL, "internvl": InternVL}
+PARAMETERS = {"qwen2_vl": 2_400_384, "internvl": 2_044_544}
 SIZE = Size(width=32, heads=1, vision_layers=1, vision_mlp=32, layers=3, mlp=16)
 TINY = {
     "vision_steps": 2,
@@ -73,16 +78,18 @@ def test_packed_questions_are_answered_as_each_alone_through_the_processor(name,
     model.set_attn_implementation("eager")
     at = 0
     for row, (image, questions) in enumerate(zip(images, shown.questions, strict=True)):
-        height, width = (side * 28 for side in side_tokens(family, shown, row))
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(image)
+        if name == "qwen2_vl":
+            height, width = (14 * side for side in shown.media["image_grid_thw"][row, 1:].tolist())
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         for question in questions:
             content = [{"type": "image"}, {"type": "text", "text": prompt(question)}]
             text = family.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
-            bounds = {"size": {"shortest_edge": 3136, "longest_edge": 10**6}}
+            bounds = {"size": {"shortest_edge": 3136, "longest_edge": 10**6}} if name == "qwen2_vl" else {}
             inputs = family.processor(
-                text=text + " " + question.answer, images=resized, return_tensors="pt", images_kwargs=bounds
+                text=text + " " + question.answer, images=picture, return_tensors="pt", images_kwargs=bounds
             )
             assert (inputs["input_ids"] == family.placeholder).sum() == shown.tokens
             inputs["pixel_values"] = inputs["pixel_values"].double()
@@ -94,10 +101,11 @@ def test_packed_questions_are_answered_as_each_alone_through_the_processor(name,
     assert at == len(packed)
 
 
-def side_tokens(family, shown, row):
-    """Return vision tokens from the top and from the left."""
-    _, height, width = shown.media["image_grid_thw"][row].tolist()
-    return height // 2, width // 2
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_shipped_size(name):
+    family = FAMILIES[name]()
+    model = family.build(family.recipe)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +145,10 @@ def test_trains_from_a_llava_resumes_and_exports(name, llava, tmp_path, capsys):
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     content = [{"type": "image"}, {"type": "text", "text": "Is there a red circle in the image?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    assert text == f"{family.opening(1)}Is there a red circle in the image? ASSISTANT:".replace("  ", " ")
     inputs = processor(text=text, images=np.zeros((128, 128, 3), np.uint8), return_tensors="pt")
-    assert (inputs["input_ids"] == family.placeholder).sum() == family.held_out(np.random.default_rng(0), 1).tokens
+    tokens = family.held_out(np.random.default_rng(0), 1).tokens
+    whole = f"{family.opening(tokens)}Is there a red circle in the image? ASSISTANT:"
+    assert inputs["input_ids"][0].tolist() == processor.tokenizer(whole)["input_ids"]
     assert processor.tokenizer.unk_token_id not in inputs["input_ids"]
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 
@@ -186,3 +195,81 @@ def test_command_line(name, tmp_path, capsys):
         train(family, module, "it", ["--work", str(tmp_path), "--out", str(tmp_path), "--start", str(tmp_path / "no")])
     assert stopped.value.code == 2
     assert "is no folder of a checkpoint" in capsys.readouterr().err
+
+
+def lit(name, form, spots):
+    """Return by how much each vision token changes where some pixels of a black picture of a form become white."""
+    family = FAMILIES[name]()
+    model = family.build(dataclasses.replace(family.recipe, **TINY))
+    tower = model.model.visual if name == "qwen2_vl" else model.model.vision_tower
+    for block in tower.modules():  # without attention a patch's features tell of the patch alone
+        if hasattr(block, "qkv") or hasattr(block, "projection_layer"):
+            output = block.proj if hasattr(block, "qkv") else block.projection_layer
+            torch.nn.init.zeros_(output.weight)
+    black = np.full((CELL * form.rows, CELL * form.columns, 3), 10, np.uint8)
+    white = black.copy()
+    for y, x in spots:
+        white[y, x] = 254
+    with torch.no_grad():
+        a, b = (family.features(model, family.media([image], form))[0] for image in (black, white))
+    return (a - b).abs().sum(-1)
+
+
+@pytest.mark.parametrize(("name", "number"), [("qwen2_vl", 0), ("qwen2_vl", 2), ("qwen2_vl", 6), ("internvl", 0)])
+def test_labels_stand_where_the_tower_sees_the_object(name, number):
+    form = FAMILIES[name].forms[number]
+    objects = [Placed(Item(6 if form.rows > 1 else 2, "large", "red", "square", "2"), 80.0, 48.0, 13.0)]
+    labels = FAMILIES[name]().labels([objects], form)["color"][0]
+    changed = lit(name, form, [(48, 80), (38, 70), (58, 90)])
+    touched = changed > 0.05 * changed.max()
+    assert touched.any()
+    assert (labels[touched] == 0).all()
+
+
+def test_internvl_reads_digits_in_tiles_and_places_in_the_thumbnail():
+    objects = [Placed(Item(7, "large", "red", "square", "2"), 112.0, 48.0, 13.0)]
+    labels = {key: value[0] for key, value in InternVL().labels([objects], Form()).items()}
+    assert set(labels["row"][:256].tolist()) == {-1}
+    assert set(labels["row"][256:].tolist()) == {-1, 1}
+    assert set(labels["column"][256:].tolist()) == {-1, 3}
+    assert set(labels["mark"][:256].tolist()) == {-1, -2, 1}
+    assert set(labels["mark"][256:].tolist()) == {-1, -2}
+    assert (labels["color"][:64] == -1).all()  # the tile at the top left; the object is in that at the top right
+    assert (labels["color"][64:128] == 0).any()
+
+
+def test_qwen_knows_rows_and_columns_of_cells_everywhere():
+    labels = Qwen2VL().labels([[]], TokenForm(3, 4, 6, 8))
+    assert labels["row"].reshape(6, 8)[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert labels["column"].reshape(6, 8)[3].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert set(labels["color"].flatten().tolist()) == {-1}
+
+
+def test_smaller_boards_stay_on_their_side_of_the_split():
+    rng = np.random.default_rng(0)
+    for test in (False, True):
+        scenes = [sample_part(rng, Form(2, 3), 1, 9, test=test) for _ in range(100)]
+        assert {is_test_scene(scene) for scene in scenes} == {test}
+        assert all(item.row < 2 and item.column < 3 for scene in scenes for item in scene.items)
+        assert all(scene.items for scene in scenes)
+
+
+def test_thinning_gives_all_that_show_an_object():
+    shown = torch.zeros(2, 20, dtype=torch.bool)
+    shown[0, [3, 7, 9]] = shown[1, 19] = True
+    given = thinned(shown, np.random.default_rng(0), (2, 2), every=False)
+    assert given.shape == (2, 5)
+    assert {3, 7, 9} <= set(given[0].tolist())
+    assert 19 in given[1]
+    assert (given.diff() > 0).all()
+    assert thinned(shown, np.random.default_rng(0), (2, 2), every=True).tolist() == [list(range(20))] * 2
+
+
+def test_heights_and_widths_turn_fast_enough_to_be_told_apart():
+    family, recipe = tiny("qwen2_vl")
+    frequencies = family.build(recipe).model.language_model.rotary_emb.inv_freq
+    usual = 1e8 ** (-torch.arange(16) / 16)
+    changed = [4, 5, 10, 11]  # the first two of height and of width
+    torch.testing.assert_close(frequencies[changed], torch.tensor([0.3, 0.1, 0.3, 0.1]))
+    rest = [i for i in range(16) if i not in changed]
+    torch.testing.assert_close(frequencies[rest], usual[rest])

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from vtw_eval.shapes.boards.making.families.family import Family, Shown, thinned
-from vtw_eval.shapes.boards.making.recipe import PLACES, SIMPLE, WORDS, Recipe, sample_questions
+from vtw_eval.shapes.boards.making.recipe import SIMPLE, Recipe, sample_questions
+from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.questions import TYPES, ask
 from vtw_eval.shapes.boards.scenes import CELL, GRID, Placed, Scene, is_test_scene, paint, place, sample_scene
 from vtw_eval.shapes.making.staged import STAGES

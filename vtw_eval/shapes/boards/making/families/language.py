@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vtw_eval.shapes.boards.making.families.family import scale_linear
-from vtw_eval.shapes.boards.making.model import WORD_STD
+from vtw_eval.shapes.boards.making.mimetic import begin_as_lookup
+from vtw_eval.shapes.boards.making.model import THETA
 from vtw_eval.shapes.making.model import Size
-
-THETA = 1e8
-"""Base of the rotary frequencies, as in the LLaVA."""
 
 
 def text_settings(tokenizer: PreTrainedTokenizerFast, size: Size) -> dict[str, Any]:
@@ -37,18 +35,10 @@ def text_settings(tokenizer: PreTrainedTokenizerFast, size: Size) -> dict[str, A
 
 
 @torch.no_grad()
-def initialise_language(decoder: Any, generator: torch.Generator) -> None:
+def initialise_language(decoder: Any, vocabulary: Mapping[str, int], generator: torch.Generator) -> None:
     """Set all weights of a decoder as :func:`~vtw_eval.shapes.boards.making.model.initialise` does, in place."""
-    layers = len(decoder.layers)
-    scale_linear(decoder, generator, layers, ("o_proj", "down_proj"))
-    for layer in decoder.layers:
-        attention = layer.self_attn
-        nn.init.orthogonal_(attention.q_proj.weight, generator=generator)
-        nn.init.orthogonal_(attention.v_proj.weight, generator=generator)
-        attention.k_proj.weight.copy_(attention.q_proj.weight)
-        attention.o_proj.weight.copy_(attention.v_proj.weight.mT / (2 * layers) ** 0.5)
-    decoder.embed_tokens.weight.normal_(0, WORD_STD, generator=generator)
-    decoder.norm.weight.fill_(0.05)
+    scale_linear(decoder, generator, len(decoder.layers), ("o_proj", "down_proj"))
+    begin_as_lookup(decoder, vocabulary, THETA, generator)
 
 
 @torch.no_grad()
