@@ -35,18 +35,33 @@ TESTED: frozenset[str] = frozenset(
 )
 """``config.model_type`` of the families that the test-suite compares with the masking oracle."""
 
+DECODER_TESTED: frozenset[str] = frozenset(
+    {
+        "gemma4",
+        "lfm2_vl",
+        "llava_next_video",
+        "qwen3_5",
+        "qwen3_5_moe",
+    }
+)
+"""Those whose decoders are compared with it, and of whose vision towers nothing is tested: no method may read them."""
+
 REFUSED: Mapping[str, str] = {
     "gemma3n": "its last layers share the keys of earlier layers, which still hold vision tokens",
-    "gemma4": "its last layers share the keys of earlier layers, which still hold vision tokens",
-    "lfm2_vl": "its convolution layers mix neighbouring tokens, so removal has no masking equivalent",
     "llama4": "its attention computes positions from the sequence length",
     "mllama": "its vision features enter by cross-attention: there are no vision tokens in the decoder",
-    "qwen3_5": "its linear-attention layers carry vision tokens in a recurrent state that no later layer can drop",
-    "qwen3_5_moe": "its linear-attention layers carry vision tokens in a recurrent state that no later layer can drop",
 }
 """``config.model_type`` of families for which withdrawal is not defined or not right, with the reason."""
 
-BIDIRECTIONAL: frozenset[str] = frozenset({"gemma3", "paligemma"})
+FULL = "full_attention"
+RECURRENT: frozenset[str] = frozenset({"conv", "linear_attention"})
+"""What a config calls layers that mix tokens by a recurrence or a convolution. Of removed tokens such a layer sees
+nothing, as if the prompt had been written without them; no mask says that."""
+
+LAYERS: frozenset[str] = RECURRENT | {FULL, "sliding_attention"}
+"""What a config may call layers from which tokens can be removed."""
+
+BIDIRECTIONAL: frozenset[str] = frozenset({"gemma3", "gemma4", "paligemma"})
 """``config.model_type`` of families whose vision tokens see each other in both directions."""
 
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
@@ -93,6 +108,36 @@ class Anatomy:
     def is_vision(self, ids: Tensor) -> Tensor:
         """Return which token ids stand for vision features; boolean, of the shape of ``ids``."""
         return torch.isin(ids, ids.new_tensor(self.vision_token_ids))
+
+    def kind(self, layer: int) -> str:
+        """Return how a layer mixes tokens, as its config calls it: a key of :data:`LAYERS`."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        return kinds[layer] if kinds else FULL
+
+    def is_recurrent(self, layer: int) -> bool:
+        """Whether a layer mixes tokens by a recurrence or a convolution: it holds a state, and no keys."""
+        return self.kind(layer) in RECURRENT
+
+    def keys_of(self, layer: int) -> int:
+        """Return the layer whose keys and values a layer attends to: itself, or an earlier one that shares them."""
+        modes = getattr(self.text_config, "kv_sharing_modes", None)
+        if not modes or modes[layer] != "reuse":
+            return layer
+        return max(i for i in range(layer) if modes[i] == "store" and self.kind(i) == self.kind(layer))
+
+    @property
+    def shares_keys(self) -> bool:
+        """Whether some layers attend to keys of earlier ones."""
+        return any(self.keys_of(layer) != layer for layer in range(self.num_layers))
+
+    def has_own_keys(self, layer: int) -> bool:
+        """Whether a layer attends to keys and values of its own."""
+        return not self.is_recurrent(layer) and self.keys_of(layer) == layer
+
+    @property
+    def plain_cache(self) -> bool:
+        """Whether every layer keeps keys and values of its own."""
+        return all(map(self.has_own_keys, range(self.num_layers)))
 
     def sliding_window(self, layer: int) -> int | None:
         """Return the sliding window of a layer's attention, None for full attention."""
@@ -248,8 +293,12 @@ def check_support(anatomy: Anatomy, allow_untested: bool) -> None:
     family = anatomy.model_type
     if family in REFUSED:
         raise UnsupportedModelError(f"{family} is not supported: {REFUSED[family]}.")
-    if family not in TESTED and not allow_untested:
+    if unknown := sorted({anatomy.kind(layer) for layer in range(anatomy.num_layers)} - LAYERS):
         raise UnsupportedModelError(
-            f"{family} is not a tested family ({', '.join(sorted(TESTED))}). Pass allow_untested=True to go on, and "
-            "compare its logits with those of masked attention before believing a number."
+            f"{family} has layers of type {', '.join(unknown)}: what they see of removed tokens is unknown."
+        )
+    if family not in TESTED | DECODER_TESTED and not allow_untested:
+        raise UnsupportedModelError(
+            f"{family} is not a tested family ({', '.join(sorted(TESTED | DECODER_TESTED))}). Pass allow_untested=True "
+            "to go on, and compare its logits with those of masked attention before believing a number."
         )

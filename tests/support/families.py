@@ -290,6 +290,84 @@ def _cohere2_vision() -> PreTrainedConfig:
     )
 
 
+def _llava_next_video() -> PreTrainedConfig:
+    return AutoConfig.for_model(
+        "llava_next_video",
+        text_config=_text("llama"),
+        vision_config=_vision("clip_vision_model", 16),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO_PAD,
+        image_grid_pinpoints=[[32, 32]],
+    )
+
+
+def _qwen3_5(model_type: str = "qwen3_5") -> PreTrainedConfig:
+    """Gated DeltaNet in the first layers, between those with attention, and in the last."""
+    vision = _grid_vision(f"{model_type}_vision", 32, num_position_embeddings=16)
+    text = _text(
+        f"{model_type}_text",
+        num_hidden_layers=6,
+        layer_types=[*("linear_attention", "full_attention", "linear_attention") * 2],
+        head_dim=16,
+        rope_parameters=_mrope(mrope_interleaved=True, partial_rotary_factor=0.5),
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        **({"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24} if "moe" in model_type else {}),
+        **({"shared_expert_intermediate_size": 24} if "moe" in model_type else {}),
+    )
+    config = _grid_config(model_type, vision, text)
+    config.text_config._experts_implementation = "eager"  # grouped matrix products have no float64
+    return config
+
+
+def _lfm2_vl() -> PreTrainedConfig:
+    return AutoConfig.for_model(
+        "lfm2_vl",
+        text_config=_text(
+            "lfm2",
+            num_hidden_layers=5,
+            layer_types=["conv", "full_attention", "conv", "full_attention", "conv"],
+            block_auto_adjust_ff_dim=False,
+        ),
+        vision_config=_vision("siglip2_vision_model", 16, num_patches=16, vision_use_head=False),
+        image_token_id=IMAGE,
+        projector_hidden_size=24,
+    )
+
+
+def _gemma4(**options: Any) -> PreTrainedConfig:
+    """The last three of six layers share keys, as in the small models; or what the options say."""
+    return AutoConfig.for_model(
+        "gemma4",
+        text_config=_text(
+            "gemma4_text",
+            num_hidden_layers=6,
+            layer_types=[*("sliding_attention", "full_attention") * 3],
+            head_dim=8,
+            global_head_dim=16,
+            sliding_window=SLIDING_WINDOW,
+            vocab_size_per_layer_input=VOCAB,
+            hidden_size_per_layer_input=4,
+            **{"num_kv_shared_layers": 3, **options},
+        ),
+        vision_config=_vision(
+            "gemma4_vision",
+            16,
+            num_key_value_heads=2,
+            head_dim=8,
+            pooling_kernel_size=2,
+            position_embedding_size=64,
+        ),
+        audio_config=None,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO_PAD,
+        boi_token_id=START,
+        eoi_token_id=END,
+    )
+
+
 # --- images and videos
 
 
@@ -392,6 +470,48 @@ def _whole_video(request: _Request, frames: int = 2) -> _Vision:
     return _Vision([VIDEO_PAD] * length, {"pixel_values_videos": pixels}, type=2)
 
 
+def _next_video_image(request: _Request) -> _Vision:
+    """The whole image, four tiles, and a newline after each row of tokens."""
+    pixels = request.images(5)[None]
+    features = {"pixel_values": pixels, "image_sizes": _sizes(*((16, 32) if request.large else (32, 32)))}
+    (length,) = _image_lengths(request.model, **features)
+    return _Vision([IMAGE] * length, features)
+
+
+def _patches(request: _Request, count: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Flattened patches of images as large as the largest there are, and where they are: -1 for what is none."""
+    most = 24
+    pixels = request.noise(count, most, 3 * PATCH**2)
+    at = torch.cartesian_prod(torch.arange(columns), torch.arange(rows)).view(columns, rows, 2).transpose(0, 1)
+    places = torch.full((count, most, 2), -1)
+    places[:, : rows * columns] = at.reshape(-1, 2)
+    return pixels * (places >= 0).all(dim=-1, keepdim=True), places
+
+
+def _gemma4_image(request: _Request) -> _Vision:
+    pixels, places = _patches(request, 1, 4, 6 if request.large else 4)
+    features = {"pixel_values": pixels, "image_position_ids": places}
+    (length,) = _image_lengths(request.model, **features)
+    return _Vision([START, *[IMAGE] * length, END], features)
+
+
+def _gemma4_video(request: _Request) -> _Vision:
+    """Two frames with a time before each."""
+    pixels, places = _patches(request, 2, 4, 4)
+    features = {"pixel_values_videos": pixels, "video_position_ids": places, "num_frames_per_video": torch.tensor([2])}
+    (length,) = _video_lengths(request.model, **features)
+    return _Vision([FRAME, START, *[VIDEO_PAD] * (length // 2), END] * 2, features, type=2)
+
+
+def _lfm2_vl_image(request: _Request) -> _Vision:
+    pixels, places = _patches(request, 1, 4, 6 if request.large else 4)
+    shape = _sizes(4, 6 if request.large else 4)
+    mask = (places >= 0).all(dim=-1).long()
+    features = {"pixel_values": pixels, "spatial_shapes": shape, "pixel_attention_mask": mask}
+    (length,) = _image_lengths(request.model, **features)
+    return _Vision([START, *[IMAGE] * length, END], features)
+
+
 def _pixtral_image(request: _Request) -> _Vision:
     """Rows of tokens between which there are break tokens, and an end token after the last row."""
     config = request.model.config
@@ -475,7 +595,7 @@ def _grid_video(request: _Request) -> _Vision:
     family = request.model.config.model_type
     if family == "qwen2_5_vl":
         features["second_per_grid_ts"] = torch.tensor([0.5], device=pixels.device)
-    if family in ("qwen3_vl", "qwen3_vl_moe"):
+    if family.startswith("qwen3_"):
         ids = [FRAME, START, *[VIDEO_PAD] * (length // pairs), END] * pairs
     elif family == "glm4v":
         # The frames of a video have the placeholder of images; only where they are makes them frames
@@ -606,7 +726,24 @@ _FAMILIES |= {
 }
 
 FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
-"""Names of all families and variants."""
+"""Names of all families and variants in which any method may run."""
+
+_FAMILIES |= {
+    "llava_next_video": _Family(_llava_next_video, _next_video_image, _whole_video),
+    "qwen3_5": _Family(_qwen3_5, _grid_image, _grid_video, types=_mm),
+    "qwen3_5_moe": _Family(partial(_qwen3_5, "qwen3_5_moe"), _grid_image, _grid_video, types=_mm),
+    "lfm2_vl": _Family(_lfm2_vl, _lfm2_vl_image),
+    "gemma4": _Family(_gemma4, _gemma4_image, _gemma4_video, types=_mm),
+    "gemma4_bidirectional": _Family(
+        partial(_gemma4, num_kv_shared_layers=0, use_bidirectional_attention="vision"),
+        _gemma4_image,
+        _gemma4_video,
+        types=_mm,
+    ),
+}
+
+DECODERS: tuple[str, ...] = tuple(name for name in _FAMILIES if name not in FAMILIES)
+"""Families and variants whose towers no method may read; most have layers without keys of their own."""
 
 DENSE: tuple[str, ...] = tuple(name for name in FAMILIES if name != "qwen3_vl_moe")
 """Those whose costs have a closed form, because every token passes the same weights."""

@@ -113,8 +113,9 @@ def widen_windows(model: PreTrainedModel, window: int) -> None:
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = window
     for layer in find_anatomy(model).layers:
-        if getattr(layer.self_attn, "sliding_window", None) is not None:
-            layer.self_attn.sliding_window = window
+        attention = getattr(layer, "self_attn", None)
+        if getattr(attention, "sliding_window", None) is not None:
+            attention.sliding_window = window
 
 
 @dataclass(frozen=True)

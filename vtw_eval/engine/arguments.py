@@ -12,6 +12,7 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine.cache import key_slots
 from vtw_eval.engine.calls import EMBEDDINGS, MASK, PER_LAYER, POSITIONS, cache_of, check_embeddings
+from vtw_eval.engine.keyless import recurrent_mask, sharing_mask
 from vtw_eval.engine.layout import Layout, pick
 from vtw_eval.engine.masks import MaskKind, check_mask, reduced_mask
 from vtw_eval.engine.step import Step
@@ -32,8 +33,11 @@ class Arguments:
         self.anatomy = anatomy
         self.kind = kind
         # Whether all layers get the same mask, so that one of them can tell what the others need.
-        self.uniform = len(set(getattr(anatomy.text_config, "layer_types", None) or ())) < 2 and all(
-            anatomy.sliding_window(i) is None for i in range(anatomy.num_layers)
+        layers = range(anatomy.num_layers)
+        self.uniform = (
+            len({anatomy.kind(i) for i in layers}) < 2
+            and anatomy.plain_cache
+            and all(anatomy.sliding_window(i) is None for i in layers)
         )
 
     def window(self, layer: int) -> int | None:
@@ -54,10 +58,7 @@ class Arguments:
         before = step.cut
         same = before is not None and before[0] is layout and all(map(operator.is_, before[1], sources))
         if not (same and self.uniform):
-            held = layout.slots + step.total - step.queries - step.reduction.prompt.length if step.decoding else 0
-            queries = step.queries if step.decoding else layout.slots
-            keys = key_slots(cache_of(kwargs), layer, held, queries, step.total)
-            before = step.cut = (layout, sources, self._per_layer(layer, step, layout, kwargs, keys))
+            before = step.cut = (layout, sources, self._per_layer(layer, step, layout, kwargs))
         assert before is not None
         new = {**kwargs, **before[2]}
         if step.decoding:
@@ -69,21 +70,33 @@ class Arguments:
 
         return {**new, **cut_others(layer, kwargs, rows, length, cut)}
 
-    def _per_layer(
-        self, layer: int, step: Step, layout: Layout, kwargs: Mapping[str, Any], keys: int
-    ) -> dict[str, Any]:
-        """Return the mask and positions of a layer that gets ``keys`` keys."""
+    def _per_layer(self, layer: int, step: Step, layout: Layout, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the mask and positions of a layer."""
         assert self.kind is not None, "a layout was chosen"
-        window = self.window(layer)
         return cut_per_layer(
             kwargs,
             self.kind,
-            mask=lambda mask: step.once(
-                layout, mask, lambda: self._mask(step, layout, mask, keys, window), keys, window
-            ),
+            mask=functools.partial(self._mask_of, layer, step, layout, kwargs),
             embeddings=lambda parts: step.once(layout, parts, lambda: _embeddings(step, layout, parts)),
             positions=lambda places: step.once(layout, places, lambda: _positions(step, layout, places)),
         )
+
+    def _mask_of(
+        self, layer: int, step: Step, layout: Layout, kwargs: Mapping[str, Any], mask: Tensor | None
+    ) -> Tensor | None:
+        """Return the mask of a layer, of whatever kind that is."""
+        assert self.kind is not None
+        anatomy, source = self.anatomy, self.anatomy.keys_of(layer)
+        if anatomy.is_recurrent(layer):
+            return recurrent_mask(layer, step, layout, mask)
+        if source != layer:
+            make = functools.partial(sharing_mask, layer, source, anatomy.kind(layer), step, layout, kwargs, self.kind)
+            return step.once(layout, mask, make, source)
+        held = layout.slots + step.total - step.queries - step.reduction.prompt.length if step.decoding else 0
+        queries = step.queries if step.decoding else layout.slots
+        keys = key_slots(cache_of(kwargs), layer, held, queries, step.total)
+        window = self.window(layer)
+        return step.once(layout, mask, lambda: self._mask(step, layout, mask, keys, window), keys, window)
 
     def _mask(self, step: Step, layout: Layout, mask: Tensor | None, keys: int, window: int | None) -> Tensor | None:
         assert self.kind is not None

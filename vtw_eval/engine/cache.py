@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 
 from vtw_eval.engine.calls import changed
 from vtw_eval.engine.layout import Reduction
@@ -26,10 +26,11 @@ class ReducedCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length of the sequence so far, removed tokens counted."""
         held = super().get_seq_length(layer_idx)
-        return held + self.reduction.missing(layer_idx) if held else held
+        return held + self.reduction.missing(self._with_keys(layer_idx)) if held else held
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Mask length and offset of the cache that would hold all tokens."""
+        layer_idx = self._with_keys(layer_idx)
         missing = self.reduction.missing(layer_idx)
         if not missing or not super().get_seq_length(layer_idx):
             return super().get_mask_sizes(query_length, layer_idx)
@@ -42,6 +43,12 @@ class ReducedCache(Cache):
             return full.get_mask_sizes(query_length)
         length, offset = layer.get_mask_sizes(query_length)
         return length + missing, offset
+
+    def _with_keys(self, layer_idx: int) -> int:
+        """Return the layer that answers for a layer: the first one has no length where it holds a recurrent state."""
+        if layer_idx or has_keys(self.layers[0]):
+            return layer_idx
+        return next(i for i, layer in enumerate(self.layers) if has_keys(layer))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens, generated ones only."""
@@ -93,10 +100,16 @@ def is_static(layer: object) -> bool:
     return StaticLayer in type(layer).__mro__  # isinstance() is slow for abstract base classes
 
 
+def has_keys(layer: object) -> bool:
+    """Whether a cache layer holds keys and values, and no state of a recurrence nor those of another layer."""
+    return CacheLayerMixin in type(layer).__mro__
+
+
 def check_cache(cache: Cache, reduction: Reduction, total: int) -> None:
     """Check after a pass that each layer of a cache holds what its layout says.
 
     Buffers of fixed length are left out: they know their length on the accelerator only, and the host would wait.
+    Layers without keys of their own have no length.
 
     Parameters
     ----------
@@ -116,7 +129,9 @@ def check_cache(cache: Cache, reduction: Reduction, total: int) -> None:
     if len(layers) != len(reduction.layouts):
         raise changed(f"the KV cache has {len(layers)} layers, the decoder {len(reduction.layouts)}")
     for i, (layer, gone) in enumerate(zip(layers, reduction.gone, strict=True)):
-        if StaticLayer not in type(layer).__mro__ and (held := layer.get_seq_length()) != total - gone:
+        if not has_keys(layer) or is_static(layer):
+            continue
+        if (held := layer.get_seq_length()) != total - gone:
             raise changed(f"the KV cache holds {held} tokens of decoder layer {i}, which got {total - gone}")
 
 

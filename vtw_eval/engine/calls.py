@@ -35,6 +35,9 @@ CACHE_NAMES = ("cache", "past_key_values", "past_key_value")
 MASK, EMBEDDINGS, POSITIONS = PER_LAYER = ("attention_mask", "position_embeddings", "position_ids")
 """What every decoder layer gets of the whole prompt."""
 
+SHARED = "shared_kv_states"
+"""Under which name layers get the keys and values of others, by kind of layer, and leave their own."""
+
 
 def changed(what: str) -> UpstreamChangedError:
     """Return the error for a transformers that does not do what the engine relies on."""

@@ -127,6 +127,24 @@ class Chooser:
         new = new if into is None else replace(new, into=into)
         return new, chosen, merge.hidden
 
+    def _check_attends(self, layer: int) -> None:
+        """Check that a layer attends to keys of its own, so that there is something to look at.
+
+        Raises
+        ------
+        ValueError
+            If it does not.
+        """
+        anatomy = self.anatomy
+        if anatomy.has_own_keys(layer):
+            return
+        others = [i for i in range(anatomy.num_layers) if anatomy.has_own_keys(i)]
+        kind = "is recurrent" if anatomy.is_recurrent(layer) else f"shares those of layer {anatomy.keys_of(layer)}"
+        raise ValueError(
+            f"{self.method} looks at attention, keys or values of layer {layer}, which {kind}: in this model only "
+            f"layers {', '.join(map(str, others))} have keys of their own."
+        )
+
     def _view(self, i: int, step: Step, layout: Layout | None, hidden: Tensor, kwargs: Mapping[str, Any]) -> LayerView:
         """Return what the method may look at."""
         prompt = step.reduction.prompt
@@ -142,6 +160,7 @@ class Chooser:
             return hidden, kwargs if layout is None else self.arguments.cut(i, step, layout, kwargs)
 
         def seen(at: int) -> tuple[Tensor, Mapping[str, Any]]:
+            self._check_attends(at)
             return entering() if at == i else step.entered[at]
 
         def probe(at: int) -> Tensor:
@@ -151,7 +170,7 @@ class Chooser:
             return mean_attention(self.anatomy.layers[at], *seen(at), self.anatomy.text_config, queries, valid, heads)
 
         def keys() -> Tensor:
-            return rotation_free_keys(self.anatomy.layers[i], *entering(), self.anatomy.text_config)
+            return rotation_free_keys(self.anatomy.layers[i], *seen(i), self.anatomy.text_config)
 
         def keys_with_rotation(at: int) -> Tensor:
             return rotated_keys(self.anatomy.layers[at], *seen(at), self.anatomy.text_config)
@@ -160,7 +179,7 @@ class Chooser:
             return values(self.anatomy.layers[i - 1], *seen(i - 1), self.anatomy.text_config)
 
         def mean_query(queries: Tensor, among: Tensor) -> Tensor:
-            return mean_query_attention(self.anatomy.layers[i], *entering(), self.anatomy.text_config, queries, among)
+            return mean_query_attention(self.anatomy.layers[i], *seen(i), self.anatomy.text_config, queries, among)
 
         def angles() -> tuple[Tensor, Tensor]:
             return rotation(entering()[1])

@@ -188,7 +188,7 @@ def reduced_mask(
     whole = mask is not None and mask.ndim == 4 and mask.shape[-1] == total and keys == layout.slots + total - length
     if whole and not prefill and layout.size is None:  # the common decode step
         return _held_columns(mask, layout, length)  # type: ignore[arg-type]
-    index, valid = _key_places(layout, length, total, keys)
+    index, valid = key_places(layout, length, total, keys)
     if (mask is not None and mask.ndim == 2) or (mask is None and kind == "validity"):
         if layout.size is not None:
             raise ValueError(
@@ -314,8 +314,18 @@ def built_mask(
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _key_places(layout: Layout, length: int, total: int, keys: int) -> tuple[Tensor, Tensor]:
-    """Original place and validity of each key, both ``[rows, keys]``."""
+def key_places(layout: Layout, length: int, total: int, keys: int) -> tuple[Tensor, Tensor]:
+    """Return original place and validity of each key that attention gets in a layer, both ``[rows, keys]``.
+
+    Parameters
+    ----------
+    layout
+        The prompt tokens that the layer holds.
+    length, total
+        Length of the prompt, and of the sequence after this pass.
+    keys
+        Number of keys: less than all where a window has cut some off, more where a buffer is not full.
+    """
     rows, device = layout.index.shape[0], layout.index.device
     generated = torch.arange(length, total, device=device).expand(rows, -1)
     index = torch.cat([layout.index, generated], dim=1)[:, -keys:]

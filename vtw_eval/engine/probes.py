@@ -7,6 +7,7 @@ on, and no modelling code is copied. Projections whose output is not read work o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from vtw_eval.engine.calls import changed, without_cache
+from vtw_eval.engine.calls import SHARED, changed, without_cache
 from vtw_eval.engine.layout import right_aligned
 
 Heads = Literal["mean", "max"]
@@ -286,7 +287,7 @@ def values(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], confi
 
 
 def keys_and_values(
-    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any
+    layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any, *, queries: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the keys (rotated) and values of a layer that has not run, ``[rows, key heads, tokens, width]`` each.
 
@@ -294,8 +295,14 @@ def keys_and_values(
     ----------
     layer, hidden, arguments, config
         As in :func:`last_query_attention`.
+    queries
+        Whether queries, which nobody reads, are projected too; without them, ``self_attn.q_proj`` gets no token.
     """
-    found = _run_to_attention(layer, hidden, arguments, config)
+    with ExitStack() as stack:
+        if not queries:
+            attention: Any = layer.self_attn
+            stack.enter_context(_on_no_token(attention.q_proj))
+        found = _run_to_attention(layer, hidden, arguments, config)
     return found.key, found.value
 
 
@@ -410,6 +417,27 @@ def _on_one_token(projection: nn.Module, place: Tensor, tokens: int) -> Iterator
             handle.remove()
 
 
+@contextmanager
+def _on_no_token(projection: nn.Module) -> Iterator[None]:
+    """Let a projection work on no token, and hand out zeros for all."""
+    tokens = 0
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal tokens
+        tokens = args[0].shape[1]
+        return args[0][:, :0], *args[1:]
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.new_zeros(len(output), tokens, output.shape[-1])
+
+    handles = (projection.register_forward_pre_hook(before), projection.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> _AtAttentionError:
     implementation = config._attn_implementation_internal
     config._attn_implementation_internal = _PROBE
@@ -426,7 +454,10 @@ def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, 
 
 def _unrecorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a layer's arguments without what would be filled by running it."""
-    return {name: value for name, value in without_cache(arguments).items() if name != "output_attentions"}
+    own = {name: value for name, value in without_cache(arguments).items() if name != "output_attentions"}
+    if SHARED in own:  # where a layer leaves its keys for others
+        own[SHARED] = copy.copy(own[SHARED])
+    return own
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

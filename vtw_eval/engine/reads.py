@@ -8,7 +8,7 @@ from enum import Flag, auto
 
 from torch import nn
 
-from vtw_eval.anatomy import Anatomy, UnsupportedModelError, find_tower
+from vtw_eval.anatomy import DECODER_TESTED, Anatomy, UnsupportedModelError, find_tower
 
 
 class Reads(Flag):
@@ -122,11 +122,14 @@ def check_readable(reads: Reads, anatomy: Anatomy, who: str) -> None:
         If it has not.
     """
     if Reads.TOWER in reads:
+        if anatomy.model_type in DECODER_TESTED:
+            raise ValueError(f"{who} reads the vision tower, and nothing is tested of that of {anatomy.model_type}.")
         try:
             find_tower(anatomy)
         except UnsupportedModelError as error:
             raise ValueError(f"{who} reads the vision tower: {error}") from None
-    if Reads.KEYS in reads and not all(map(_has_keys, anatomy.layers)):
+    attending = [layer for i, layer in enumerate(anatomy.layers) if anatomy.has_own_keys(i)]
+    if Reads.KEYS in reads and not all(map(_has_keys, attending)):
         raise ValueError(
             f"{who} reads keys, but this model's layers have no key projection of their own (self_attn.k_proj)."
         )

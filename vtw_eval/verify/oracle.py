@@ -1,7 +1,8 @@
 """The masking oracle: nothing is ever removed, but no query of a layer may see a key that a method removed.
 
 Written independently of the engine: no cache, one forward over prompt and generated tokens, masks edited in place of
-tokens moved.
+tokens moved. No mask hides a token from a recurrence or a convolution: such a layer is run by itself on the tokens that
+it may see, each row alone and without padding, and what it gives is put back to their places.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from vtw_eval.engine import Trace
 
 Kept = Callable[[int, Tensor, Tensor], Tensor]
 """From a layer, the vision tokens and the tokens that are not padding: which tokens the layer may see."""
+
+Frozen = Callable[[int, Tensor], Tensor]
+"""From a layer and the vision tokens: which tokens leave the layer as they came, boolean like these."""
 
 
 def _least(dtype: torch.dtype) -> float:
@@ -43,8 +47,31 @@ def traced(trace: Trace) -> Kept:
     return kept
 
 
+def nothing_frozen(layer: int, vision: Tensor) -> Tensor:
+    """Every layer updates all of its tokens."""
+    return torch.zeros_like(vision)
+
+
+def traced_frozen(trace: Trace) -> Frozen:
+    """Vision tokens of the prompt, in the layers that a trace names."""
+
+    def frozen(layer: int, vision: Tensor) -> Tensor:
+        prompt = trace.reduction.prompt.vision if trace.reduction is not None else vision
+        held = torch.nn.functional.pad(prompt, (0, vision.shape[1] - prompt.shape[1]))
+        return held if layer in trace.frozen else nothing_frozen(layer, vision)
+
+    return frozen
+
+
 @contextmanager
-def masked(model: nn.Module, kept: Kept | int, *, flash: bool = False, rearrange: bool = False) -> Iterator[None]:
+def masked(
+    model: nn.Module,
+    kept: Kept | int,
+    *,
+    flash: bool = False,
+    rearrange: bool = False,
+    frozen: Frozen = nothing_frozen,
+) -> Iterator[None]:
     """Hide the keys of tokens that a method removes, in every forward of a model that runs without a cache.
 
     Parameters
@@ -57,6 +84,8 @@ def masked(model: nn.Module, kept: Kept | int, *, flash: bool = False, rearrange
         Replace the model's masks by what FlashAttention can express: causal, padding and sliding-window masks.
     rearrange
         In layers with removed tokens, number the others without gaps.
+    frozen
+        Which tokens a layer leaves as they are: it runs on all, and what entered it is put back.
     """
     anatomy = find_anatomy(model)
     kept_in = withdrawn(kept) if isinstance(kept, int) else kept
@@ -77,6 +106,16 @@ def masked(model: nn.Module, kept: Kept | int, *, flash: bool = False, rearrange
             start = positions.gather(-1, keep.to(torch.uint8).argmax(1)[:, None].expand(*positions.shape[:-1], 1))
             new = torch.where(keep, start + keep.cumsum(1) - 1, positions)
             seen["embeddings"][i] = module.forward(args[0], new)
+
+    def on_the_rest(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        hidden, positions = args[0], kwargs["position_embeddings"]
+        alone = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
+        keep = kept_in(i, seen["vision"], seen["valid"])
+        result = hidden.clone()
+        for row, own in enumerate(keep):
+            parts = tuple(part[..., row % part.shape[-3], own, :].unsqueeze(-3) for part in positions)
+            result[row, own] = layer.forward(hidden[row, own][None], **{**alone, "position_embeddings": parts})[0]
+        return result
 
     def edit(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         names = list(inspect.signature(layer.forward).parameters)
@@ -103,12 +142,25 @@ def masked(model: nn.Module, kept: Kept | int, *, flash: bool = False, rearrange
             kwargs = {**kwargs, "position_embeddings": seen["embeddings"][i]}
         return args[:1], {**kwargs, "attention_mask": mask}
 
+    def put_back(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        held = frozen(i, seen["vision"])[:, :, None]
+        if not held.any():
+            return output
+        before = args[0] if args else kwargs["hidden_states"]
+        if isinstance(output, tuple):
+            return torch.where(held, before, output[0]), *output[1:]
+        return torch.where(held, before, output)
+
     handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
     if rearrange:
         assert anatomy.rotary is not None
         handles.append(anatomy.rotary.register_forward_hook(rotary, with_kwargs=True))
     for i, layer in enumerate(anatomy.layers):
-        handles.append(layer.register_forward_pre_hook(functools.partial(edit, i), with_kwargs=True))
+        if anatomy.kind(i) in ("linear_attention", "conv"):
+            handles.append(layer.register_forward_hook(functools.partial(on_the_rest, i), with_kwargs=True))
+        else:
+            handles.append(layer.register_forward_pre_hook(functools.partial(edit, i), with_kwargs=True))
+        handles.append(layer.register_forward_hook(functools.partial(put_back, i), with_kwargs=True))
     try:
         yield
     finally:
@@ -140,7 +192,8 @@ def oracle_logits(
     *,
     flash: bool = False,
     rearrange: bool = False,
+    frozen: Frozen = nothing_frozen,
 ) -> Tensor:
     """Logits ``[rows, tokens, vocabulary]`` of a whole sequence, tokens removed by masking."""
-    with masked(model, kept, flash=flash, rearrange=rearrange):
+    with masked(model, kept, flash=flash, rearrange=rearrange, frozen=frozen):
         return model(**inputs, use_cache=False).logits

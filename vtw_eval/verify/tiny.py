@@ -32,12 +32,22 @@ _TOWER = {
     "num_hidden_layers": 1,
     "depth": 1,
     "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "num_heads": 2,
     "head_dim": 8,
     "out_hidden_size": HIDDEN,
 }
 _MROPE = {"glm4v_text": [8, 12, 12], "qwen2_5_vl_text": [16, 24, 24], "qwen2_vl_text": [16, 24, 24]}
 """Sections of M-RoPE that a default config leaves out."""
+_LAYERS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
+    "gemma4": (("sliding_attention", "full_attention") * 3, {"num_kv_shared_layers": 3}),
+    "lfm2_vl": (("conv", "conv", "full_attention", "conv", "full_attention"), {}),
+}
+"""Kinds of layers, and what else checkpoints have, of families whose default config has layers of one kind only."""
+_DEAF = frozenset({"gemma4"})
+"""Families that do without their audio tower."""
+_LAYER_SIZES = {"head_dim": 2 * HEAD_DIM, "num_key_value_heads": 1}
+"""Sizes of the layers that a config sets apart from the others."""
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
 
 
@@ -51,6 +61,11 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     config = copy.deepcopy(config)
     text: Any = config.get_text_config(decoder=True)
+    apart = text.to_dict().get("per_layer_config") or {}
+    if apart:
+        text.per_layer_config = None
+    if getattr(config, "audio_config", None) is not None and config.model_type in _DEAF:
+        config.audio_config = None
     sizes = {
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
@@ -64,6 +79,12 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         "moe_intermediate_size": 32,
         "sliding_window": WINDOW,
         "max_position_embeddings": 512,
+        "linear_key_head_dim": HEAD_DIM,
+        "linear_value_head_dim": HEAD_DIM,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": HEADS,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 8,
     }
     _set(text, sizes)
     _set(getattr(config, "vision_config", None), _tower(config))
@@ -72,6 +93,9 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
             setattr(config, name, VOCAB if name == "vocab_size" else HIDDEN)
     _shrink_rotary(text)
     _renumber(config, text)
+    if apart:
+        small = {int(i): {name: _LAYER_SIZES.get(name, size) for name, size in own.items()} for i, own in apart.items()}
+        text.per_layer_config = small
     return config
 
 
@@ -87,9 +111,14 @@ def family_config(model_type: str) -> PreTrainedConfig:
     config = AutoConfig.for_model(model_type)
     text: Any = config.get_text_config(decoder=True)
     types = list(getattr(text, "layer_types", None) or [""])
-    text.num_hidden_layers = max(4, *(types.index(kind) + 2 for kind in set(types)))
+    layers = max(4, *(types.index(kind) + 2 for kind in set(types)))
+    if model_type in _LAYERS:
+        kinds, more = _LAYERS[model_type]
+        own = {"num_hidden_layers": len(kinds), "layer_types": list(kinds), **more}
+        return AutoConfig.for_model(model_type, text_config={"model_type": text.model_type, **own})
+    text.num_hidden_layers = layers
     if types != [""]:
-        text.layer_types = types[: text.num_hidden_layers]
+        text.layer_types = types[:layers]
     return config
 
 

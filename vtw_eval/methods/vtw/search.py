@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from vtw_eval.anatomy import Anatomy, check_support, find_anatomy
+from vtw_eval.anatomy import Anatomy, UnsupportedModelError, check_support, find_anatomy
 from vtw_eval.engine.arguments import cut_others, cut_per_layer, pick_tokens
 from vtw_eval.engine.calls import (
     EMBEDDINGS,
@@ -163,6 +163,11 @@ def search_layer(
     anatomy = find_anatomy(model)
     check_support(anatomy, allow_untested)
     check_bidirectional(anatomy)
+    if not anatomy.plain_cache:
+        raise UnsupportedModelError(
+            f"the search for k needs layers with keys of their own, which {anatomy.model_type} has not throughout: "
+            "compare runs with different k instead."
+        )
     if not 0 <= start <= anatomy.num_layers:
         raise ValueError(f"start={start} is out of range: this model has {anatomy.num_layers} decoder layers.")
     if not eta > 0:
