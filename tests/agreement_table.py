@@ -25,7 +25,7 @@ from tests.support.gates import fitted
 from tests.support.oracle import KINDS
 from vtw_eval import VTW, Composite, Downsample, FastV, Method, PyramidDrop, Rand, RandomK, RandomVision, ToMe
 from vtw_eval.cost import PRESETS, Geometry, exact_decode_flops, exact_prefill_flops, kv_cache_bytes
-from vtw_eval.cost.choice import choice_flops, slots_per_layer
+from vtw_eval.cost.choice import choice_flops, slots_per_layer, updated_slots_per_layer
 from vtw_eval.cost.measure.counted import CountedCosts, counted_costs
 from vtw_eval.cost.measure.flops import MeasuredFlops, cache_bytes, fvcore_flops, torch_flops
 from vtw_eval.engine.calls import cache_of_output, with_cache
@@ -94,11 +94,12 @@ def agree(name: str, label: str, kind: str, attention: str = "sdpa") -> Agreemen
     with fitted(EXAMPLES[label], model)(model) as trace:
         cache = cache_of_output(model(**prefill, use_cache=True))
         tokens, slots, choice = trace.tokens_per_layer, slots_per_layer(trace), choice_flops(trace, geometry)
+        updated, run = trace.updated_per_layer, updated_slots_per_layer(trace)
         step = next_step(model, inputs, cache)
-        exact = float(exact_prefill_flops(tokens, geometry).sum())
+        exact = float(exact_prefill_flops(tokens, geometry, updated=updated).sum())
         return Agreement(
             exact=exact,
-            padding=float(exact_prefill_flops(slots, geometry).sum()) - exact,
+            padding=float(exact_prefill_flops(slots, geometry, updated=run).sum()) - exact,
             choice=choice,
             fvcore=fvcore_flops(model, {**prefill, "use_cache": False}),
             torch=torch_flops(model, {**prefill, "use_cache": True}),

@@ -15,7 +15,8 @@ from vtw_eval.methods import METHODS, parse_method
 LLAVA = PRESETS["llava-1.5-7b"]
 VIDEO = ("evs", "vidcom2", "dycoke", "fastvid", "holitom", "uniform_frames")
 """Whose costs on an image tell nothing."""
-ADJUSTABLE = [n for n in METHODS if n not in ("baseline", "vtw", "rand", "random_k", "dyvte", "pool", *VIDEO)]
+WHOLE = ("vtw", "shortv")
+ADJUSTABLE = [n for n in METHODS if n not in ("baseline", *WHOLE, "rand", "random_k", "dyvte", "pool", *VIDEO)]
 """Those that act on whole layers alone come only as near as a layer costs."""
 
 

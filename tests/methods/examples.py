@@ -60,6 +60,8 @@ _SPECS = {
     "tome": "tome,k=1",
     "downsample": "downsample",
     "downsample+vtw": "downsample+vtw,vtw.k=2",
+    "shortv": "shortv,order=2-0-3,n=2",
+    "fastv+shortv": "fastv+shortv,fastv.k=1,fastv.r=0.5,shortv.order=2-0",
     "fastv+vtw": "fastv+vtw,fastv.k=1,fastv.r=0.5,vtw.k=3",
     "fastv+dyvte": "fastv+dyvte,fastv.k=1,fastv.r=0.5",
 }

@@ -37,7 +37,7 @@ from vtw_eval.methods.himap import HiMAP
 from vtw_eval.methods.image_wise import ImageWise
 from vtw_eval.methods.ivc_prune import IVCPrune
 from vtw_eval.methods.sparsevlm import SparseVLM
-from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, vision_positions
+from vtw_eval.verify.oracle import extend, masked, oracle_logits, traced, traced_frozen, vision_positions
 
 NEVER = 10**6
 """A withdrawal layer that no model has: nothing is masked."""
@@ -152,7 +152,8 @@ def test_the_model_computes_what_masking_computes(name: str, label: str) -> None
                 **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
         longer = extend(name, inputs, generated.sequences[:, length:])
-        expected = oracle_logits(oracle, longer, traced(forward), rearrange=rearrange)
+        frozen = traced_frozen(forward)
+        expected = oracle_logits(oracle, longer, traced(forward), rearrange=rearrange, frozen=frozen)
         last = forward.kept(-1)
         decoded = torch.stack(generated.logits, dim=1).to(expected)
         tolerance = 2e-5 if rearrange else 1e-12

@@ -37,6 +37,27 @@ def slots_per_layer(trace: Trace) -> Tensor:
     return torch.tensor(widths).expand_as(tokens).clone()
 
 
+def updated_slots_per_layer(trace: Trace) -> Tensor:
+    """Return on how many of its slots each layer runs in the prefill of a batch, padding included.
+
+    Those of :func:`slots_per_layer`, but in layers that leave vision tokens as they are the row with the most text.
+
+    Parameters
+    ----------
+    trace
+        Of a method that has run.
+
+    Returns
+    -------
+    Tensor
+        Long ``[rows, layers]``; all rows are the same.
+    """
+    slots, updated = slots_per_layer(trace), trace.updated_per_layer
+    for i in trace.frozen:
+        slots[:, i] = updated[:, i].max()
+    return slots
+
+
 def choice_flops(trace: Trace, geometry: Geometry) -> dict[str, int]:
     """FLOPs of the matrix products by which a method made its choices in the prefill of a batch.
 

@@ -105,7 +105,7 @@ def compare_costs(
 
 def _costs(geometry: Geometry, run: DryRun, output_tokens: int | None, dtype: str, tower: bool) -> MethodCosts:
     """Return the mean costs over the draws of a dry run."""
-    exact = float(exact_prefill_flops(run.tokens, geometry, tower=tower).mean())
+    exact = float(exact_prefill_flops(run.tokens, geometry, updated=run.updated, tower=tower).mean())
     answer = None
     if output_tokens is not None:
         # The prefill gives the first token; decode step i sees i generated tokens.
@@ -116,8 +116,8 @@ def _costs(geometry: Geometry, run: DryRun, output_tokens: int | None, dtype: st
         method=str(run.method),
         tokens_per_layer=tuple(run.tokens.mean(dim=0).tolist()),
         vision_per_layer=tuple(run.vision.mean(dim=0).tolist()),
-        eq1=float(eq1_prefill_flops(run.tokens, geometry.hidden).mean()),
-        profiler=float(profiler_prefill_flops(run.tokens, geometry, tower=tower).mean()),
+        eq1=float(eq1_prefill_flops(run.tokens, geometry.hidden, run.updated).mean()),
+        profiler=float(profiler_prefill_flops(run.tokens, geometry, updated=run.updated, tower=tower).mean()),
         exact=exact,
         decode_step=float(exact_decode_flops(run.tokens + 1, geometry).mean()),
         answer=answer,

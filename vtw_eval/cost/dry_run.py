@@ -40,6 +40,8 @@ class DryRun:
     """Tokens that entered each layer, float64 ``[draws, layers]``: equally likely outcomes, one for most methods."""
     vision: Tensor
     """Vision tokens among them."""
+    updated: Tensor
+    """Those that the layers update, all but vision tokens that a layer leaves as they are."""
 
 
 def dry_run(
@@ -79,7 +81,7 @@ def dry_run(
     bound = method.bind(find_anatomy(model))
     draws = bound.draws()
     tokens = torch.zeros(len(draws), num_layers, dtype=torch.float64)
-    seen = torch.zeros_like(tokens)
+    seen, updated = torch.zeros_like(tokens), torch.zeros_like(tokens)
     for (t, text_share), (v, vision_share) in itertools.product(_around(text), _around(vision)):
         ids = _prompt(t, v, vision_first_at)
         for i, draw in enumerate(draws):
@@ -87,7 +89,8 @@ def dry_run(
                 model(input_ids=ids, **picture(draw, v), use_cache=False, logits_to_keep=1)
             tokens[i] += text_share * vision_share * trace.tokens_per_layer[0]
             seen[i] += text_share * vision_share * trace.vision_per_layer[0]
-    return DryRun(bound, tokens, seen)
+            updated[i] += text_share * vision_share * trace.updated_per_layer[0]
+    return DryRun(bound, tokens, seen, updated)
 
 
 def check_fixed(method: Method) -> None:

@@ -82,4 +82,4 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
 @functools.lru_cache(maxsize=1024)  # methods and budgets share the unchanged model, and many strengths
 def _flops(method: Method, geometry: Geometry, text: float, vision: float) -> float:
     run = dry_run(method, geometry.layers, text=text, vision=vision, name=geometry.name)
-    return float(exact_prefill_flops(run.tokens, geometry).mean())
+    return float(exact_prefill_flops(run.tokens, geometry, updated=run.updated).mean())

@@ -31,8 +31,38 @@ def per_layer(tokens: ArrayLike | Tensor, geometry: Geometry) -> Tensor:
     return counts
 
 
+def updated_per_layer(tokens: Tensor, updated: ArrayLike | Tensor | None, geometry: Geometry) -> Tensor:
+    """Return how many of its tokens each layer updates, float64 ``[..., layers]``, checked.
+
+    Parameters
+    ----------
+    tokens
+        Of :func:`per_layer`.
+    updated
+        None for all of them.
+    geometry
+        Sizes of the model.
+
+    Raises
+    ------
+    ValueError
+        If they are of another shape, or more than there are.
+    """
+    if updated is None:
+        return tokens
+    found = per_layer(updated, geometry)
+    if found.shape != tokens.shape or bool((found > tokens).any()):
+        raise ValueError("updated tokens must be a number of each layer's tokens, in each row.")
+    return found
+
+
 def exact_prefill_flops(
-    tokens_per_layer: ArrayLike | Tensor, geometry: Geometry, *, head: Head = "last", tower: bool = False
+    tokens_per_layer: ArrayLike | Tensor,
+    geometry: Geometry,
+    *,
+    updated: ArrayLike | Tensor | None = None,
+    head: Head = "last",
+    tower: bool = False,
 ) -> Tensor:
     """FLOPs of all matrix products of a prefill: two per multiply-add.
 
@@ -48,6 +78,9 @@ def exact_prefill_flops(
         quadratic part is then that of the mean).
     geometry
         Sizes of the model.
+    updated
+        Of those tokens, the ones that each layer updates, of the same shape; None for all. The others only give keys
+        and values: k and v matrices, and no query in the products (:attr:`vtw_eval.engine.Trace.updated_per_layer`).
     head
         Tokens on which the language-model head runs: the "last" one (as in ``generate``), "all" that leave the last
         layer, or "none".
@@ -65,10 +98,12 @@ def exact_prefill_flops(
         For counts that do not fit the geometry, or a tower without closed form.
     """
     s = per_layer(tokens_per_layer, geometry)
+    u = updated_per_layer(s, updated, geometry)
     if head not in ("last", "all", "none"):
         raise ValueError(f"head={head!r} is unknown: choose 'last', 'all' or 'none'.")
     positions = {"last": torch.ones_like(s[..., -1]), "all": s[..., -1], "none": torch.zeros_like(s[..., -1])}[head]
-    macs = (s * geometry.layer_macs + 2 * s**2 * geometry.heads * geometry.head_dim).sum(dim=-1)
+    matrices = u * geometry.layer_macs + (s - u) * geometry.key_macs
+    macs = (matrices + 2 * u * s * geometry.heads * geometry.head_dim).sum(dim=-1)
     flops = 2 * (macs + positions * geometry.head_macs)
     return flops + vision_tower_flops(geometry) + projector_flops(geometry) if tower else flops
 

@@ -79,6 +79,11 @@ class Geometry:
         return attention + (3 if self.gated else 2) * self.hidden * self.ffn
 
     @property
+    def key_macs(self) -> int:
+        """Multiply-adds of one layer's k and v matrices on one token: all that a frozen vision token costs there."""
+        return 2 * self.hidden * self.kv_heads * self.head_dim
+
+    @property
     def head_macs(self) -> int:
         """Multiply-adds of the language-model head on one token."""
         return self.hidden * self.vocab

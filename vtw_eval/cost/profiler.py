@@ -7,7 +7,7 @@ from typing import Literal
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from vtw_eval.cost.exact import per_layer, projector_flops, vision_tower_flops
+from vtw_eval.cost.exact import per_layer, projector_flops, updated_per_layer, vision_tower_flops
 from vtw_eval.cost.geometry import Geometry
 
 
@@ -31,6 +31,7 @@ def profiler_prefill_flops(
     tokens_per_layer: ArrayLike | Tensor,
     geometry: Geometry,
     *,
+    updated: ArrayLike | Tensor | None = None,
     head: Literal["mean", "left"] = "mean",
     tower: bool = False,
 ) -> Tensor:
@@ -48,6 +49,8 @@ def profiler_prefill_flops(
         Tokens that enter each layer, ``[layers]`` or ``[rows, layers]``.
     geometry
         Sizes of the model.
+    updated
+        Of those tokens, the ones that each layer updates; None for all. The others cost k and v matrices.
     head
         Tokens that the head is charged for: the "mean" over the layers (VTW), or those "left" in the last one (DyVTE).
     tower
@@ -64,8 +67,10 @@ def profiler_prefill_flops(
         For counts that do not fit the geometry, or a tower without closed form.
     """
     s = per_layer(tokens_per_layer, geometry)
+    u = updated_per_layer(s, updated, geometry)
     if head not in ("mean", "left"):
         raise ValueError(f"head={head!r} is unknown: choose 'mean' or 'left'.")
     positions = s.mean(dim=-1) if head == "mean" else s[..., -1]
-    flops = 2 * (s.sum(dim=-1) * geometry.layer_macs + positions * geometry.head_macs)
+    matrices = u.sum(dim=-1) * geometry.layer_macs + (s - u).sum(dim=-1) * geometry.key_macs
+    flops = 2 * (matrices + positions * geometry.head_macs)
     return flops + vision_tower_flops(geometry) + projector_flops(geometry) if tower else flops

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -30,6 +31,8 @@ from vtw_eval.engine.calls import (
 )
 from vtw_eval.engine.choose import Chooser
 from vtw_eval.engine.deepstack import add_deepstack, take_deepstack
+from vtw_eval.engine.entry import Entry, looked_layers
+from vtw_eval.engine.frozen import Freezer
 from vtw_eval.engine.layout import Reduction
 from vtw_eval.engine.masks import check_bidirectional, check_width, mask_kind
 from vtw_eval.engine.observe import Observer, entering
@@ -40,7 +43,7 @@ from vtw_eval.engine.step import RotaryCall, Step
 from vtw_eval.engine.tower import TokenIds, TowerView
 from vtw_eval.engine.tower_pass import TowerRecorder
 from vtw_eval.engine.trace import Trace
-from vtw_eval.engine.view import Reducer, asked_layers
+from vtw_eval.engine.view import Reducer, asked_layers, frozen_layers
 from vtw_eval.engine.wrappers import compiled_inside, replaced, uncompiled
 
 _PROMPTS = ("inputs_embeds", "input_ids", "inputs")
@@ -51,20 +54,33 @@ class _Engine:
     """The hooks of one installed method."""
 
     def __init__(
-        self, method: Reducer, anatomy: Anatomy, prompts: PromptReader, observer: Observer | None = None
+        self,
+        method: Reducer,
+        anatomy: Anatomy,
+        prompts: PromptReader,
+        observer: Observer | None = None,
+        entry: Entry | None = None,
     ) -> None:
         self.method = method
         self.anatomy = anatomy
         self.prompts = prompts
         self.observer = observer
-        self.trace = Trace(method)
+        self.entry = entry
         self.asked = asked_layers(method, anatomy.num_layers)
-        self.first = min(self.asked, default=anatomy.num_layers)
+        self.frozen = frozen_layers(method, anatomy.num_layers)
+        self.acts = bool(self.asked or self.frozen)
+        if entry is not None and self.frozen:
+            raise ValueError(f"{method}: prompts that share a beginning need it by the unchanged model in all layers.")
+        self.first = min(self.asked | self.frozen, default=anatomy.num_layers)
         self.watched = frozenset(i - 1 for i in self.asked if i and method.reads.layer_before)
         self.embeds = bool(self.asked) and Reads.EMBEDDINGS in method.reads
-        kind = mask_kind(anatomy.attention) if self.asked else None
+        self.looked = looked_layers(method, anatomy.num_layers)
+        self.trace = Trace(method, frozen=self.frozen)
+        kind = mask_kind(anatomy.attention) if self.acts else None
         self.arguments = Arguments(anatomy, kind)
+        self.freezer = Freezer(anatomy, kind) if self.frozen and kind is not None else None
         self.chooser = Chooser(method, anatomy, self.arguments)
+        self.shares_keys = anatomy.shares_keys
         self.tower: TowerRecorder | None = None
         if self.asked and Reads.TOWER in method.reads:
             tower = find_tower(anatomy)
@@ -137,7 +153,7 @@ class _Engine:
     def hook_layers(self) -> None:
         """Put a hook on each layer from the first choice on; the layers below see everything: no hook, no cost."""
         last = self.anatomy.num_layers
-        everywhere = self.embeds or self.observer is not None
+        everywhere = self.embeds or self.observer is not None or self.entry is not None
         for i in range(0 if everywhere else min(self.first, *self.watched, last), last):
             if i not in self.layer_hooks:
                 hook = functools.partial(self.before_layer, i)
@@ -154,8 +170,10 @@ class _Engine:
         """Note ids and padding; return the keyword arguments with a copy of the labels, to be blanked later."""
         seen = by_name(self.anatomy.model, args, kwargs)
         self.seen = {name: seen.get(name) for name in ("input_ids", MASK, "labels")}
-        if not self.asked:
+        if not self.acts:
             return kwargs
+        if self.frozen and seen.get("output_attentions"):
+            raise ValueError(f"{self.method}: layers that leave vision tokens as they are give no output_attentions.")
         if seen.get("return_dict") is False and (seen.get("output_hidden_states") or seen.get("output_attentions")):
             raise ValueError("output_hidden_states and output_attentions need return_dict=True under a method.")
         if seen.get("labels") is None:
@@ -172,11 +190,14 @@ class _Engine:
         self.step = None
         self.entered = True
         kwargs = by_name(module, args, kwargs)
-        if self.asked and module.training and is_checkpointing(self.anatomy.model, module):
+        if self.acts and module.training and is_checkpointing(self.anatomy.model, module):
             raise ValueError("methods do not work under gradient checkpointing: switch it off on the model.")
         cache = cache_of(kwargs)
         source = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
         queries = source.shape[1]
+        if self.acts and self.shares_keys:
+            # As a number it would leave layers that share keys the last tokens only.
+            kwargs["logits_to_keep"] = torch.arange(queries)
         past = int(cache.get_seq_length()) if cache is not None else 0
         for mask in (self.seen.get(MASK), kwargs.get(MASK)):
             check_width(mask, past, queries)
@@ -184,14 +205,33 @@ class _Engine:
             self.hook_layers()
             self.step = self._prefill(source, kwargs, cache)
         elif isinstance(cache, ReducedCache):
+            self._go_on(cache.reduction)
             self.step = Step(cache.reduction, decoding=True, queries=queries, total=past + queries, cache=cache)
             self.prompts.refuse_late_vision(self.seen.get("input_ids"), past, queries)
-        elif self.asked:
+        elif self.acts:
             raise ValueError(
                 "the KV cache was filled without this method, so it holds tokens that should be gone: "
                 "start from an empty cache."
             )
         return (), kwargs
+
+    def _go_on(self, reduction: Reduction) -> None:
+        """Hook the layers for a cache that was filled in an earlier ``with`` block; a prefill has hooked them else.
+
+        Raises
+        ------
+        ValueError
+            If another method has filled it, which removes tokens from layers that this one leaves alone.
+        """
+        if self.layer_hooks:
+            return
+        cut = next((i for i, layout in enumerate(reduction.layouts) if layout is not None), self.anatomy.num_layers)
+        if cut < self.first:
+            raise ValueError(
+                f"the KV cache was filled under another method than {self.method}: its tokens are gone from layer "
+                f"{cut} on. Go on under the method that has filled it, or start from an empty cache."
+            )
+        self.hook_layers()
 
     def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Put the output back to the prompt's length, and blank labels that no token predicts any more."""
@@ -230,7 +270,7 @@ class _Engine:
             raise changed("the decoder gives back another KV cache than its layers got")
         if step.cache is None:
             return
-        if self.asked and not (isinstance(step.cache, ReducedCache) and step.cache.reduction is step.reduction):
+        if self.acts and not (isinstance(step.cache, ReducedCache) and step.cache.reduction is step.reduction):
             raise changed("the KV cache was not told which tokens are gone")
         check_cache(step.cache, step.reduction, step.total)
 
@@ -238,13 +278,18 @@ class _Engine:
         """Begin a prefill; ``kwargs``, the decoder's arguments, may be changed."""
         cached = cache is not None or bool(kwargs.get("use_cache"))
         prompt, continued = self.prompts.read(source, kwargs, self.seen, cached=cached)
-        if self.asked and bool(prompt.vision.gather(1, prompt.last()[:, None]).any()):
+        if self.acts and bool(prompt.vision.gather(1, prompt.last()[:, None]).any()):
             raise ValueError("the prompt ends in a vision token: there is no text token to answer from.")
         reduction = Reduction(prompt, [None] * self.anatomy.num_layers)
         length = source.shape[1]
         step = Step(reduction, decoding=False, queries=length, total=length, continued=continued, cache=cache)
-        if self.asked:
+        if self.acts:
             take_deepstack(step, kwargs, self.first, self.anatomy.num_layers)
+        if self.entry is not None:
+            self.entry.begin(*source.shape[:2])
+            step.deepstack = self.entry.deepstack()
+            if self.tower is not None:
+                self.tower.calls = self.entry.tower()
         if self.tower is not None:
             ids = TokenIds.of(self.anatomy.model.config)
             width = self.anatomy.hidden_size
@@ -288,7 +333,10 @@ class _Engine:
         step.ran += 1
         if step.decoding:
             return self._decode(i, step, hidden, kwargs)
-        hidden = add_deepstack(i, step, hidden, self.first)
+        first = self.first
+        if self.entry is not None:
+            hidden, first = self.entry.whole(i, hidden)
+        hidden = add_deepstack(i, step, hidden, first)
         if self.embeds and not i:
             step.embeddings = hidden
         if i in self.asked:
@@ -301,7 +349,26 @@ class _Engine:
             step.entered = {i: (hidden, kwargs)}
         if self.observer is not None:
             self.observer(entering(i, step.reduction.prompt, step.layout, hidden, kwargs, self.anatomy))
+        if self.entry is not None and self.arguments.kind is not None:
+            hidden, kwargs = self.entry.own(i, step.layout is not None, self.looked, hidden, kwargs, self.arguments.kind)
+        step.due = i
         return (hidden,), kwargs
+
+    def layer_forward(self, i: int) -> Callable[..., Any]:
+        """Return what takes the place of the forward of a layer that leaves vision tokens as they are."""
+        forward: Callable[..., Any] = self.anatomy.layers[i].forward
+        freezer = self.freezer
+        assert freezer is not None, "the layer is one of those"
+
+        @functools.wraps(forward)
+        def frozen(*args: Any, **kwargs: Any) -> Any:
+            step = self.step
+            if step is None or step.due != i:
+                return forward(*args, **kwargs)
+            step.due = None
+            return freezer.run(i, forward, step, args, kwargs)
+
+        return frozen
 
     @staticmethod
     def _reduce(step: Step, cache: Cache | None) -> None:
@@ -324,10 +391,11 @@ class _Engine:
                 return None
             self.hook_layers()
         layout = step.reduction.layouts[i]
-        if layout is None:
+        if layout is None or self.anatomy.is_recurrent(i):
             return None
         window = self.arguments.window(i)
-        if mask is None and layout.plain and (window is None or step.total <= window):
+        held = step.reduction.layouts[self.anatomy.keys_of(i)]
+        if mask is None and layout.plain and layout is held and (window is None or step.total <= window):
             return None
         return (hidden,), self.arguments.cut(i, step, layout, kwargs)
 
@@ -342,6 +410,7 @@ def install(
     answer_mask: Tensor | None = None,
     allow_untested: bool = False,
     observer: Observer | None = None,
+    entry: Entry | None = None,
 ) -> Iterator[Trace]:
     """Install a method on a model for the length of a ``with`` block.
 
@@ -362,6 +431,8 @@ def install(
         Go on with a model family that the test-suite does not cover.
     observer
         Shown what enters each layer of a prefill; it changes nothing.
+    entry
+        What the prompts of the pass begin with, if that has run before; ``entry.inputs`` are what to generate from.
 
     Yields
     ------
@@ -385,12 +456,14 @@ def install(
     installed = (getattr(hook, "__self__", None) for hook in anatomy.decoder._forward_pre_hooks.values())
     if any(isinstance(owner, _Engine) for owner in installed):
         raise RuntimeError("a method is installed on this model already: leave its with block first.")
-    engine = _Engine(method, anatomy, PromptReader(anatomy, vision_mask, prompt_ids, answer_mask), observer)
+    engine = _Engine(method, anatomy, PromptReader(anatomy, vision_mask, prompt_ids, answer_mask), observer, entry)
     with ExitStack() as stack:
         stack.callback(engine.unhook_layers)
         for handle in engine.register():
             stack.callback(handle.remove)
         stack.enter_context(replaced(anatomy.model, engine.functions()))
+        for i in engine.frozen:
+            stack.enter_context(replaced(anatomy.layers[i], {"forward": engine.layer_forward(i)}))
         if engine.tower is not None:
             stack.enter_context(replaced(engine.tower.tower.owner, engine.tower.functions()))
         stack.enter_context(uncompiled(anatomy.decoder, anatomy.layers))

@@ -46,6 +46,8 @@ class Step:
     """What the method has read."""
     ran: int = 0
     """How many hooks on layers have run."""
+    due: int | None = None
+    """The layer that is called next; a look at a layer calls its forward too, and does not run it."""
     entered: dict[int, tuple[Tensor, Mapping[str, Any]]] = field(default_factory=dict)
     """What entered a layer whose attention a method wants to see at the next one."""
     tower: TowerView | None = None

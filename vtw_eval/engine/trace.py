@@ -24,6 +24,8 @@ class Trace:
     """How many prompts (batches of them) have run; a generation has one."""
     looks: Sequence[Look] = ()
     """What the method has read and the model had to compute for it."""
+    frozen: frozenset[int] = frozenset()
+    """Layers that have left vision tokens as they were."""
 
     def kept(self, layer: int) -> Tensor:
         """Boolean ``[rows, tokens]``: the prompt's tokens that entered a layer.
@@ -44,6 +46,14 @@ class Trace:
     def vision_per_layer(self) -> Tensor:
         """Long ``[rows, layers]`` on the CPU: vision tokens that entered each layer."""
         return self._count(self._ran().prompt.vision)
+
+    @property
+    def updated_per_layer(self) -> Tensor:
+        """Long ``[rows, layers]`` on the CPU: tokens that each layer has updated, all that entered it or text alone."""
+        updated = self.tokens_per_layer
+        for i in self.frozen:
+            updated[:, i] -= self.vision_per_layer[:, i]
+        return updated
 
     def _ran(self) -> Reduction:
         if self.reduction is None:

@@ -351,6 +351,9 @@ class Reducer(Protocol):
     def layers(self, num_layers: int) -> Sequence[int]:
         """Layers before which :meth:`keep` is asked."""
 
+    def frozen_layers(self, num_layers: int) -> Sequence[int]:
+        """Layers that leave vision tokens as they are."""
+
     def keep(self, view: LayerView) -> Tensor | Merge:
         """Boolean ``[rows, tokens]``: which of the current tokens go on; or how they are merged."""
 
@@ -363,17 +366,25 @@ def asked_layers(method: Reducer, num_layers: int) -> frozenset[int]:
     ValueError
         If they are not layers of the model.
     """
-    layers = method.layers(num_layers)
+    return _checked(method, "layers()", method.layers(num_layers), num_layers)
+
+
+def frozen_layers(method: Reducer, num_layers: int) -> frozenset[int]:
+    """Return the layers that leave vision tokens as they are; raises as :func:`asked_layers` does."""
+    return _checked(method, "frozen_layers()", method.frozen_layers(num_layers), num_layers)
+
+
+def _checked(method: Reducer, what: str, layers: Sequence[int], num_layers: int) -> frozenset[int]:
     try:
-        asked = frozenset(operator.index(layer) for layer in layers)
+        found = frozenset(operator.index(layer) for layer in layers)
     except TypeError:
-        raise ValueError(f"{method}: layers() must give layer indices, not {layers!r}.") from None
-    if outside := sorted(layer for layer in asked if not 0 <= layer < num_layers):
+        raise ValueError(f"{method}: {what} must give layer indices, not {layers!r}.") from None
+    if outside := sorted(layer for layer in found if not 0 <= layer < num_layers):
         raise ValueError(
-            f"{method}: layers() names {', '.join(map(str, outside))}, but this model has {num_layers} decoder layers, "
+            f"{method}: {what} names {', '.join(map(str, outside))}, but this model has {num_layers} decoder layers, "
             f"0..{num_layers - 1}; nothing would be removed there."
         )
-    return asked
+    return found
 
 
 def check_answer(method: Reducer, answer: Merge, hidden: Tensor, layer: int) -> None:

@@ -125,6 +125,14 @@ class Method:
         return self.reads in (Reads.ROLES, Reads.TOWER) and type(self).frozen_layers is Method.frozen_layers
 
     @property
+    def leaves_whole(self) -> bool:
+        """Whether all vision tokens of a row leave at one layer, so that nothing is removed from it before that.
+
+        Where the layer depends on the question, questions about one image share all layers before it.
+        """
+        return False
+
+    @property
     def name(self) -> str:
         """What a spec calls the method: its key, or where it was found."""
         return str(vars(type(self)).get("place", "")) or self.key

@@ -60,6 +60,11 @@ class Composite(Method):
         """Whether all parts are."""
         return all(part.question_independent for part in self.parts)
 
+    @property
+    def leaves_whole(self) -> bool:
+        """Whether they do under all parts."""
+        return all(part.leaves_whole for part in self.parts)
+
     def bind(self, anatomy: Anatomy) -> Composite:
         """Bind all parts, and check that none of them comes when no vision token is left for it.
 

@@ -48,6 +48,7 @@ OURS: Mapping[str, str] = {
     "pact": "vtw_eval.methods.pact:PACT",
     "pool": "vtw_eval.methods.pool:Pool",
     "fitprune": "vtw_eval.methods.fitprune:FitPrune",
+    "shortv": "vtw_eval.methods.shortv:ShortV",
     "ivc_prune": "vtw_eval.methods.ivc_prune:IVCPrune",
     "evs": "vtw_eval.methods.evs:EVS",
     "vidcom2": "vtw_eval.methods.vidcom2:VidCom2",

@@ -37,6 +37,11 @@ class Wrapped(Method):
         """Whether the method is."""
         return self.method.question_independent
 
+    @property
+    def leaves_whole(self) -> bool:
+        """Whether they do under the method."""
+        return self.method.leaves_whole
+
     def bind(self, anatomy: Anatomy) -> Wrapped:
         """Bind the method."""
         return replace(self, method=self.method.bind(anatomy))
@@ -44,6 +49,10 @@ class Wrapped(Method):
     def layers(self, num_layers: int) -> Sequence[int]:
         """Return the layers of the method."""
         return self.method.layers(num_layers)
+
+    def frozen_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers in which the method leaves vision tokens as they are."""
+        return self.method.frozen_layers(num_layers)
 
     def tower_layers(self, num_layers: int) -> Sequence[int]:
         """Return the layers of the vision tower that the method reads."""

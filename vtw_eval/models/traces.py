@@ -24,11 +24,15 @@ class Counts:
     """Tokens that entered each decoder layer."""
     vision_per_layer: tuple[int, ...]
     """Vision tokens that did."""
+    updated_per_layer: tuple[int, ...] = ()
+    """Tokens that each layer updated; empty where these are all that entered it."""
 
     def behind(self, text: int) -> Counts:
         """Return those of a prompt that goes on behind this one with some text tokens, none of which goes."""
         layers = tuple(tokens + text for tokens in self.tokens_per_layer)
-        return replace(self, input_tokens=self.input_tokens + text, tokens_per_layer=layers)
+        updated = tuple(tokens + text for tokens in self.updated_per_layer)
+        tokens = self.input_tokens + text
+        return replace(self, input_tokens=tokens, tokens_per_layer=layers, updated_per_layer=updated)
 
 
 def counts_of(trace: Trace, beams: int) -> list[Counts]:
@@ -48,9 +52,12 @@ def counts_of(trace: Trace, beams: int) -> list[Counts]:
         prompt.vision.sum(dim=1).tolist(),
         trace.tokens_per_layer.tolist(),
         trace.vision_per_layer.tolist(),
+        trace.updated_per_layer.tolist() if trace.frozen else [()] * len(prompt.valid),
     )
-    rows = list(zip(*parts, strict=True))[::beams]
-    return [Counts(tokens, vision, tuple(layers), tuple(shown)) for tokens, vision, layers, shown in rows]
+    return [
+        Counts(tokens, vision, tuple(layers), tuple(shown), tuple(updated))
+        for tokens, vision, layers, shown, updated in list(zip(*parts, strict=True))[::beams]
+    ]
 
 
 def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[DocumentPrompt]) -> None:

@@ -21,6 +21,8 @@ class SampleCosts(Strict):
     """Prompt tokens that entered each decoder layer."""
     vision_per_layer: tuple[int, ...]
     """Vision tokens that entered each decoder layer."""
+    updated_per_layer: tuple[int, ...] = ()
+    """Prompt tokens that each decoder layer updated; empty where these are all that entered it."""
     prefill_flops: float
     """FLOPs of the prefill by :func:`vtw_eval.cost.eq1_prefill_flops`."""
     method: str

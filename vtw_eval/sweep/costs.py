@@ -48,10 +48,11 @@ class CostModel:
             return None
         tokens = np.array([cost.tokens_per_layer for cost in costs], dtype=np.float64)
         vision = np.array([cost.vision_per_layer for cost in costs], dtype=np.float64)
+        updated = np.array([c.updated_per_layer or c.tokens_per_layer for c in costs], dtype=np.float64)
         flops = {"eq1": mean([cost.prefill_flops for cost in costs])}
         if self.geometry is not None:
-            flops["profiler"] = mean(profiler_prefill_flops(tokens, self.geometry).tolist())
-            flops["exact"] = mean(exact_prefill_flops(tokens, self.geometry).tolist())
+            flops["profiler"] = mean(profiler_prefill_flops(tokens, self.geometry, updated=updated).tolist())
+            flops["exact"] = mean(exact_prefill_flops(tokens, self.geometry, updated=updated).tolist())
         return CellCosts(
             prefill_flops=flops,
             kv_bytes=mean([self._cache(row) for row in tokens]),

@@ -7,7 +7,7 @@ from functools import cache
 
 from vtw_eval.checkpoints import known
 from vtw_eval.cost import Geometry, get_geometry
-from vtw_eval.cost.dry_run import tokens_per_layer
+from vtw_eval.cost.dry_run import dry_run
 from vtw_eval.cost.profiler import profiler_prefill_flops
 from vtw_eval.methods import parse_method
 from vtw_eval.record.cell import CellSpec
@@ -50,10 +50,8 @@ def _estimate(pretrained: str, method: str) -> Estimate | None:
 
     def flops(spec: str) -> float:
         assert geometry is not None and geometry.vision_tokens is not None
-        tokens = tokens_per_layer(
-            parse_method(spec), geometry.layers, text=text, vision=geometry.vision_tokens, name=pretrained
-        )
-        return float(profiler_prefill_flops(tokens, geometry))
+        run = dry_run(parse_method(spec), geometry.layers, text=text, vision=geometry.vision_tokens, name=pretrained)
+        return float(profiler_prefill_flops(run.tokens, geometry, updated=run.updated).mean())
 
     try:
         own, full = flops(method), flops("baseline")

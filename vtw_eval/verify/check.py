@@ -17,7 +17,7 @@ from vtw_eval.engine.probes import Heads
 from vtw_eval.methods import VTW, Method
 from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.methods.wrapped import Wrapped
-from vtw_eval.verify.oracle import Kept, masked, traced
+from vtw_eval.verify.oracle import Frozen, Kept, masked, nothing_frozen, traced, traced_frozen
 from vtw_eval.verify.tiny import Inputs, features_in, make_inputs, make_model
 from vtw_eval.verify.towerless import without_tower
 
@@ -237,10 +237,13 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         alone = _alone(model, inputs)
     layers = find_anatomy(model).num_layers
     removed = any(bool((inputs.valid & ~ran.kept(i)).any()) for i in range(layers))
+    # What the last layer makes of vision tokens is read by nothing.
+    changed = removed or any(i < layers - 1 for i in ran.frozen)
     effect = float((cached.logits[:, 0] - subject.plain).abs().max())
-    if removed and effect <= _NOTHING * subject.scale:
-        raise MismatchError("the trace says that tokens were removed, but the logits are those of the unchanged model")
-    if not removed and effect > subject.tolerance:
+    if changed and effect <= _NOTHING * subject.scale:
+        what = "tokens were removed" if removed else "layers left vision tokens as they were"
+        raise MismatchError(f"the trace says that {what}, but the logits are those of the unchanged model")
+    if not changed and effect > subject.tolerance:
         raise MismatchError(f"nothing was removed, but logits differ by {effect:.1e} from the unchanged model's")
     if not subject.exact and effect < _NOISE * subject.tolerance:
         return ("counts",)  # rounding hides the rest
@@ -258,6 +261,7 @@ def check_method(subject: Subject, method: Method) -> tuple[str, ...]:
         cached.tokens,
         flash=subject.flash,
         rearrange=method.positions == "rearrange",
+        frozen=traced_frozen(ran),
         attention=bool(rows),
     )
     answered = (expected[:, inputs.length - 1 : -1] - cached.logits).abs().amax(dim=(0, 2))
@@ -312,10 +316,11 @@ def _oracle(
     *,
     flash: bool,
     rearrange: bool = False,
+    frozen: Frozen = nothing_frozen,
     attention: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits ``[rows, tokens, vocabulary]`` of prompts and answers; attention weights of each layer if asked for."""
-    with features_in(model, inputs), masked(model, kept, flash=flash, rearrange=rearrange):
+    with features_in(model, inputs), masked(model, kept, flash=flash, rearrange=rearrange, frozen=frozen):
         output = model(**inputs.extended(tokens), use_cache=False, output_attentions=attention)
     return output.logits.float(), output.attentions or ()
 

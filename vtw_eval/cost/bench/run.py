@@ -229,6 +229,8 @@ class BenchOutcome:
     kv_bytes: int
     tokens_per_layer: torch.Tensor
     """Long ``[rows, layers]``, from the trace."""
+    updated_per_layer: torch.Tensor
+    """The same of tokens that the layers updated."""
 
 
 BenchRunner = Callable[[Subject, BenchPrompt, Method, int, Clock], BenchOutcome]
@@ -277,6 +279,7 @@ def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_token
         ),
         kv_bytes,
         tokens if trace is None else trace.tokens_per_layer,
+        tokens if trace is None else trace.updated_per_layer,
     )
 
 
@@ -485,7 +488,7 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
 
 def _flops(outcome: BenchOutcome, subject: Subject, output_tokens: int) -> tuple[float, float]:
     tokens = outcome.tokens_per_layer
-    prefill = exact_prefill_flops(tokens, subject.geometry, head="last").sum()
+    prefill = exact_prefill_flops(tokens, subject.geometry, updated=outcome.updated_per_layer, head="last").sum()
     steps = [exact_decode_flops(tokens + j, subject.geometry).sum() for j in range(1, output_tokens)]
     return float(prefill), float(torch.stack(steps).mean())
 

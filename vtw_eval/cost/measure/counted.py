@@ -193,26 +193,28 @@ def counted_costs(
 def _counted(model: PreTrainedModel, geometry: Geometry, method: Method, text: int, vision: int) -> CountedCosts:
     with meta_method(method, model, text=text, vision=vision) as (trace, inputs):
         cache = cache_bytes(cache_of_output(model(**inputs)))
-        tokens, read = trace.tokens_per_layer, read_flops(trace, geometry)
+        tokens, updated, read = trace.tokens_per_layer, trace.updated_per_layer, read_flops(trace, geometry)
         computed = {kind: n - read.get(kind, 0) for kind, n in choice_flops(trace, geometry).items()}
         kv = kv_cache_bytes(slots_per_layer(trace), geometry, model.dtype.itemsize)
         name = str(trace.method)
         by_fvcore, by_torch = fvcore_flops(model, inputs), torch_flops(model, inputs)
-    n = tokens[0].double()
-    attention = 4 * float((n**2).sum())
+    n, u = tokens[0].double(), updated[0].double()
+    attention = 4 * float((u * n).sum())
+    keys = geometry.key_macs
     extra = float(sum(read.values()))
     return CountedCosts(
         method=name,
         tokens_per_layer=tuple(tokens[0].tolist()),
-        exact=float(exact_prefill_flops(tokens, geometry).sum()),
+        exact=float(exact_prefill_flops(tokens, geometry, updated=updated).sum()),
         read=read,
         own={kind: flops for kind, flops in computed.items() if flops},
         fvcore=by_fvcore,
         torch=by_torch,
-        eq1=float(eq1_prefill_flops(tokens, geometry.hidden).sum()),
-        profiler=float(profiler_prefill_flops(tokens, geometry).sum()),
+        eq1=float(eq1_prefill_flops(tokens, geometry.hidden, updated).sum()),
+        profiler=float(profiler_prefill_flops(tokens, geometry, updated=updated).sum()),
         eq1_differs=Difference(
-            matrices=2 * float(n.sum()) * (12 * geometry.hidden**2 - geometry.layer_macs),
+            matrices=2 * float(u.sum()) * (12 * geometry.hidden**2 - geometry.layer_macs)
+            + 2 * float((n - u).sum()) * (2 * geometry.hidden**2 - keys),
             attention=attention * (geometry.hidden - geometry.heads * geometry.head_dim),
             head=-2.0 * geometry.head_macs,
             read=-extra,
