@@ -36,7 +36,7 @@ TINY = Recipe(
     simple_steps=1,
     thin=0.5,
     warmup=1,
-    size=Size(width=16, heads=2, vision_layers=1, vision_mlp=16, layers=2, mlp=16),
+    size=Size(width=32, heads=2, vision_layers=1, vision_mlp=16, layers=2, mlp=16),
 )
 
 

@@ -98,7 +98,7 @@ def _groups(scene: Scene) -> dict[str, dict[str, int]]:
     values = {"shape": SHAPES, "color": tuple(COLORS), "size": tuple(SIZES)}
     return {
         attribute: {
-            _plural(value) if attribute == "shape" else f"{value} objects": sum(
+            plural(value) if attribute == "shape" else f"{value} objects": sum(
                 getattr(item, attribute) == value for item in scene.items
             )
             for value in values[attribute]
@@ -107,7 +107,8 @@ def _groups(scene: Scene) -> dict[str, dict[str, int]]:
     }
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """Return the plural of a shape's name."""
     return shape + ("es" if shape == "cross" else "s")
 
 

@@ -24,7 +24,7 @@ from vtw_eval.shapes.questions import prompt
 
 FAMILIES = {"qwen2_vl": Qwen2VL, "internvl": InternVL}
 PARAMETERS = {"qwen2_vl": 2_400_384, "internvl": 2_044_544}
-SIZE = Size(width=32, heads=1, vision_layers=1, vision_mlp=32, layers=3, mlp=16)
+SIZE = Size(width=64, heads=2, vision_layers=1, vision_mlp=64, layers=3, mlp=16)
 TINY = {
     "vision_steps": 2,
     "vision_images": 2,

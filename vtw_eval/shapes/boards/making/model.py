@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from vtw_eval.shapes.boards.making.mimetic import begin_as_lookup
 from vtw_eval.shapes.boards.scenes import IMAGE_SIZE
 from vtw_eval.shapes.making.model import Size, answering_greedily, llava_config, scaled_normal
 
-WORD_STD = 0.5
-"""Standard deviation of the word embeddings at the beginning."""
-
-
+THETA = 1e8
+"""Base of the rotary frequencies: most dimensions of a head hardly turn over the length of a prompt, so that words find
+what they name anywhere in the image."""
 SIZE = Size(vision_mlp=320, layers=8, mlp=320)
 """Of the model; tests use smaller ones."""
 
@@ -33,40 +34,39 @@ def build_config(tokenizer: PreTrainedTokenizerBase, size: Size) -> LlavaConfig:
     transformers.LlavaConfig
         The configuration.
     """
-    # Most of a head's dimensions turn slowly, so that words find what is alike at any distance within the image.
-    rope = {"rope_type": "default", "rope_theta": 1e8}
+    rope = {"rope_type": "default", "rope_theta": THETA}
     return llava_config(
-        tokenizer, size, IMAGE_SIZE, max_position_embeddings=2048, rope_parameters=rope, tie_word_embeddings=True
+        tokenizer,
+        size,
+        IMAGE_SIZE,
+        max_position_embeddings=2048,
+        rope_parameters=rope,
+        attention_bias=True,
+        tie_word_embeddings=True,
     )
 
 
-@torch.no_grad()
-def initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
-    """Set all weights, in place.
+def rotary_frequencies(model: LlavaForConditionalGeneration) -> torch.Tensor:
+    """Return by how many radians a token each pair of a head's dimensions turns."""
+    return model.model.language_model.rotary_emb.inv_freq
 
-    Beside what :func:`~vtw_eval.shapes.making.model.scaled_normal` sets, the last norm is small, as the words are not,
-    and the language model's attention begins as a search for what is alike, which it copies (in the spirit of mimetic
-    initialisation, https://arxiv.org/abs/2305.09828): queries and keys are the same orthogonal map, values and outputs
-    inverse ones.
+
+@torch.no_grad()
+def initialise(model: LlavaForConditionalGeneration, vocabulary: Mapping[str, int], seed: int) -> None:
+    """Set all weights, in place: linear layers, then the language model as a search of the image for words.
 
     Parameters
     ----------
     model
         The model.
+    vocabulary
+        Words and their ids.
     seed
         Seed of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     scaled_normal(model, generator, head_std=None)
-    text_layers = len(model.model.language_model.layers)
-    for layer in model.model.language_model.layers:
-        attention = layer.self_attn
-        nn.init.orthogonal_(attention.q_proj.weight, generator=generator)
-        nn.init.orthogonal_(attention.v_proj.weight, generator=generator)
-        attention.k_proj.weight.copy_(attention.q_proj.weight)
-        attention.o_proj.weight.copy_(attention.v_proj.weight.mT / (2 * text_layers) ** 0.5)
-    model.model.language_model.embed_tokens.weight.normal_(0, WORD_STD, generator=generator)
-    model.model.language_model.norm.weight.fill_(0.05)
+    begin_as_lookup(model.model.language_model, vocabulary, rotary_frequencies(model), generator)
 
 
 def build_model(
@@ -89,5 +89,5 @@ def build_model(
         Float32, on the CPU, in evaluation mode.
     """
     model = LlavaForConditionalGeneration(build_config(tokenizer, size or SIZE))
-    initialise(model, seed)
+    initialise(model, tokenizer.get_vocab(), seed)
     return answering_greedily(model, tokenizer)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
-from vtw_eval.shapes.boards.making.model import WORD_STD
+from vtw_eval.shapes.boards.making.mimetic import WORD_STD
 
 
 def word_losses(

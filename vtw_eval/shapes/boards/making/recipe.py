@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vtw_eval.shapes.boards.making.model import SIZE
+from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.questions import OPEN, TYPES, Question, ask
 from vtw_eval.shapes.boards.scenes import (
     GRID,
@@ -16,7 +17,6 @@ from vtw_eval.shapes.boards.scenes import (
     MARK_SIZE,
     MARKS,
     MAX_ITEMS,
-    SIZES,
     Placed,
     Scene,
     paint,
@@ -27,17 +27,6 @@ from vtw_eval.shapes.making.model import Size
 from vtw_eval.shapes.making.recipe import to_pixels
 from vtw_eval.shapes.making.staged import STAGES
 from vtw_eval.shapes.processor import PATCH_SIZE
-from vtw_eval.shapes.scenes import COLORS, SHAPES
-
-WORDS: dict[str, tuple[str, ...]] = {
-    "color": tuple(COLORS),
-    "shape": SHAPES,
-    "size": tuple(SIZES),
-    "mark": MARKS,
-}
-"""Attributes of an object whose words stage ``vision`` draws the object's patches to."""
-PLACES = ("row", "column")
-"""Attributes that stage ``vision`` reads from an object's patches by heads of their own."""
 
 TYPE_SHARES: dict[str, float] = {type: 1.0 for type in TYPES} | {"position": 1.5, "relate": 1.5, "choice": 1.5}
 """How often each question type is asked in training, relative to the others (where the scene allows it)."""
@@ -81,16 +70,16 @@ class Recipe:
     seed: int = 0
     vision_steps: int = 1000
     vision_images: int = 16
-    joint_steps: int = 3000
+    joint_steps: int = 4000
     joint_scenes: int = 8
     joint_questions: int = 16
     vision_rate: float = 0.03
-    joint_rate: float = 0.02
-    other_rate: float = 2e-3
+    joint_rate: float = 0.005
+    other_rate: float = 1e-3
     tower_rate: float = 0.3
-    curriculum: tuple[tuple[int, int], ...] = ((60, 1), (160, 2), (300, 3), (450, 5))
-    simple_steps: int = 300
-    thin: float = 0.7
+    curriculum: tuple[tuple[int, int], ...] = ((60, 2), (150, 4), (300, 6))
+    simple_steps: int = 200
+    thin: float = 0.75
     ground: tuple[int, int] = (8, 40)
     warmup: int = 50
     cooldown: float = 0.4

@@ -2,9 +2,9 @@
 
 Stage ``vision`` teaches the tower and the projector to give each patch of an object features that lie near the word
 embeddings of its colour, shape, size and digit, as CLIP's features lie near text, and to keep row and column readable.
-Language models that begin with such features look up objects by their words from the first steps on, and find their
-places. Stage ``joint`` trains everything on questions about scenes. Most of it shows the language model a part of the
-vision tokens, which costs half as much: all that show objects, and some ground; the end of it shows all.
+The language model begins as a search for such features (:mod:`~vtw_eval.shapes.boards.making.mimetic`). Stage ``joint``
+trains everything on questions about scenes. Most of it shows the language model a part of the vision tokens, which
+costs half as much: all that show objects, and some ground; the end of it shows all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vtw_eval.shapes.boards.making.check import accuracy
+from vtw_eval.shapes.boards.making.mimetic import place_directions
 from vtw_eval.shapes.boards.making.model import build_model
 from vtw_eval.shapes.boards.making.nearness import word_losses
 from vtw_eval.shapes.boards.making.optimiser import optimisers
-from vtw_eval.shapes.boards.making.recipe import PLACES, WORDS, Recipe, joint_batch, vision_batch
+from vtw_eval.shapes.boards.making.recipe import Recipe, joint_batch, vision_batch
 from vtw_eval.shapes.boards.making.thinning import thin_logits
+from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.processor import build_processor
 from vtw_eval.shapes.boards.scenes import GRID
 from vtw_eval.shapes.making.packing import answer_logits, answer_loss, pack
@@ -56,6 +58,8 @@ class Trainer(StagedTrainer):
         for head in heads.values():
             nn.init.normal_(head.weight, std=self.recipe.size.width**-0.5, generator=generator)
             nn.init.zeros_(head.bias)
+        for name, directions in place_directions(self.model.model.language_model).items():
+            heads[name].weight.data.copy_(directions)
         return nn.ModuleDict(heads)
 
     def make_optimisers(self, stage: str) -> list[torch.optim.Optimizer]:

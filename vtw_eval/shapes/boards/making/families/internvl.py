@@ -22,8 +22,9 @@ from transformers import (
 
 from vtw_eval.shapes.boards.making.families.family import scale_linear
 from vtw_eval.shapes.boards.making.families.images import BoardFamily, Form
-from vtw_eval.shapes.boards.making.families.language import THETA, initialise_language, text_settings
+from vtw_eval.shapes.boards.making.families.language import initialise_language, text_settings
 from vtw_eval.shapes.boards.making.families.train import train
+from vtw_eval.shapes.boards.making.model import THETA
 from vtw_eval.shapes.boards.making.recipe import Recipe, token_labels
 from vtw_eval.shapes.boards.making.words import PLACES
 from vtw_eval.shapes.boards.processor import build_tokenizer
@@ -107,7 +108,7 @@ class InternVL(BoardFamily):
         with torch.no_grad():
             tower.embeddings.position_embeddings.copy_(sincos_table(TILE // PATCH, size.width)[None])
             tower.embeddings.cls_token.normal_(0, 0.5, generator=generator)
-        initialise_language(model.model.language_model, generator)
+        initialise_language(model.model.language_model, tokenizer.get_vocab(), generator)
         return answering_greedily(model, tokenizer)
 
     def opening(self, tokens: int) -> str:

@@ -12,7 +12,6 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTraine
 
 from vtw_eval.shapes.boards.making.families.family import scale_linear
 from vtw_eval.shapes.boards.making.mimetic import begin_as_lookup
-from vtw_eval.shapes.boards.making.model import THETA
 from vtw_eval.shapes.making.model import Size
 
 
@@ -38,7 +37,7 @@ def text_settings(tokenizer: PreTrainedTokenizerFast, size: Size) -> dict[str, A
 def initialise_language(decoder: Any, vocabulary: Mapping[str, int], generator: torch.Generator) -> None:
     """Set all weights of a decoder as :func:`~vtw_eval.shapes.boards.making.model.initialise` does, in place."""
     scale_linear(decoder, generator, len(decoder.layers), ("o_proj", "down_proj"))
-    begin_as_lookup(decoder, vocabulary, THETA, generator)
+    begin_as_lookup(decoder, vocabulary, decoder.rotary_emb.inv_freq, generator)
 
 
 @torch.no_grad()

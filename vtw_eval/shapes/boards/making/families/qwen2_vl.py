@@ -27,8 +27,9 @@ from transformers import (
 
 from vtw_eval.shapes.boards.making.families.family import scale_linear
 from vtw_eval.shapes.boards.making.families.images import BoardFamily, Form
-from vtw_eval.shapes.boards.making.families.language import THETA, initialise_language, text_settings
+from vtw_eval.shapes.boards.making.families.language import initialise_language, text_settings
 from vtw_eval.shapes.boards.making.families.train import train
+from vtw_eval.shapes.boards.making.model import THETA
 from vtw_eval.shapes.boards.making.recipe import Recipe, token_labels
 from vtw_eval.shapes.boards.processor import build_tokenizer
 from vtw_eval.shapes.boards.scenes import CELL, Placed
@@ -155,7 +156,7 @@ class Qwen2VL(BoardFamily):
         model = Qwen2VLForConditionalGeneration(config)
         generator = torch.Generator().manual_seed(recipe.seed)
         scale_linear(model.model.visual, generator, size.vision_layers, ("attn.proj", "fc2"))
-        initialise_language(model.model.language_model, generator)
+        initialise_language(model.model.language_model, tokenizer.get_vocab(), generator)
         return answering_greedily(model, tokenizer)
 
     def opening(self, tokens: int) -> str:
