@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -27,7 +27,9 @@ _SENTENCES = (
 )
 
 
-def build_tokenizer(placeholders: Mapping[str, str] | None = None, *instructions: str) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    placeholders: Mapping[str, str] | None = None, *instructions: str, sentences: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """Build the tokenizer of the words of all questions and answers.
 
     Parameters
@@ -36,11 +38,13 @@ def build_tokenizer(placeholders: Mapping[str, str] | None = None, *instructions
         As in :func:`~vtw_eval.shapes.processor.word_tokenizer`.
     instructions
         More sentences that are one token each.
+    sentences
+        More sentences whose words are known.
     """
-    sentences = (*_INSTRUCTIONS, *instructions)
-    pattern = "|".join([*(re.escape(sentence) for sentence in sentences), r"\n", r"\w+", r"[^\w\s]"])
-    words = [*COLORS, *SHAPES, *SIZES, *MARKS, *NUMBERS, *ROWS, *sentences, "\n"]
-    return word_tokenizer(pattern, words, _SENTENCES, 2048, placeholders)
+    instructions = (*_INSTRUCTIONS, *instructions)
+    pattern = "|".join([*(re.escape(sentence) for sentence in instructions), r"\n", r"\w+", r"[^\w\s]"])
+    words = [*COLORS, *SHAPES, *SIZES, *MARKS, *NUMBERS, *ROWS, *instructions, "\n"]
+    return word_tokenizer(pattern, words, (*_SENTENCES, *sentences), 2048, placeholders)
 
 
 def build_processor() -> LlavaProcessor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vtw_eval.shapes.boards.making.mimetic import place_directions
 from vtw_eval.shapes.boards.making.recipe import Recipe
 from vtw_eval.shapes.making.packing import Packed, pack_after
 from vtw_eval.shapes.questions import Question
@@ -84,6 +85,14 @@ class Family(ABC):
     @abstractmethod
     def held_out(self, rng: np.random.Generator, rows: int) -> Shown:
         """Return held-out images or videos with at most one question of each type about each."""
+
+    def finish(self, model: Any) -> Any:
+        """Return a trained model as it is written."""
+        return model
+
+    def directions(self, decoder: Any) -> dict[str, torch.Tensor]:
+        """Return where vision tokens should keep places, so that the decoder's search copies them, by place."""
+        return place_directions(decoder)
 
     @property
     def placeholder(self) -> int:

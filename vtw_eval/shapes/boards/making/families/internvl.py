@@ -67,9 +67,7 @@ class InternVL(BoardFamily):
     recipe = Recipe(
         vision_steps=800,
         vision_images=8,
-        joint_steps=1500,
-        curriculum=((40, 2), (100, 4)),
-        simple_steps=150,
+        joint_steps=3000,
         size=Size(vision_mlp=256, layers=8, mlp=320),
     )
 

@@ -47,7 +47,8 @@ def begin_from(decoder: Any, tokenizer: PreTrainedTokenizerFast, checkpoint: Pat
     Parameters
     ----------
     decoder
-        A decoder of the same widths and depth. Biases, which a Llama has not, become zero.
+        A decoder of the same widths and depth. Biases that the LLaVA has not become zero, those that this one has not
+        (a Qwen2's outputs have none) are left out.
     tokenizer
         Its tokenizer; words that the LLaVA knows keep their embeddings, others keep their own.
     checkpoint
@@ -70,8 +71,8 @@ def begin_from(decoder: Any, tokenizer: PreTrainedTokenizerFast, checkpoint: Pat
     known = AutoProcessor.from_pretrained(checkpoint).tokenizer.get_vocab()
     mine = dict(decoder.named_parameters())
     table, vectors = mine.pop("embed_tokens.weight"), given.pop("embed_tokens.weight")
-    unlike = {n for n in given if n not in mine or mine[n].shape != given[n].shape}
-    unlike |= {n for n in mine if n not in given and not n.endswith(".bias")}
+    unlike = {n for n in given if n in mine and mine[n].shape != given[n].shape}
+    unlike |= {n for n in given.keys() ^ mine.keys() if not n.endswith(".bias")}
     if unlike or table.shape[1] != vectors.shape[1]:
         raise ValueError(
             f"the language model of {checkpoint} has other widths or another depth than the recipe's"

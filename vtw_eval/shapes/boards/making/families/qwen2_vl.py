@@ -103,9 +103,7 @@ class Qwen2VL(BoardFamily):
 
     recipe = Recipe(
         vision_steps=800,
-        joint_steps=1500,
-        curriculum=((40, 2), (100, 4)),
-        simple_steps=150,
+        joint_steps=3000,
         ground=(4, 16),
         size=Size(vision_mlp=256, layers=8, mlp=320),
     )

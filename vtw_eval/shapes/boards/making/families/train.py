@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ class FamilyTrainer(StagedTrainer):
         super().__init__(recipe, autocast)
         if start is not None:
             self.start = begin_from(self.model.model.language_model, self.processor.tokenizer, start)
+        with torch.no_grad():
+            for name, directions in family.directions(self.model.model.language_model).items():
+                cast(nn.Linear, self.heads[name]).weight.copy_(directions)
         vocabulary = self.processor.tokenizer.get_vocab()
         self.words = {name: torch.tensor([vocabulary[w] for w in words]) for name, words in family.words.items()}
 
@@ -130,6 +133,11 @@ class FamilyTrainer(StagedTrainer):
             read = F.rms_norm(states[reads].float(), states[reads].shape[-1:])
             loss = loss + PLACE_WEIGHT * torch.stack(self.place_losses(read, labels)).sum()
         return loss
+
+    def export(self, directory: Path) -> None:
+        """Write the checkpoint for ``from_pretrained``, see :meth:`~.staged.StagedTrainer.export`."""
+        self.model = self.family.finish(self.model)
+        super().export(directory)
 
     @torch.no_grad()
     def accuracy(self, batches: int = 4) -> dict[str, float]:
