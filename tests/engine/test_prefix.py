@@ -36,7 +36,7 @@ NEW = 5
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
 
 
-def alone(name: str, model: Any, row: Sequence[str], question: Sequence[int]) -> Tensor:
+def alone(name: str, model: Any, row: Sequence[str], question: Sequence[int], greedy: Any = GREEDY) -> Tensor:
     """Answer one whole prompt: the row and its question in one prefill."""
     inputs = make_inputs(name, model, [row])
     shape = inputs["input_ids"].shape
@@ -44,7 +44,7 @@ def alone(name: str, model: Any, row: Sequence[str], question: Sequence[int]) ->
         if value.shape == shape:
             fill = question if key == "input_ids" else [int(key == "attention_mask")] * len(question)
             inputs[key] = torch.cat([value, torch.tensor([fill])], dim=1)
-    return model.generate(**inputs, **GREEDY)[0, shape[1] + len(question) :]
+    return model.generate(**inputs, **greedy)[0, shape[1] + len(question) :]
 
 
 @torch.no_grad()

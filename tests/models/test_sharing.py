@@ -119,10 +119,6 @@ def test_a_video_whose_frames_are_numbered_beyond_the_question_is_answered_alone
 @pytest.mark.parametrize(
     ("arguments", "generation", "reason"),
     [
-        ({"method": "fastv"}, {}, "what fastv,k=2,r=0.5,seed=0 removes may depend on the question"),
-        ({"method": "random_vision"}, {}, "may depend on the question"),
-        ({"method": "rand"}, {}, "may depend on the question"),
-        ({"method": "downsample+fastv"}, {}, "may depend on the question"),
         ({"use_cache": "false"}, {}, "without a KV cache"),
         ({}, {"num_beams": 2}, "beams"),
         ({"dtype": "bfloat16", "batch_size": 1}, {}, "in half precision it would round otherwise, as batches do"),

@@ -13,20 +13,22 @@ import copy
 import functools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtw_eval.anatomy import Anatomy
+from vtw_eval.anatomy import Anatomy, find_tower
 from vtw_eval.engine.arguments import cut_others, cut_per_layer
 from vtw_eval.engine.calls import MASK, POSITIONS, by_name, cache_of, changed, check_embeddings, entering
 from vtw_eval.engine.masks import MaskKind, built_mask, check_mask
 from vtw_eval.engine.prefix import Prefix, behind, run_prefix
 from vtw_eval.engine.reads import Reads
+from vtw_eval.engine.tower_pass import TowerCall, TowerRecorder
 from vtw_eval.engine.view import Reducer, asked_layers
-from vtw_eval.engine.wrappers import uncompiled
+from vtw_eval.engine.wrappers import replaced, uncompiled
 
 Deepstack = tuple[Tensor, Sequence[Tensor]]
 """Which tokens get vision features after some layers, boolean ``[rows, tokens]``, and the features by layer."""
@@ -50,6 +52,8 @@ class UnchangedPrefix:
     """Of M-RoPE: positions of the tokens, long ``[axes, prefixes, tokens]``; None for other models."""
     deepstack: Deepstack | None
     """Vision features that the decoder adds after some of its layers, if it does."""
+    tower: Mapping[str, TowerCall]
+    """What was noted of the vision tower."""
 
     def without_last(self) -> UnchangedPrefix:
         """Return the same without the last token of each prefix, which is a text token."""
@@ -70,7 +74,11 @@ class UnchangedPrefix:
 
 @torch.no_grad()
 def run_unchanged(
-    anatomy: Anatomy, inputs: Mapping[str, Any], layers: Collection[int], depth: int | None = None
+    anatomy: Anatomy,
+    inputs: Mapping[str, Any],
+    layers: Collection[int],
+    depth: int | None = None,
+    tower_layers: Collection[int] = (),
 ) -> UnchangedPrefix:
     """Run what prompts begin with by the unchanged model, as far as it is needed.
 
@@ -84,6 +92,8 @@ def run_unchanged(
         Layers of which to keep what enters them.
     depth
         How many layers to run; None for all of them.
+    tower_layers
+        Layers of the vision tower to note, see :class:`~vtw_eval.engine.tower_pass.TowerRecorder`.
 
     Raises
     ------
@@ -108,8 +118,13 @@ def run_unchanged(
     for i in layers:
         hook = functools.partial(note, i)
         handles.append(anatomy.layers[i].register_forward_pre_hook(hook, with_kwargs=True))
+    recorder = TowerRecorder(find_tower(anatomy), tower_layers) if tower_layers else None
     try:
-        with uncompiled(anatomy.decoder, anatomy.layers):
+        with ExitStack() as stack:
+            if recorder is not None:
+                handles += recorder.register()
+                stack.enter_context(replaced(recorder.tower.owner, recorder.functions()))
+            stack.enter_context(uncompiled(anatomy.decoder, anatomy.layers))
             prefix = run_prefix(anatomy.model, inputs, depth=depth)
     finally:
         for handle in handles:
@@ -132,6 +147,7 @@ def run_unchanged(
         types={name: inputs[name] for name in names if name not in ("input_ids", MASK)},
         positions=positions,
         deepstack=None if features is None else (where, features),
+        tower={} if recorder is None else recorder.calls,
     )
 
 
@@ -185,14 +201,25 @@ class Entry:
         """Tokens of the prompts, padding included."""
         return int(self.inputs["input_ids"].shape[1])
 
-    def begin(self, rows: int, length: int) -> None:
+    def begin(self, rows: int, length: int, looked: Collection[int]) -> None:
         """Begin the pass.
+
+        Parameters
+        ----------
+        rows, length
+            Of the prompts that run.
+        looked
+            Layers of which the method has to see what enters them.
 
         Raises
         ------
         ValueError
-            If what runs are other prompts.
+            If these are other prompts, or the method looks at a layer that the prefixes have not reached.
         """
+        if looked and min(looked) not in self.unchanged.entered:
+            raise ValueError(
+                f"layer {min(looked)} has to see whole prompts, but what they begin with was not kept there."
+            )
         if (rows, length) != (len(self.index), self.length):
             raise ValueError(f"{rows} x {length} tokens run, but {len(self.index)} x {self.length} were to enter late.")
         self.at = None
@@ -208,6 +235,11 @@ class Entry:
         chosen = torch.cat(parts)
         where = torch.nn.functional.pad(where[self.index.to(where.device)], (0, self.width))
         return where, [each[chosen.to(each.device)] for each in features]
+
+    def tower(self) -> dict[str, TowerCall]:
+        """Return what was noted of the vision tower, if the rows are those for which it has run."""
+        rows = torch.arange(len(self.unchanged.prefix.ids), device=self.index.device)
+        return dict(self.unchanged.tower) if torch.equal(rows, self.index) else {}
 
     def whole(self, i: int, hidden: Tensor) -> tuple[Tensor, float]:
         """Return what enters layer ``i`` of the whole prompts where that is known, and of their own parts elsewhere.
@@ -241,8 +273,6 @@ class Entry:
             Which masks the model's attention takes.
         """
         if self.at is None and (removed or not self._can_wait(i, asked)):
-            if i not in self.unchanged.entered:
-                raise ValueError(f"layer {i} has to see whole prompts, but what they begin with has not entered it.")
             self.at = i
         if self.at is not None:
             return hidden, dict(kwargs)

@@ -286,7 +286,7 @@ class _Engine:
         if self.acts:
             take_deepstack(step, kwargs, self.first, self.anatomy.num_layers)
         if self.entry is not None:
-            self.entry.begin(*source.shape[:2])
+            self.entry.begin(*source.shape[:2], self.looked)
             step.deepstack = self.entry.deepstack()
             if self.tower is not None:
                 self.tower.calls = self.entry.tower()
@@ -350,7 +350,8 @@ class _Engine:
         if self.observer is not None:
             self.observer(entering(i, step.reduction.prompt, step.layout, hidden, kwargs, self.anatomy))
         if self.entry is not None and self.arguments.kind is not None:
-            hidden, kwargs = self.entry.own(i, step.layout is not None, self.looked, hidden, kwargs, self.arguments.kind)
+            removed, kind = step.layout is not None, self.arguments.kind
+            hidden, kwargs = self.entry.own(i, removed, self.looked, hidden, kwargs, kind)
         step.due = i
         return (hidden,), kwargs
 

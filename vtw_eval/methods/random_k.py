@@ -32,6 +32,7 @@ class RandomK(Method):
     key: ClassVar[str] = "random_k"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"
     reads = Reads.IDS
+    leaves_whole = True
     needs_vision: ClassVar[bool] = True
 
     low: int | None = None

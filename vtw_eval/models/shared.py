@@ -13,12 +13,14 @@ from torch import Tensor
 
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import Trace
+from vtw_eval.engine.entry import UnchangedPrefix
 from vtw_eval.engine.masks import MaskKind
 from vtw_eval.engine.packed import answer_packed
 from vtw_eval.engine.prefix import Prefix, PrefixError, generate_behind, run_prefix
 from vtw_eval.methods import Method
 from vtw_eval.models.batching import run_in_batches
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
+from vtw_eval.models.late import answer_late, need_of, unchanged_for
 from vtw_eval.models.sharing import PACKED_TOKENS, Split, fits_windows, ids_of, packing, prefix_inputs, split
 from vtw_eval.models.traces import Counts, check_trace, counts_of
 
@@ -29,10 +31,14 @@ class Sharing:
 
     questions: int | None = None
     """Most questions about an image in a pass, if memory has run out; None before."""
+    prompts: int | None = None
+    """Most prompts in a pass that have rows of their own, if memory has run out; None before."""
     compared: bool = False
     """Whether token ids were compared with the processor's."""
     sound: set[str] = field(default_factory=set)
-    """Methods that kept the same of a prefix alone as of a whole prompt."""
+    """Methods that did the same to prompts that share as to a prompt alone."""
+    unsound: dict[str, str] = field(default_factory=dict)
+    """Methods that did not, and what they did."""
     told: set[str] = field(default_factory=set)
     """Reasons for which prompts went alone, each told once."""
 
@@ -62,7 +68,7 @@ class Sharer:
     family, anatomy
         The model.
     method
-        What to install; its choice must not depend on the question.
+        What to install.
     arguments
         Of ``generate``: greedy decoding with a KV cache.
     state
@@ -91,13 +97,7 @@ class Sharer:
         list of list of SharedAnswer, or SharingError
             For each image its answers, or why there are none.
         """
-        encoded = self.family.encode([prompts[0] for prompts in shown])
-        found: list[Split | SharingError] = []
-        for row, prompts in enumerate(shown):
-            try:
-                found.append(self._split(encoded, row, prompts))
-            except SharingError as error:
-                found.append(error)
+        encoded, found = self.split(shown)
         usable = [row for row, each in enumerate(found) if isinstance(each, Split)]
         if not usable:
             return [each for each in found if isinstance(each, SharingError)]
@@ -108,6 +108,17 @@ class Sharer:
             return list(self._answered(encoded, shown, [each for each in found if isinstance(each, Split)]))
         except (PrefixError, SharingError) as error:
             return [SharingError(str(error)) for _ in shown]
+
+    def split(self, shown: Sequence[Sequence[DocumentPrompt]]) -> tuple[Encoded, list[Split | SharingError]]:
+        """Encode the first prompt about each image, and cut all behind what they have in common, where they have."""
+        encoded = self.family.encode([prompts[0] for prompts in shown])
+        found: list[Split | SharingError] = []
+        for row, prompts in enumerate(shown):
+            try:
+                found.append(self._split(encoded, row, prompts))
+            except SharingError as error:
+                found.append(error)
+        return encoded, found
 
     def _split(self, encoded: Encoded, row: int, prompts: Sequence[DocumentPrompt]) -> Split:
         """Return what the prompts of an image have in common, and what not."""
@@ -132,16 +143,162 @@ class Sharer:
     def _answered(
         self, encoded: Encoded, shown: Sequence[Sequence[DocumentPrompt]], splits: Sequence[Split]
     ) -> list[list[SharedAnswer]]:
-        model = self.family.model
         inputs = prefix_inputs(encoded.inputs, [each.length for each in splits])
+        self.check(splits)
+        if not self.method.question_independent:
+            with torch.no_grad():
+                unchanged = unchanged_for(self.anatomy, inputs, need_of(self.method, self.anatomy))
+            return self.answer_late(unchanged, encoded, shown, splits)
         with torch.no_grad(), self._installed(inputs) as trace:
-            prefix = run_prefix(model, inputs)
-            check_trace(trace, Encoded(inputs), [prompts[0] for prompts in shown])
-            tokens = self._generated(prefix, splits)
-        if str(self.method) not in self.state.sound:
-            self._check_choice(trace, shown[0], splits[0])
-            self.state.sound.add(str(self.method))
-        return self._with_counts(trace, encoded, splits, tokens)
+            tokens = self.generate(run_prefix(self.family.model, inputs), splits)
+        self.check_prefixes(trace, encoded, shown, splits)
+        return self.answer_behind(trace, tokens, encoded, splits)
+
+    def check(self, splits: Sequence[Split]) -> None:
+        """Check that nothing is known to go wrong: a method, or a sliding window that is shorter than a row with gaps.
+
+        Raises
+        ------
+        SharingError
+            If something is.
+        """
+        if reason := self.state.unsound.get(str(self.method)):
+            raise SharingError(reason)
+        longest = max(each.length for each in splits) + max(len(own) for each in splits for own in each.own)
+        if not fits_windows(self.anatomy, longest + int(self.arguments["max_new_tokens"])):
+            raise SharingError("a sliding window is shorter than prompts about several images and their answers")
+
+    def check_prefixes(
+        self,
+        trace: Trace,
+        encoded: Encoded,
+        shown: Sequence[Sequence[DocumentPrompt]],
+        splits: Sequence[Split],
+    ) -> None:
+        """Check what a method has left of prefixes; no method is installed any more.
+
+        Parameters
+        ----------
+        trace
+            Of the prefixes.
+        encoded, shown, splits
+            The prompts, those about one image in one place.
+
+        Raises
+        ------
+        SharingError
+            If the method keeps something else when a question follows.
+        """
+        inputs = prefix_inputs(encoded.inputs, [each.length for each in splits])
+        check_trace(trace, Encoded(inputs), [prompts[0] for prompts in shown])
+        self._once(partial(self._check_choice, trace, shown[0], splits[0]))
+
+    def answer_behind(
+        self, trace: Trace, tokens: Sequence[Sequence[Tensor]], encoded: Encoded, splits: Sequence[Split]
+    ) -> list[list[SharedAnswer]]:
+        """Return the answers that were generated behind what the method has left of prefixes.
+
+        Parameters
+        ----------
+        trace
+            Of the prefixes.
+        tokens
+            New tokens of each question about each image.
+        encoded, splits
+            The prompts, those about one image in one place.
+        """
+        counts = counts_of(trace, 1)
+        notes = encoded.notes or ((),) * len(splits)
+        return [
+            [
+                SharedAnswer(new, counts[image].behind(len(own)), notes[image])
+                for own, new in zip(splits[image].own, tokens[image], strict=True)
+            ]
+            for image in range(len(splits))
+        ]
+
+    def answer_late(
+        self,
+        unchanged: UnchangedPrefix,
+        encoded: Encoded,
+        shown: Sequence[Sequence[DocumentPrompt]],
+        splits: Sequence[Split],
+    ) -> list[list[SharedAnswer]]:
+        """Answer questions in rows of their own, which enter the decoder where the method removes something.
+
+        Parameters
+        ----------
+        unchanged
+            What they begin with, run as far as the method needs it.
+        encoded, shown, splits
+            The prompts, those about one image in one place.
+
+        Raises
+        ------
+        SharingError
+            If the method does something else to a prompt alone.
+        """
+        places = [(image, number) for image, each in enumerate(splits) for number in range(len(each.own))]
+        places.sort(key=lambda place: -len(splits[place[0]].own[place[1]]))
+        rows = self.state.prompts or self.family.options.batch_size
+        process = partial(self._late_batch, unchanged, encoded, shown, splits)
+        made = dict(zip(places, run_in_batches(places, rows, process, self._fewer_prompts), strict=True))
+        return [[made[image, number] for number in range(len(each.own))] for image, each in enumerate(splits)]
+
+    def _late_batch(
+        self,
+        unchanged: UnchangedPrefix,
+        encoded: Encoded,
+        shown: Sequence[Sequence[DocumentPrompt]],
+        splits: Sequence[Split],
+        places: Sequence[tuple[int, int]],
+    ) -> list[SharedAnswer]:
+        own = [splits[image].own[number] for image, number in places]
+        rows = [image for image, _ in places]
+        late = answer_late(self.family.model, self.method, unchanged, rows, own, self.arguments)
+        prompts = [shown[image][number] for image, number in places]
+        check_trace(late.trace, Encoded(dict(late.inputs)), prompts)
+        tokens = late.tokens.cpu()
+        self._once(partial(self._check_late, late.trace, tokens[0], prompts[0]))
+        notes = encoded.notes or ((),) * len(splits)
+        counts = counts_of(late.trace, 1)
+        return [SharedAnswer(tokens[i], counts[i], notes[image]) for i, image in enumerate(rows)]
+
+    def _once(self, check: Callable[[], None]) -> None:
+        """Check the method, unless that was done; a reason not to share is remembered."""
+        if str(self.method) in self.state.sound:
+            return
+        try:
+            check()
+        except SharingError as error:
+            self.state.unsound[str(self.method)] = str(error)
+            raise
+        self.state.sound.add(str(self.method))
+
+    def _check_late(self, trace: Trace, tokens: Tensor, prompt: DocumentPrompt) -> None:
+        """Check that the method keeps the same of the first row's prompt alone, and that it is answered alike.
+
+        In half precision, where borders of a choice move with the batch, as many tokens have to be left in each layer.
+
+        Raises
+        ------
+        SharingError
+            If it does not.
+        """
+        whole = self.family.encode([prompt])
+        with torch.no_grad(), self._installed(whole.inputs) as full:
+            alone = self.family.generate(whole, self.arguments)[0].cpu()
+        same = torch.equal(full.tokens_per_layer[0], trace.tokens_per_layer[0])
+        if same and self.family.model.dtype.itemsize >= 4:
+            assert trace.reduction is not None and full.reduction is not None, "both have run"
+            mine, only = trace.reduction.prompt.valid[0], full.reduction.prompt.valid[0]
+            same = all(
+                torch.equal(trace.kept(i)[0, mine], full.kept(i)[0, only]) for i in range(self.anatomy.num_layers)
+            )
+            shortest = min(len(alone), len(tokens))
+            same = same and torch.equal(alone[:shortest], tokens[:shortest])
+        if not same:
+            raise SharingError(f"{self.method} does something else to a prompt alone than to one that enters late")
 
     def _check_choice(self, trace: Trace, prompts: Sequence[DocumentPrompt], cut: Split) -> None:
         """Check that the method keeps the same of the first prefix as of the longest whole prompt.
@@ -163,8 +320,8 @@ class Sharer:
     def _installed(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Trace]:
         return self.method(self.family.model, prompt_ids=inputs["input_ids"])
 
-    def _generated(self, prefix: Prefix, splits: Sequence[Split]) -> list[list[Tensor]]:
-        """Return the new tokens of each question about each image."""
+    def generate(self, prefix: Prefix, splits: Sequence[Split]) -> list[list[Tensor]]:
+        """Return new tokens of each question about each image, under the method that is installed."""
         kind = packing(self.family, self.anatomy)
         most = max(len(each.own) for each in splits)
         longest = max(len(tokens) for each in splits for tokens in each.own)
@@ -204,17 +361,9 @@ class Sharer:
         self.state.questions = questions
         self.log(f"out of memory: going on with {questions} questions about an image at a time")
 
-    def _with_counts(
-        self, trace: Trace, encoded: Encoded, splits: Sequence[Split], tokens: Sequence[Sequence[Tensor]]
-    ) -> list[list[SharedAnswer]]:
-        notes = encoded.notes or ((),) * len(splits)
-        return [
-            [
-                SharedAnswer(new, prefix.behind(len(own)), notes[image])
-                for own, new in zip(splits[image].own, tokens[image], strict=True)
-            ]
-            for image, prefix in enumerate(counts_of(trace, 1))
-        ]
+    def _fewer_prompts(self, prompts: int) -> None:
+        self.state.prompts = prompts
+        self.log(f"out of memory: going on with {prompts} prompts at a time")
 
 
 def stop_ids(arguments: Mapping[str, Any]) -> tuple[list[int], int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vtw_eval.anatomy import BIDIRECTIONAL, Anatomy
+from vtw_eval.engine import Reads
 from vtw_eval.engine.masks import MaskKind, mask_kind
 from vtw_eval.methods import Method
 from vtw_eval.models.family import DocumentPrompt, Family
@@ -45,8 +46,12 @@ def why_alone(family: Family[Any], anatomy: Anatomy, method: Method, arguments: 
         return "code that comes with a checkpoint generates from embeddings"
     if anatomy.model_type in BIDIRECTIONAL:
         return f"tokens of {anatomy.model_type} see some that follow them"
-    if not method.question_independent:
-        return f"what {method} removes may depend on the question"
+    if not anatomy.plain_cache:
+        return f"{anatomy.model_type} keeps more of a prompt than keys and values, or shares them between layers"
+    if not method.question_independent and Reads.TOWER in method.reads:
+        return f"what {method} removes may depend on the question, and on what the vision tower makes of each prompt"
+    if not method.question_independent and method.frozen_layers(anatomy.num_layers):
+        return f"{method} leaves vision tokens of whole prompts as they are"
     if family.options.batch_size == 1 and family.model.dtype.itemsize < 4:
         return "in half precision it would round otherwise, as batches do: batch_size=2 or more allows both"
     if not arguments["use_cache"]:

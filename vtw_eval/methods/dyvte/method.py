@@ -49,6 +49,7 @@ class DyVTE(Method):
     key: ClassVar[str] = "dyvte"
     paper: ClassVar[str] = "https://arxiv.org/abs/2411.19628"
     reads = Reads.HIDDEN
+    leaves_whole = True
     also_needs: ClassVar[str] = "gates trained for the checkpoint"
     needs_vision: ClassVar[bool] = True
     adaptive = (

@@ -70,6 +70,7 @@ class VTW(Method):
     key: ClassVar[str] = "vtw"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"
     needs_vision: ClassVar[bool] = True
+    leaves_whole = True
 
     k: int | Literal["search"] | None = None
     position: Position = "keep"
