@@ -26,6 +26,12 @@ def code_of(folder: str) -> dict[str, str]:
     return {
         "adapter": source_hash([*adapters.glob("*.py"), *(adapters / folder).rglob("*.py")]),
         "task": source_hash(
-            [*tasks.rglob("*.py"), *tasks.rglob("*.yaml"), *shapes.glob("*.py"), *shapes.glob("boards/*.py")]
+            [
+                *tasks.rglob("*.py"),
+                *tasks.rglob("*.yaml"),
+                *shapes.glob("*.py"),
+                *shapes.glob("boards/*.py"),
+                *shapes.glob("moves/*.py"),
+            ]
         ),
     }

@@ -36,6 +36,7 @@ def kept(makers: Mapping[str, Callable[[], Rows]], name: str, cache: Path, code:
     """Return the directory of a test set, making it first if it is not there.
 
     Safe with several processes at a time: each builds in a directory of its own, the first to finish gives it its name.
+    A row's ``image`` becomes a column of images. Its ``file``, bytes, becomes a file of the directory, at ``path``.
 
     Parameters
     ----------
@@ -67,11 +68,17 @@ def kept(makers: Mapping[str, Callable[[], Rows]], name: str, cache: Path, code:
     import datasets  # an optional dependency, and slow to import
 
     rows = makers[name]()
-    features = {key: datasets.Value("string") for key in rows[0]} | {"image": datasets.Image()}
+    files = {row["path"]: row.pop("file") for row in rows if "file" in row}
+    features = {key: datasets.Value("string") for key in rows[0]}
+    if "image" in rows[0]:
+        features["image"] = datasets.Image()
     if "options" in rows[0]:
         features["options"] = datasets.List(datasets.Value("string"))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     table = datasets.DatasetDict({"test": datasets.Dataset.from_dict(columns, features=datasets.Features(features))})
     with folder_atomically(final, replace=False) as part:  # another process may be faster
         table.save_to_disk(part)
+        for path, content in files.items():
+            (part / path).parent.mkdir(exist_ok=True)
+            (part / path).write_bytes(content)
     return final

@@ -1,0 +1,141 @@
+"""The held-out test sets of moves: made from test scenes, the same everywhere, built on first use and kept on disk.
+
+A test set is a Hugging Face ``DatasetDict`` in Arrow files with a single split ``test``; its videos are GIFs beside
+them, ``path`` names a row's. ``video_id`` tells which rows share one.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vtw_eval.files import cache_home
+from vtw_eval.shapes import questions as wording
+from vtw_eval.shapes import scenes as kinds
+from vtw_eval.shapes.arrow import Rows, hash_of, kept
+from vtw_eval.shapes.moves import questions, scenes
+from vtw_eval.shapes.moves.questions import ask
+from vtw_eval.shapes.moves.scenes import Scene, render, sample_scene
+from vtw_eval.shapes.questions import Question
+
+SEED = 20261129
+"""Seed of the test sets."""
+MILLISECONDS = 250
+"""How long a frame is shown."""
+
+
+def gif(frames: np.ndarray) -> bytes:
+    """Return frames, uint8, [frames, height, width, 3], as a GIF, each in at most 255 colours of its own."""
+    images = [Image.fromarray(frame).quantize(255) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, format="GIF", save_all=True, append_images=images[1:], duration=MILLISECONDS, loop=0, disposal=2
+    )
+    return buffer.getvalue()
+
+
+def _scenes(name: str, count: int) -> Iterator[tuple[int, np.random.Generator, Scene]]:
+    """Yield number, generator and scene of each video of a test set."""
+    for number in range(count):
+        rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), number])
+        yield number, rng, sample_scene(rng, test=True)
+
+
+def _asked(types: Sequence[str], scene: Scene, rng: np.random.Generator) -> list[Question] | None:
+    """Ask a question of each type, no two alike; None if the scene does not allow them all."""
+    asked: list[Question] = []
+    for type in types:
+        question = ask(type, scene, rng)
+        if question is None or question.text in {earlier.text for earlier in asked}:
+            return None
+        asked.append(question)
+    return asked
+
+
+def _rows(name: str, types: Sequence[str], videos: int) -> Rows:
+    """Make rows of a video with a question of each type; a scene that does not allow them all is drawn again."""
+    rows: Rows = []
+    for number, rng, scene in _scenes(name, videos):
+        asked = _asked(types, scene, rng)
+        while asked is None:
+            scene = sample_scene(rng, test=True)
+            asked = _asked(types, scene, rng)
+        video = gif(render(scene, rng))
+        for question in asked:
+            row = {
+                "question_id": str(len(rows)),
+                "video_id": f"{number:04d}",
+                "test_set": name,
+                "path": f"videos/{number:04d}.gif",
+                "file": video,
+                "category": question.type,
+                "question": question.text,
+                "answer": question.answer,
+            }
+            if question.options:
+                row |= {"options": list(question.options), "answer": str("ABCD".index(question.answer))}
+            rows.append(row)
+    return rows
+
+
+def frameqa_rows() -> Rows:
+    """Make 400 questions in the form of TGIF-QA's frame questions: who does something; one of a video."""
+    return _rows("frameqa", ("actor",), 400)
+
+
+def count_rows() -> Rows:
+    """Make 400 questions in the form of TGIF-QA's counting questions: how often something blinks; one of a video."""
+    return _rows("count", ("repeat",), 400)
+
+
+def action_rows() -> Rows:
+    """Make 600 questions: what an object does, and where another, or the same, moves; two of a video."""
+    return _rows("action", ("action", "direction"), 300)
+
+
+def order_rows() -> Rows:
+    """Make 600 yes/no questions, on what comes first and on what is there; two of a video."""
+    return _rows("order", ("order", "exist"), 300)
+
+
+def choice_rows() -> Rows:
+    """Make 600 questions in Video-MME's form, two of a video: four options, the answer is the right one's number."""
+    return _rows("choice", ("choice",) * 2, 300)
+
+
+TEST_SETS: dict[str, Callable[[], Rows]] = {
+    "frameqa": frameqa_rows,
+    "count": count_rows,
+    "action": action_rows,
+    "order": order_rows,
+    "choice": choice_rows,
+}
+"""The makers of the test sets by name."""
+
+
+def fingerprint() -> str:
+    """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
+    return hash_of((kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__))
+
+
+def dataset_path(name: str, cache: Path | None = None) -> Path:
+    """Return the directory of a test set, making it first if it is not there, see :func:`vtw_eval.shapes.arrow.kept`.
+
+    Parameters
+    ----------
+    name
+        One of :data:`TEST_SETS`.
+    cache
+        Where test sets are kept; None means the user's cache.
+
+    Raises
+    ------
+    ValueError
+        If there is no such test set.
+    """
+    return kept(TEST_SETS, name, cache or cache_home() / "moves", fingerprint())
