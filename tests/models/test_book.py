@@ -18,7 +18,7 @@ from tests.models.test_runner import ADAPTERS, runner, video  # noqa: F401  the 
 from tests.models.test_sharing import check, image, load, requests_about
 from tests.support.harness_data import question
 from vtw_eval.methods import parse_method
-from vtw_eval.models import book as module
+from vtw_eval.models.asked import shown_by
 from vtw_eval.models.book import BookRunner
 from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.runner import Answer, DocumentError, Request, Runner
@@ -259,7 +259,7 @@ def test_a_video_that_has_changed_is_another_one(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(b"one")
     prompt = DocumentPrompt("What happens?", videos=(str(clip),))
-    before = module._shown(prompt)
-    assert module._shown(prompt) == before
+    before = shown_by(prompt)
+    assert shown_by(prompt) == before
     os.utime(clip, ns=(1, 1))
-    assert module._shown(prompt) != before
+    assert shown_by(prompt) != before

@@ -22,6 +22,7 @@ from vtw_eval.model_adapters.lmms.harness import LmmsEval
 from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.record.store import Store
 from vtw_eval.sweep import provenance
+from vtw_eval.sweep.bundles import Job
 from vtw_eval.sweep.display import Display
 from vtw_eval.sweep.harness import Evaluation
 from vtw_eval.sweep.plan import Plan, parse_plan
@@ -160,6 +161,42 @@ def test_what_evaluates_a_cell_is_part_of_its_code(monkeypatch: pytest.MonkeyPat
     assert "model_adapters/vlmeval" not in code["adapter"]
 
 
+def test_answers_are_known_by_the_model_the_method_and_the_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an answer book was made with; the task, the limit and the seed are in the prompts."""
+    method = tmp_path / "own.py"
+    text = (
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from vtw_eval.methods import Baseline\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Own(Baseline):\n"
+        "    key: ClassVar[str] = 'own'\n"
+    )
+    method.write_text(text)
+    spec = spec_of(pretrained=str(folder), method=f"{method}:Own")
+    read = provenance.checkpoint_read(spec)
+    known = [provenance.fingerprint(spec, read)]
+    same = {"model": "called otherwise", "task": "u", "limit": 3, "seed": 4}
+    assert provenance.fingerprint(spec.model_copy(update=same), read) == known[0]
+    for other in ({"method": "baseline"}, {"model_args": {"dtype": "float16"}}, {"adapter": "qwen2vl_vtw"}):
+        known.append(provenance.fingerprint(spec.model_copy(update=other), read))
+    (folder / "model.safetensors").write_text("trained again")
+    known.append(provenance.fingerprint(spec, provenance.checkpoint_read(spec)))
+    method.write_text(text + "# changed\n")
+    provenance._method_code.cache_clear()
+    known.append(provenance.fingerprint(spec, read))
+    monkeypatch.setattr(provenance, "engine_hash", lambda: "other engine")
+    provenance._shared_code.cache_clear()
+    known.append(provenance.fingerprint(spec, read))
+    monkeypatch.setattr(provenance, "environment", lambda: {"torch": "0.1"})
+    known.append(provenance.fingerprint(spec, read))
+    provenance._shared_code.cache_clear()
+    provenance._method_code.cache_clear()
+    assert len(set(known)) == len(known) == 8
+
+
 class Noted(Display):
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
@@ -181,10 +218,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             ran.append(spec.method.split(",")[0])
             return Evaluation({}, [], None)
 
-    def run(cells: list[CellSpec], store: Store, settings: object, *_: object) -> None:
+    def run(jobs: list[Job], store: Store, settings: object, *_: object) -> None:
         runner = CellRunner(store, settings)  # type: ignore[arg-type]
-        for spec in cells:
-            runner.run(spec)
+        for first in jobs:
+            job: Job | None = first
+            while job is not None:
+                runner.run(job)
+                job = job.following
 
     monkeypatch.setattr(LmmsEval, "open", lambda self, spec, settings: Instant())
     monkeypatch.setattr("vtw_eval.sweep.sweep.run_local", run)

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,16 @@ class Running:
         return code, self.log.read_text()
 
 
+def journalled(folder: Path) -> Counter[str]:
+    """Return how often each answer is in the books of a sweep; lines that are not whole do not count."""
+    found: Counter[str] = Counter()
+    for file in folder.glob("books/*/*.jsonl"):
+        for line in file.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"}\n"):
+                found[json.loads(line.partition(b" ")[2])["key"]] += 1
+    return found
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=20)
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -170,14 +181,15 @@ def test_killed_interrupted_and_spoilt_it_ends_the_same(finished: Finished, cont
     folder = tmp_path / "out"
     logs = (tmp_path / f"log{number}" for number in range(9))
 
-    # 1. kill -9 of the sweep while its first cells are being evaluated or written
+    # 1. kill -9 of the sweep while its first cell answers for three methods, or a little later
     sweep = Running(finished.plan, folder, next(logs), "--workers", "1")
-    sweep.until(lambda: any((folder / "cells").glob("*")))
-    time.sleep(moments.random() / 2)
+    sweep.until(lambda: len(journalled(folder)) > 0)
     children = sweep.children()
     sweep.process.kill()
     sweep.process.wait()
     assert gone(children), "workers outlive their sweep"
+    known = journalled(folder)
+    assert known, "answers were kept before their cells were"
     before = {path: path.stat().st_mtime_ns for path in (folder / "cells").glob("[!.]*/cell.json")}
 
     # 2. kill -9 of a worker: its cell fails, the rest goes on
@@ -221,3 +233,9 @@ def test_killed_interrupted_and_spoilt_it_ends_the_same(finished: Finished, cont
     assert "corrupt and runs again" in text
     assert contents(folder) == contents(finished.folder)
     assert not list((folder / "cells").glob(".tmp-*"))
+    # the books are there for the method that fails, and hold no answer twice
+    everything = journalled(folder)
+    assert everything == journalled(finished.folder)
+    assert known <= everything
+    assert set(everything.values()) == {1}
+    assert len(everything) == 2 * 2 * 8

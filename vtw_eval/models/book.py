@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from vtw_eval.engine import Trace
 from vtw_eval.media import once
 from vtw_eval.methods import Method, parse_method
+from vtw_eval.models.asked import Asked, Document, entries_of, entry_of, key_in, shown_by
 from vtw_eval.models.batching import groups, run_in_batches
-from vtw_eval.models.failures import DocumentError, Failures
-from vtw_eval.models.family import DocumentPrompt, Encoded, Family
-from vtw_eval.models.runner import Answer, Numbered, Request, Runner, answer_lengths, left_alone, named
-from vtw_eval.models.shared import SharedAnswer, Sharer, SharingError, stop_ids
-from vtw_eval.models.sharing import digest, why_alone
+from vtw_eval.models.begun import begin
+from vtw_eval.models.failures import DocumentError
+from vtw_eval.models.family import DocumentPrompt, Encoded
+from vtw_eval.models.runner import Answer, Numbered, Request, Runner, left_alone, named
+from vtw_eval.models.shared import Sharer, SharingError
+from vtw_eval.models.sharing import why_alone
 from vtw_eval.models.traces import Counts
 from vtw_eval.models.warm import Warm
-from vtw_eval.record.book import Book, Entry, Together, key_of
+from vtw_eval.record.book import Book, Entry, Together
 from vtw_eval.record.costs import TimedCosts
-from vtw_eval.verify.verdict import Verdict
-
-
-@dataclass
-class _Asked:
-    """A method whose answers are wanted."""
-
-    spec: str
-    method: Method
-    verdict: Verdict
-    decides: str
-    """Digest of what decides its answers beside the prompts."""
-    failures: Failures = field(default_factory=Failures)
-    failed: set[int] = field(default_factory=set)
-    """Places of documents that it cannot answer."""
-    given_up: bool = False
-    """Whether the rest is left to its own cell."""
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A request whose turn has come."""
-
-    place: int
-    request: Request
-    """Gives the prompt that is ready, without notes."""
-    prompt: DocumentPrompt
-    shown: str
-    """Digest of the media; empty if there are none."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +35,9 @@ class _Run:
     """One call."""
 
     book: Book
-    asked: Sequence[_Asked]
+    asked: Sequence[Asked]
     """The cell's own method first."""
-    tell: Callable[[int, _Asked], None]
+    tell: Callable[[int, Asked], None]
     """Told the place of each answer that is known, and whose it is."""
 
 
@@ -103,7 +76,7 @@ class BookRunner(Runner):
         what = f"Answering with {1 + len(others)} methods, image by image" if others else "Answering"
         with tqdm(total=total, disable=not progress, desc=what) as bar:
 
-            def tell(place: int, asked: _Asked) -> None:
+            def tell(place: int, asked: Asked) -> None:
                 if (place, asked.spec) not in known:
                     known.add((place, asked.spec))
                     bar.update()
@@ -117,15 +90,15 @@ class BookRunner(Runner):
         self.on_answer(total, total)
         return [answers[place] for place in range(len(requests))]
 
-    def _asked(self, together: Together) -> list[_Asked]:
+    def _asked(self, together: Together) -> list[Asked]:
         """Return the methods whose answers are wanted; what is wrong with others is told by their own cells."""
         (spec, decides), *others = together.methods.items()
-        asked = [_Asked(spec, self.method, self.verdict, decides)]
+        asked = [Asked(spec, self.method, self.verdict, decides)]
         for spec, decides in others:
             try:
                 method = parse_method(spec).bind(self.anatomy)
                 if method.search is None:
-                    asked.append(_Asked(spec, method, self._verify(method), decides))
+                    asked.append(Asked(spec, method, self._verify(method), decides))
             except Exception as error:
                 self.log(f"{spec} is left to a run of its own: {' '.join(str(error).split())}")
         return asked
@@ -153,88 +126,109 @@ class BookRunner(Runner):
         documents = [document for items in prepared for document in items]
         for asked in run.asked:
             self._tell(run, asked, documents)
-        self._answer_together(run, arguments, documents)
+        self._answer_together(run, arguments, documents, last=len(images) == 1)
         left = [d for d in documents if any(self._missing(run, asked, [d]) for asked in run.asked)]
         left.sort(key=lambda document: -document.request.length)
         for _ in run_in_batches(left, self.batch_size, partial(self._answer_alone, run), self._shrink):
             pass
         return [
-            {d.place: self._served(d, entry) for d in items if (entry := run.book.get(self._key(own, d))) is not None}
+            {
+                d.place: self._served(d, entry)
+                for d in items
+                if (entry := run.book.get(key_in(self.family, own, d))) is not None
+            }
             for items in prepared
         ]
 
-    def _prepared(self, own: _Asked, items: Sequence[Numbered]) -> list[_Document]:
+    def _prepared(self, own: Asked, items: Sequence[Numbered]) -> list[Document]:
         """Return the prompts of requests; equal images are kept once."""
-        first: dict[str, DocumentPrompt] = {}
-        found: list[_Document] = []
+        first: dict[str, tuple[Image.Image, ...]] = {}
+        found: list[Document] = []
         for place, request in items:
             if place in own.failed:
                 continue
             try:
                 prompt = self._build(request)
                 with named(request):
-                    shown = _shown(prompt)
+                    shown = shown_by(prompt)
             except DocumentError as error:
                 own.failed.add(place)
                 own.failures.failed(error)
                 continue
-            prompt = replace(prompt, images=first.setdefault(shown, prompt).images)
-            ready = replace(request, build=partial(_ready, replace(prompt, notes=())))
-            found.append(_Document(place, ready, prompt, shown))
+            prompt = replace(prompt, images=first.setdefault(shown, prompt.images))
+            found.append(Document.of(place, request, prompt, shown))
         return found
 
-    def _answer_together(self, run: _Run, arguments: Mapping[str, Any], documents: Sequence[_Document]) -> None:
-        """Answer what can share a pass, each method for all images."""
-        able = []
-        for asked in run.asked:
-            reason = why_alone(self.family, self.anatomy, asked.method, arguments)
-            if reason:
-                self._tell_alone(reason)
-            elif not asked.given_up:
-                able.append(asked)
-        for asked in able:
-            by_image = groups(self._missing(run, asked, documents), key=lambda document: document.shown)
-            shown = [items for items in by_image if items[0].shown and len(items) > 1]
-            if not shown:
-                continue
-            work = partial(self._shared_answers, run, arguments, asked, shown)
-            _, reason = left_alone(work, last=len(shown) == 1)
-            if reason:
-                self._tell_alone(reason)
+    def _answer_together(
+        self, run: _Run, arguments: Mapping[str, Any], documents: Sequence[Document], *, last: bool
+    ) -> None:
+        """Answer what can go on from what prompts have in common, which is computed once for all methods.
 
-    def _shared_answers(
-        self, run: _Run, arguments: Mapping[str, Any], asked: _Asked, shown: Sequence[Sequence[_Document]]
+        Parameters
+        ----------
+        run, arguments, documents
+            What is asked.
+        last
+            Whether there cannot be fewer images, so that running out of memory is no error.
+        """
+        able: list[Asked] = []
+        for asked in run.asked:
+            if asked.given_up or not self._missing(run, asked, documents):
+                continue
+            if reason := why_alone(self.family, self.anatomy, asked.method, arguments):
+                self._tell_alone(reason)
+            else:
+                able.append(asked)
+        if reason := self._share(run, arguments, able, documents, last):
+            self._tell_alone(reason)
+            for asked in able if len(able) > 1 else ():  # one of them may be to blame
+                self._share(run, arguments, [asked], documents, last)
+
+    def _share(
+        self, run: _Run, arguments: Mapping[str, Any], able: Sequence[Asked], documents: Sequence[Document], last: bool
+    ) -> str:
+        """Answer with methods that can share; return why they could not, empty if they could."""
+        missing = {d.place: d for asked in able for d in self._missing(run, asked, documents)}
+        by_image = groups(missing.values(), key=lambda document: document.shown)
+        shown = [items for items in by_image if items[0].shown and len(items) * len(able) > 1]
+        if not shown:
+            return ""
+        _, reason = left_alone(partial(self._go_on, run, arguments, able, shown), last=last)
+        return reason
+
+    def _go_on(
+        self,
+        run: _Run,
+        arguments: Mapping[str, Any],
+        able: Sequence[Asked],
+        shown: Sequence[Sequence[Document]],
     ) -> bool:
-        sharer = Sharer(self.family, self.anatomy, asked.method, arguments, self.sharing, self.log)
-        with named(*(document.request for items in shown for document in items)):
-            found = sharer.answer([[document.request.build(self.family) for document in items] for items in shown])
+        """Run what prompts have in common, and answer with one method after the other behind it."""
+        requests = [document.request for items in shown for document in items]
+        sharer = Sharer(self.family, self.anatomy, self.method, arguments, self.sharing, self.log)
+        with named(*requests), torch.no_grad():
+            prompts = [[document.request.build(self.family) for document in items] for items in shown]
+            begun = begin(sharer, [asked.method for asked in able], prompts)
+        for asked in able:
+            places = {document.place for items in shown for document in self._missing(run, asked, items)}
+            numbers = [[n for n, document in enumerate(items) if document.place in places] for items in shown]
+            try:
+                with named(*requests):
+                    found = begun.answer(asked.method, numbers)
+            except DocumentError as error:
+                self._tell_alone(str(error))
+                continue
             entries: list[Entry] = []
-            for items, answers in zip(shown, found, strict=True):
+            for items, wanted, answers in zip(shown, numbers, found, strict=True):
                 if isinstance(answers, SharingError):
                     self._tell_alone(str(answers))
-                else:
-                    entries += self._of_image(asked, arguments, items, answers)
-        run.book.add(entries)
-        self._tell(run, asked, [document for items in shown for document in items])
+                elif wanted:
+                    entries += entries_of(self.family, asked, [items[n] for n in wanted], answers)
+            run.book.add(entries)
+            self._tell(run, asked, [document for items in shown for document in items])
         return True
 
-    def _of_image(
-        self,
-        asked: _Asked,
-        arguments: Mapping[str, Any],
-        items: Sequence[_Document],
-        answers: Sequence[SharedAnswer],
-    ) -> list[Entry]:
-        eos, pad = stop_ids(arguments)
-        tokens = torch.nn.utils.rnn.pad_sequence([each.tokens for each in answers], True, pad)
-        texts = self.family.decode(tokens, items[0].request.generation)
-        lengths = answer_lengths(tokens, eos)
-        return [
-            _entry(self._key(asked, document), text, length, each.counts, each.notes, len(items))
-            for document, text, length, each in zip(items, texts, lengths, answers, strict=True)
-        ]
-
-    def _answer_alone(self, run: _Run, batch: Sequence[_Document]) -> Sequence[None]:
+    def _answer_alone(self, run: _Run, batch: Sequence[Document]) -> Sequence[None]:
         """Answer a batch with each method as usual, but encode it and make its vision features once."""
         for asked in run.asked:
             missing = [] if asked.given_up else self._missing(run, asked, batch)
@@ -251,30 +245,24 @@ class BookRunner(Runner):
                 continue
             asked.failed |= {d.place for d, answer in zip(missing, answers, strict=True) if answer is None}
             made = [(d, answer) for d, answer in zip(missing, answers, strict=True) if answer is not None]
-            run.book.add([_entry_of(self._key(asked, document), answer) for document, answer in made])
+            run.book.add([entry_of(key_in(self.family, asked, document), answer) for document, answer in made])
             self._tell(run, asked, batch)
         return [None] * len(batch)
 
-    def _missing(self, run: _Run, asked: _Asked, documents: Sequence[_Document]) -> list[_Document]:
+    def _missing(self, run: _Run, asked: Asked, documents: Sequence[Document]) -> list[Document]:
         """Return the documents that a method has yet to answer; of equal ones the first."""
-        found: dict[str, _Document] = {}
+        found: dict[str, Document] = {}
         for document in documents:
-            if document.place not in asked.failed and (key := self._key(asked, document)) not in run.book:
+            if document.place not in asked.failed and (key := key_in(self.family, asked, document)) not in run.book:
                 found.setdefault(key, document)
         return list(found.values())
 
-    def _key(self, asked: _Asked, document: _Document) -> str:
-        """Return the key of an answer in the book."""
-        model = [self.family.device.type, str(self.family.model.dtype), self.options.batch_size, self.family.simple]
-        prompt = [document.prompt.text, document.shown, repr(sorted(document.request.generation.items()))]
-        return key_of(asked.decides, model, prompt)
-
-    def _tell(self, run: _Run, asked: _Asked, documents: Sequence[_Document]) -> None:
+    def _tell(self, run: _Run, asked: Asked, documents: Sequence[Document]) -> None:
         for document in documents:
-            if self._key(asked, document) in run.book:
+            if key_in(self.family, asked, document) in run.book:
                 run.tell(document.place, asked)
 
-    def _served(self, document: _Document, entry: Entry) -> Answer:
+    def _served(self, document: Document, entry: Entry) -> Answer:
         """Return an answer of the book under the method that is installed, with its costs as if it had been alone."""
         notes = once((*document.prompt.notes, *entry.notes))
         counts: Any = entry.counts
@@ -283,7 +271,7 @@ class BookRunner(Runner):
         return Answer(entry.text, TimedCosts(**{**dict(cost), "batch_rows": entry.rows}))
 
     @contextmanager
-    def _under(self, asked: _Asked) -> Iterator[None]:
+    def _under(self, asked: Asked) -> Iterator[None]:
         """Go on with another method within."""
         before = self.method, self.verdict, self.found
         self.method, self.verdict, self.found = asked.method, asked.verdict, {}
@@ -309,23 +297,3 @@ class BookRunner(Runner):
     def _shrink(self, batch_size: int) -> None:
         self.warm.forget()
         super()._shrink(batch_size)
-
-
-def _ready(prompt: DocumentPrompt, family: Family[Any]) -> DocumentPrompt:
-    return prompt
-
-
-def _shown(prompt: DocumentPrompt) -> str:
-    """Return a digest of what a prompt shows that outlives this process: a video may become another one."""
-    times = [os.stat(video).st_mtime_ns for video in prompt.videos]
-    return digest(prompt).hex() + "".join(f" {time}" for time in times)
-
-
-def _entry(key: str, text: str, output_tokens: int, counts: Counts, notes: tuple[str, ...], rows: int) -> Entry:
-    return Entry(key=key, text=text, output_tokens=output_tokens, counts=vars(counts), notes=notes, rows=rows)
-
-
-def _entry_of(key: str, answer: Answer) -> Entry:
-    costs = answer.costs
-    counts = Counts(**{part.name: getattr(costs, part.name) for part in fields(Counts)})
-    return _entry(key, answer.text, costs.output_tokens, counts, costs.media, costs.batch_rows)
