@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.families import FAMILIES, make_inputs
+from tests.support.families import DECODERS, FAMILIES, make_inputs
 from tests.support.oracle import KINDS, models
 from vtw_eval import VTW, Baseline
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import Entering, install, probes
 from vtw_eval.methods import Method, parse_method
+from vtw_eval.methods.shortv import ShortV
 from vtw_eval.verify.oracle import masked
 
 
@@ -21,7 +22,7 @@ def everything(entering: Entering) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yield row, place, weights ``[heads, tokens]`` and visible tokens of all queries, put back to the prompt."""
     rows, length = entering.prompt.valid.shape
     for chunk in entering.attention(torch.ones_like(entering.valid)):
-        assert chunk.weights.shape[2] <= 5
+        assert chunk.weights.shape[2] <= probes._CHUNK
         for row in range(rows):
             for column, place in enumerate(chunk.places[row].tolist()):
                 if chunk.chosen[row, column]:
@@ -83,3 +84,40 @@ def test_looking_on_changes_nothing(spec: str) -> None:
         seen.clear()
         assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), before)
         assert [layer for layer, _ in seen] == list(range(find_anatomy(model).num_layers))  # the prompt, once
+
+
+@torch.no_grad()
+def test_what_cannot_be_read_is_refused() -> None:
+    model, _ = models("llava", "sdpa")
+    method = ShortV(order="2-1", n=1)
+    with pytest.raises(ValueError, match="leaves vision tokens as they are"), install(method, model, observer=print):
+        pass
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_layers_without_attention_of_their_own_are_refused_and_the_others_read(name: str) -> None:
+    model, _ = models(name, "sdpa")
+    eager, _ = models(name, "eager")
+    inputs = make_inputs(name, model, KINDS["single"])
+    found: dict[int, list[tuple[int, Tensor]]] = {}
+    refused: list[str] = []
+
+    def look(entering: Entering) -> None:
+        try:
+            found[entering.layer] = [(place, weights) for _, place, weights, _ in everything(entering)]
+        except ValueError as error:
+            refused.append(str(error))
+
+    with install(Baseline(), model, observer=look):
+        model(**inputs, use_cache=False)
+    assert all("cannot be looked into" in each or "keys of another one" in each for each in refused)
+    assert len(found) + len(refused) == find_anatomy(model).num_layers and found
+    given = [each for each in eager(**inputs, output_attentions=True, use_cache=False).attentions if each is not None]
+    own = [found[layer] for layer in sorted(found)]
+    if len(given) == len(own) + len(refused):  # layers that share keys tell their weights, too
+        given = [given[layer] for layer in sorted(found)]
+    assert len(given) == len(own)
+    for rows, weights in zip(own, given, strict=True):
+        for place, row in rows:
+            torch.testing.assert_close(row, weights[0, :, place].to(row), atol=1e-5, rtol=1e-4)

@@ -431,7 +431,7 @@ def install(
     allow_untested
         Go on with a model family that the test-suite does not cover.
     observer
-        Shown what enters each layer of a prefill; it changes nothing.
+        Shown what enters each layer of a prefill; it changes nothing. Not for methods that freeze layers.
     entry
         What the prompts of the pass begin with, if that has run before; ``entry.inputs`` are what to generate from.
 
@@ -458,6 +458,11 @@ def install(
     if any(isinstance(owner, _Engine) for owner in installed):
         raise RuntimeError("a method is installed on this model already: leave its with block first.")
     engine = _Engine(method, anatomy, PromptReader(anatomy, vision_mask, prompt_ids, answer_mask), observer, entry)
+    if observer is not None and engine.freezer is not None:
+        raise ValueError(
+            f"{method} leaves vision tokens as they are in some layers, where they attend to nothing: attention cannot "
+            "be read under it."
+        )
     with ExitStack() as stack:
         stack.callback(engine.unhook_layers)
         for handle in engine.register():

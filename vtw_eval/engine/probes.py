@@ -240,10 +240,13 @@ def attention_rows(
     Raises
     ------
     ValueError
-        If the layer's attention does not go through transformers' attention interface.
+        If the layer's attention does not go through transformers' attention interface, as that of a recurrence or a
+        convolution, or if the layer attends to the keys of another one.
     """
     with _projecting(layer, hidden, None):
         found = _run_to_attention(layer, hidden, arguments, config)
+    if found.key.shape[2] != hidden.shape[1]:
+        raise ValueError("this layer attends to the keys of another one: its attention cannot be read.")
     queries = queries & valid
     places, chosen = right_aligned(queries, max(int(queries.sum(dim=1).max()), 1))
     device = found.query.device
