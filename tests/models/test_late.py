@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,11 +99,10 @@ def test_out_of_memory_takes_fewer_prompts_then_fewer_images_then_one_after_the_
     [
         ("mmtok", "on what the vision tower makes of each prompt"),
         ("framefusion", "on what the vision tower makes of each prompt"),
+        ("shortv,order=2-0-3,n=2", "leaves vision tokens of whole prompts as they are"),
     ],
 )
-def test_what_looks_at_the_tower_and_the_question_is_answered_alone(
-    runner: Callable[..., Runner], spec: str, reason: str
-) -> None:
+def test_what_needs_whole_prompts_is_answered_alone(runner: Callable[..., Runner], spec: str, reason: str) -> None:
     said: list[str] = []
     made = opened(runner, "llava", spec, log=said.append)
     one_by_one, together = both(made, requests_about(load(None)[:4], {"max_new_tokens": 2}))
@@ -132,6 +132,33 @@ def test_what_differs_from_a_prompt_alone_is_caught_in_the_run(
     assert all(answer.costs.latency_s is not None for answer in together)
     assert "does something else to a prompt alone" in said[-1], said
     assert len(calls) == 1, "it is not tried again"
+
+
+def test_a_choice_that_counts_padding_within_a_prompt_is_caught_in_the_run(
+    runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """Alone and in a usual batch nothing stands between the words of a prompt."""
+    file = tmp_path / "back.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from vtw_eval.engine import Reads\n"
+        "from vtw_eval.methods import Method\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Back(Method):\n"
+        "    key: ClassVar[str] = 'counts_back'\n"
+        "    reads = Reads.HIDDEN\n"
+        "    def layers(self, num_layers):\n"
+        "        return (2,)\n"
+        "    def keep(self, view):\n"
+        "        return ~(view.vision & ((view.index[:, -1:] - view.index) % 5 == 0))\n"
+    )
+    said: list[str] = []
+    made = runner("llava", method=f"{file}:Back", verify=False, log=said.append, batch_size=9)
+    one_by_one, together = both(made, requests_about(load(None)[:9], {"max_new_tokens": 2}))
+    check(one_by_one, together)
+    assert all(answer.costs.latency_s is not None for answer in together)
+    assert "does something else to a prompt alone" in said[-1], said
 
 
 # --- several methods

@@ -59,9 +59,10 @@ class UnchangedPrefix:
         """Return the same without the last token of each prefix, which is a text token."""
         old = self.prefix
         cache = copy.copy(old.cache)
-        cache.layers = [copy.copy(layer) for layer in old.cache.layers]
-        for layer in cache.layers[: self.depth]:
+        layers: list[Any] = [copy.copy(layer) for layer in old.cache.layers]
+        for layer in layers[: self.depth]:
             layer.crop(-1)
+        cache.layers = layers
         return replace(
             self,
             prefix=replace(old, ids=old.ids[:, :-1], valid=old.valid[:, :-1], cache=cache),
@@ -146,7 +147,7 @@ def run_unchanged(
         entered=entered,
         types={name: inputs[name] for name in names if name not in ("input_ids", MASK)},
         positions=positions,
-        deepstack=None if features is None else (where, features),
+        deepstack=None if features is None or where is None else (where, features),
         tower={} if recorder is None else recorder.calls,
     )
 
@@ -290,7 +291,7 @@ class Entry:
         if cache is None:
             raise changed("decoder layers get no KV cache")
         layers: list[Any] = cache.layers
-        made = copy.copy(self.unchanged.prefix.cache.layers[i])
+        made: Any = copy.copy(self.unchanged.prefix.cache.layers[i])
         made.batch_select_indices(self.index)
         layers[i : i + 1] = [made]
 

@@ -333,7 +333,7 @@ class _Engine:
         step.ran += 1
         if step.decoding:
             return self._decode(i, step, hidden, kwargs)
-        first = self.first
+        first: float = self.first
         if self.entry is not None:
             hidden, first = self.entry.whole(i, hidden)
         hidden = add_deepstack(i, step, hidden, first)

@@ -259,7 +259,8 @@ class Sharer:
         prompts = [shown[image][number] for image, number in places]
         check_trace(late.trace, Encoded(dict(late.inputs)), prompts)
         tokens = late.tokens.cpu()
-        self._once(partial(self._check_late, late.trace, tokens[0], prompts[0]))
+        # The shortest prompt of the batch, the last one: the most padding stands between its parts.
+        self._once(partial(self._check_late, late.trace, tokens, len(places) - 1, prompts[-1]))
         notes = encoded.notes or ((),) * len(splits)
         counts = counts_of(late.trace, 1)
         return [SharedAnswer(tokens[i], counts[i], notes[image]) for i, image in enumerate(rows)]
@@ -275,8 +276,8 @@ class Sharer:
             raise
         self.state.sound.add(str(self.method))
 
-    def _check_late(self, trace: Trace, tokens: Tensor, prompt: DocumentPrompt) -> None:
-        """Check that the method keeps the same of the first row's prompt alone, and that it is answered alike.
+    def _check_late(self, trace: Trace, tokens: Tensor, row: int, prompt: DocumentPrompt) -> None:
+        """Check that the method keeps the same of a row's prompt alone, and that it is answered alike.
 
         In half precision, where borders of a choice move with the batch, as many tokens have to be left in each layer.
 
@@ -288,15 +289,15 @@ class Sharer:
         whole = self.family.encode([prompt])
         with torch.no_grad(), self._installed(whole.inputs) as full:
             alone = self.family.generate(whole, self.arguments)[0].cpu()
-        same = torch.equal(full.tokens_per_layer[0], trace.tokens_per_layer[0])
+        same = torch.equal(full.tokens_per_layer[0], trace.tokens_per_layer[row])
         if same and self.family.model.dtype.itemsize >= 4:
             assert trace.reduction is not None and full.reduction is not None, "both have run"
-            mine, only = trace.reduction.prompt.valid[0], full.reduction.prompt.valid[0]
+            mine, only = trace.reduction.prompt.valid[row], full.reduction.prompt.valid[0]
             same = all(
-                torch.equal(trace.kept(i)[0, mine], full.kept(i)[0, only]) for i in range(self.anatomy.num_layers)
+                torch.equal(trace.kept(i)[row, mine], full.kept(i)[0, only]) for i in range(self.anatomy.num_layers)
             )
-            shortest = min(len(alone), len(tokens))
-            same = same and torch.equal(alone[:shortest], tokens[:shortest])
+            new = min(len(alone), tokens.shape[1])  # a batch goes on until its last answer has ended
+            same = same and torch.equal(alone[:new], tokens[row, :new])
         if not same:
             raise SharingError(f"{self.method} does something else to a prompt alone than to one that enters late")
 
