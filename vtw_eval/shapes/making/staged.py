@@ -190,7 +190,6 @@ def command_line(
     program: str,
     trained: str,
     arguments: list[str] | None,
-    begins: bool = False,
 ) -> None:
     """Run the command line of a trainer.
 
@@ -204,8 +203,6 @@ def command_line(
         What is trained, for help.
     arguments
         Of the command line; None for those of the process.
-    begins
-        Whether the trainer takes a checkpoint to begin from, ``start``.
     """
     defaults = recipe()
     parser = argparse.ArgumentParser(
@@ -216,10 +213,6 @@ def command_line(
     )
     parser.add_argument("--work", type=Path, required=True, help="directory for the resumable state and the log")
     parser.add_argument("--out", type=Path, required=True, help="directory for the finished checkpoint")
-    if begins:
-        parser.add_argument(
-            "--start", type=Path, help="trained LLaVA for boards whose language model this one begins with"
-        )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of weights and data")
     parser.add_argument("--vision-steps", type=int, default=defaults.vision_steps, help="steps of stage vision")
     parser.add_argument("--joint-steps", type=int, default=defaults.joint_steps, help="steps of stage joint")
@@ -231,10 +224,7 @@ def command_line(
 
     torch.set_num_threads(options.threads)
     given = recipe(seed=options.seed, vision_steps=options.vision_steps, joint_steps=options.joint_steps)
-    try:
-        made = trainer(given, autocast=not options.float32, **({"start": options.start} if begins else {}))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    made = trainer(given, autocast=not options.float32)
     options.work.mkdir(parents=True, exist_ok=True)
     state = options.work / STATE_FILE
     if state.exists():

@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.shapes.boards.test_training import TINY as TINY_LLAVA
+from vtw_eval import VTW
+from vtw_eval.shapes import check
+from vtw_eval.shapes.boards.making.check import hidden_from
+from vtw_eval.shapes.boards.making.families import qwen2_vl
 from vtw_eval.shapes.boards.making.families.family import thinned
 from vtw_eval.shapes.boards.making.families.images import Form, sample_part
 from vtw_eval.shapes.boards.making.families.internvl import InternVL
-from vtw_eval.shapes.boards.making.families.language import begin_from
 from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL, TokenForm
-from vtw_eval.shapes.boards.making.families.train import FamilyTrainer, train
+from vtw_eval.shapes.boards.making.families.train import FamilyTrainer
 from vtw_eval.shapes.boards.making.thinning import thin_pass
-from vtw_eval.shapes.boards.making.train import Trainer
 from vtw_eval.shapes.boards.scenes import CELL, Item, Placed, is_test_scene
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size
 from vtw_eval.shapes.making.staged import run
@@ -108,35 +109,24 @@ def test_the_shipped_size(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    """A LLaVA for boards of the same widths and depth, with weights of its own."""
-    folder = tmp_path_factory.mktemp("llava")
-    recipe = dataclasses.replace(TINY_LLAVA, size=SIZE, seed=3)
-    Trainer(recipe).export(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_trains_from_a_llava_resumes_and_exports(name, llava, tmp_path, capsys):
+def test_trains_resumes_and_exports(name, tmp_path):
     family, recipe = tiny(name)
-    trainer = FamilyTrainer(recipe, family=family, start=llava)
-    words = trainer.model.get_input_embeddings().weight.detach().clone()
+    trainer = FamilyTrainer(recipe, family=family)
     begun = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
     while trainer.step < recipe.vision_steps:
         trainer.advance()
-    assert torch.equal(words, trainer.model.get_input_embeddings().weight)
     trainer.save(tmp_path / "state.safetensors")
     run(trainer, tmp_path, save_every=100, check_every=100)
     ended = dict(trainer.module.named_parameters())
     assert all(not torch.equal(begun[n], p) for n, p in ended.items() if "layers" in n or "heads" in n)
 
-    again = FamilyTrainer(recipe, family=family, start=llava)
+    again = FamilyTrainer(recipe, family=family)
     again.resume(tmp_path / "state.safetensors")
     run(again, tmp_path, save_every=100, check_every=100)
     assert all(torch.equal(p, ended[n]) for n, p in again.module.named_parameters())
     with pytest.raises(ValueError, match="belongs to another run"):
-        FamilyTrainer(recipe, family=family).resume(tmp_path / "state.safetensors")
+        FamilyTrainer(dataclasses.replace(recipe, seed=7), family=family).resume(tmp_path / "state.safetensors")
 
     again.export(tmp_path / "out")
     model, notes = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -153,48 +143,45 @@ def test_trains_from_a_llava_resumes_and_exports(name, llava, tmp_path, capsys):
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_a_llava_without_vision_is_the_decoder_that_begins_from_it(llava):
-    """Before any step both write the same words, as biases are zero."""
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Qwen2VL, "recipe", dataclasses.replace(Qwen2VL.recipe, **TINY))
+    threads = torch.get_num_threads()
+    try:
+        command = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--threads", "1"]
+        qwen2_vl.main([*command, "--vision-steps", "1", "--joint-steps", "1"])
+        check.main([str(tmp_path / "out"), "--shown", "16", "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "checkpoint in" in printed
+    assert [line.split(" | ")[0] for line in printed.splitlines()[-4:]] == ["| 3", "| 2", "| 1", "| 0"]
+    with pytest.raises(SystemExit):
+        check.main([str(tmp_path / "work")])
+    assert "no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_hidden_tokens_are_withdrawn_ones(k, monkeypatch):
     family, recipe = tiny("qwen2_vl")
-    recipe = dataclasses.replace(recipe, seed=9)
     model = family.build(recipe)
-    random_biases(model)
-    begin_from(model.model.language_model, family.processor.tokenizer, llava)
-    other = AutoModelForImageTextToText.from_pretrained(llava)
-    text = "<s>USER: Is there a red circle in the image?"
-    logits = []
-    for each, tokenizer in (
-        (model, family.processor.tokenizer),
-        (other, AutoProcessor.from_pretrained(llava).tokenizer),
-    ):
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        # every rotary frequency is that of the LLaVA where all positions are the same
-        out = each.model.language_model(
-            inputs_embeds=each.get_input_embeddings()(ids), position_ids=torch.zeros_like(ids)
-        )
-        numbers = tokenizer.convert_tokens_to_ids(["red", "circle", "Yes", "</s>"])
-        logits.append(each.lm_head(out.last_hidden_state)[0, :, numbers])
-    torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-3)
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused(llava, tmp_path):
-    family, recipe = tiny("qwen2_vl")
-    deeper = dataclasses.replace(recipe, size=dataclasses.replace(SIZE, layers=4))
-    with pytest.raises(ValueError, match="other widths or another depth"):
-        FamilyTrainer(deeper, family=family, start=llava)
-    with pytest.raises(ValueError, match=r"no config\.json"):
-        FamilyTrainer(recipe, family=family, start=tmp_path)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_command_line(name, tmp_path, capsys):
-    family, recipe = tiny(name)
-    family.recipe = recipe
-    module = f"vtw_eval.shapes.boards.making.families.{name}"
-    with pytest.raises(SystemExit) as stopped:
-        train(family, module, "it", ["--work", str(tmp_path), "--out", str(tmp_path), "--start", str(tmp_path / "no")])
-    assert stopped.value.code == 2
-    assert "is no folder of a checkpoint" in capsys.readouterr().err
+    model.set_attn_implementation("eager")
+    images = []
+    made = family.media
+    monkeypatch.setattr(family, "media", lambda shown, form: images.extend(shown) or made(shown, form))
+    monkeypatch.setattr(qwen2_vl, "compressed", Image.fromarray)
+    shown = family.held_out(np.random.default_rng(0), 1)
+    shown = dataclasses.replace(shown, questions=[shown.questions[0][:1]])
+    batch = family.pack(model, shown)
+    given = torch.arange(shown.tokens)[None]
+    with hidden_from(model, k, batch.input_ids == family.placeholder), torch.no_grad():
+        hidden = thin_pass(model, family.features(model, shown.media), batch, given, family.placeholder)[0][0]
+    content = [{"type": "image"}, {"type": "text", "text": prompt(shown.questions[0][0])}]
+    text = family.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    picture = Image.fromarray(images[0]).resize((224, 224), Image.Resampling.BICUBIC)
+    inputs = family.processor(text=text, images=picture, return_tensors="pt")
+    with VTW(k=k)(model), torch.no_grad():
+        withdrawn = model(**inputs).logits[0, -1]
+    torch.testing.assert_close(hidden, withdrawn, atol=1e-4, rtol=1e-4)
 
 
 def lit(name, form, spots):

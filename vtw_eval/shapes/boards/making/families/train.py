@@ -1,4 +1,4 @@
-"""Trains a family, from nothing or from the language model of a trained LLaVA."""
+"""Trains a family."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from vtw_eval.shapes.boards.making.families.check import accuracy
 from vtw_eval.shapes.boards.making.families.family import Family
-from vtw_eval.shapes.boards.making.families.language import begin_from
 from vtw_eval.shapes.boards.making.nearness import word_losses
 from vtw_eval.shapes.boards.making.optimiser import optimisers
 from vtw_eval.shapes.boards.making.recipe import Recipe
 from vtw_eval.shapes.boards.making.thinning import thin_pass
-from vtw_eval.shapes.making.packing import answer_loss, answers_right
+from vtw_eval.shapes.making.packing import answer_loss
 from vtw_eval.shapes.making.staged import StagedTrainer, command_line
 
 PLACE_WEIGHT = 0.2
@@ -35,22 +34,13 @@ class FamilyTrainer(StagedTrainer):
         As in :class:`~vtw_eval.shapes.making.staged.StagedTrainer`.
     family
         What is trained.
-    start
-        Folder of a trained LLaVA for boards. Its language model and words are what training begins with; stage
-        ``vision`` leaves them as they are.
     """
 
     recipe: Recipe
 
-    def __init__(self, recipe: Recipe, autocast: bool = True, *, family: Family, start: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, autocast: bool = True, *, family: Family) -> None:
         self.family = family
-        self.start: str | None = None
-        if start is not None and not start.is_dir():
-            raise ValueError(f"{start} is no folder of a checkpoint")
-        self.begins = start is not None
         super().__init__(recipe, autocast)
-        if start is not None:
-            self.start = begin_from(self.model.model.language_model, self.processor.tokenizer, start)
         with torch.no_grad():
             for name, directions in family.directions(self.model.model.language_model).items():
                 cast(nn.Linear, self.heads[name]).weight.copy_(directions)
@@ -58,8 +48,8 @@ class FamilyTrainer(StagedTrainer):
         self.words = {name: torch.tensor([vocabulary[w] for w in words]) for name, words in family.words.items()}
 
     def about(self) -> dict[str, Any]:
-        """Return what a saved state must have in common with this run, the LLaVA that it began from too."""
-        return super().about() | {"family": type(self.family).__name__, "start": self.start}
+        """Return what a saved state must have in common with this run."""
+        return super().about() | {"family": type(self.family).__name__}
 
     def make_processor(self) -> Any:
         """Return the processor of the model."""
@@ -83,7 +73,7 @@ class FamilyTrainer(StagedTrainer):
 
         def scale(name: str) -> float:
             if "embed_tokens" in name:
-                return 0.0 if stage == "vision" and self.begins else 1.0
+                return 1.0
             if "language_model" in name:
                 return 0.0 if stage == "vision" else 1.0
             if name.startswith("heads"):
@@ -139,22 +129,9 @@ class FamilyTrainer(StagedTrainer):
         self.model = self.family.finish(self.model)
         super().export(directory)
 
-    @torch.no_grad()
-    def accuracy(self, batches: int = 4) -> dict[str, float]:
-        """Return quick held-out accuracies by question type, of 16 images or videos a batch."""
-        rng = np.random.default_rng([self.recipe.seed, 2])
-        right: dict[str, list[bool]] = {type: [] for type in self.family.types}
-        for _ in range(batches):
-            shown = self.family.held_out(rng, 16)
-            batch = self.family.pack(self.model, shown)
-            given = torch.arange(shown.tokens).expand(len(shown.questions), -1)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                features = self.family.features(self.model, shown.media)
-                logits, _ = thin_pass(self.model, features, batch, given, self.family.placeholder)
-            flat = [question for row in shown.questions for question in row]
-            for question, ok in zip(flat, answers_right(logits, batch).tolist(), strict=True):
-                right[question.type].append(ok)
-        return {type: round(float(np.mean(oks)), 4) for type, oks in right.items() if oks}
+    def accuracy(self) -> dict[str, float]:
+        """Return quick held-out accuracies by question type."""
+        return accuracy(self.family, self.model, 64, seed=self.recipe.seed, autocast=self.autocast)
 
 
 def train(family: Family, module: str, trained: str, arguments: list[str] | None) -> None:
@@ -170,4 +147,4 @@ def train(family: Family, module: str, trained: str, arguments: list[str] | None
         Of the command line; None for those of the process.
     """
     recipe = partial(replace, family.recipe)
-    command_line(recipe, partial(FamilyTrainer, family=family), module, trained, arguments, begins=True)
+    command_line(recipe, partial(FamilyTrainer, family=family), module, trained, arguments)
