@@ -3,6 +3,7 @@
 from vtw_eval.cli import (
     analyze,
     bench,
+    chat,
     choose,
     cost,
     curve,
@@ -15,6 +16,7 @@ from vtw_eval.cli import (
     tasks,
     train_dyvte,
     verify,
+    web,
 )
 from vtw_eval.cli.app import app
 
@@ -22,6 +24,7 @@ __all__ = [
     "analyze",
     "app",
     "bench",
+    "chat",
     "choose",
     "cost",
     "curve",
@@ -34,4 +37,5 @@ __all__ = [
     "tasks",
     "train_dyvte",
     "verify",
+    "web",
 ]

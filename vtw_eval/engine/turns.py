@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vtw_eval.anatomy import BIDIRECTIONAL, find_anatomy
-from vtw_eval.engine.cache import has_keys
+from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine.calls import POSITIONS, cache_of_output, changed, with_cache
 from vtw_eval.engine.prefix import Prefix, numbered_from, numbering
+from vtw_eval.families import BIDIRECTIONAL
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def next_turn(model: nn.Module, held: Held, ids: Tensor, arguments: Mapping[str,
     anatomy = find_anatomy(model)
     if anatomy.model_type in BIDIRECTIONAL:
         raise TurnError(f"tokens of {anatomy.model_type} see some that follow them")
+    if not anatomy.plain_cache:
+        raise TurnError(f"{anatomy.model_type} keeps more of a prompt than keys and values, or shares them")
     if not held.steady:
         raise TurnError("positions in a video are larger than those of the first words behind it")
     _forget(held, ids)
@@ -129,8 +131,6 @@ def _forget(held: Held, ids: Tensor) -> None:
     if same < held.first:
         raise TurnError("the conversation begins otherwise than before: its template changes what was said")
     if surplus := held.ids.shape[1] - same:
-        if not all(has_keys(layer) for layer in held.cache.layers):
-            raise TurnError("the template changes an answer, and a recurrent state cannot forget it")
         try:
             held.cache.crop(-surplus)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from vtw_eval.show.answers import Scene, Shown
 from vtw_eval.show.drawing import data_url, drawn, sheet
 from vtw_eval.show.overlays import overlays
 from vtw_eval.show.sight import Panel
-from vtw_eval.show.steps import Step
+from vtw_eval.show.steps import Step, runs
 from vtw_eval.tables import Table
 
 _LEGEND = (
@@ -164,7 +164,7 @@ def _table(scene: Scene) -> Table[Inline]:
             shown.method,
             _answer(first, shown),
             _difference(first, shown) if shown is not first else "",
-            _runs(shown.tokens_per_layer),
+            runs(shown.tokens_per_layer),
             f"{sum(shown.tokens_per_layer) / len(shown.tokens_per_layer):.1f}",
             f"{shown.flops / unit:.3g}",
             f"{shown.flops / first.flops:.1%}",
@@ -187,14 +187,3 @@ def _answer(first: Shown, shown: Shown) -> Inline:
 def _difference(first: Shown, shown: Shown) -> str:
     place = shown.differs_from(first)
     return "yes" if place is None else f"no, from word {place + 1} on"
-
-
-def _runs(counts: Sequence[int]) -> str:
-    """Return counts by layer, equal ones of neighbours together: ``0-1: 90, 2-9: 26``."""
-    parts: list[str] = []
-    begin = 0
-    for layer in range(1, len(counts) + 1):
-        if layer == len(counts) or counts[layer] != counts[begin]:
-            parts.append(f"{begin}-{layer - 1}: {counts[begin]}" if layer - 1 > begin else f"{begin}: {counts[begin]}")
-            begin = layer
-    return "; ".join(parts)

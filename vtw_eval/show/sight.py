@@ -129,6 +129,9 @@ class _Observer:
     def layers(self, num_layers: int) -> Sequence[int]:
         return (0,)
 
+    def frozen_layers(self, num_layers: int) -> Sequence[int]:
+        return ()
+
     def keep(self, view: LayerView) -> Tensor:
         view.tower.masks  # noqa: B018  they are forgotten after the pass
         self.tower = view.tower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,3 +65,14 @@ def steps(trace: Trace, row: int = 0) -> list[Step]:
         else:
             found.append(Step(layer, layer, kept, into))
     return found
+
+
+def runs(counts: Sequence[int]) -> str:
+    """Return counts by layer, equal ones of neighbours together: ``0-1: 90; 2-9: 26``."""
+    parts: list[str] = []
+    begin = 0
+    for layer in range(1, len(counts) + 1):
+        if layer == len(counts) or counts[layer] != counts[begin]:
+            parts.append(f"{begin}-{layer - 1}: {counts[begin]}" if layer - 1 > begin else f"{begin}: {counts[begin]}")
+            begin = layer
+    return "; ".join(parts)
