@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.families import make_inputs, make_model
-from vtw_eval.anatomy import REFUSED, TESTED
+from vtw_eval.families import REFUSED, TESTED
 from vtw_eval.methods import METHODS, Reads, parse_method
 from vtw_eval.record.cell import Cell, CellSpec, Sample
 from vtw_eval.record.index import Index
@@ -42,6 +42,22 @@ def test_the_library_is_used_as_shown(scope: dict[str, Any]) -> None:
         exec(block, scope)
     vision = scope["trace"].vision_per_layer
     assert torch.equal(vision[:, 2], (vision[:, 0] + 1) // 2) and torch.equal(vision[:, 1], vision[:, 0])
+
+
+def test_layers_are_ordered_as_shown(scope: dict[str, Any]) -> None:
+    [block] = python_blocks(page("methods.md"))
+    exec(block, scope)
+    assert scope["method"].frozen_layers(4)[0] == 3 and len(scope["method"].frozen_layers(4)) == 2
+
+
+def test_an_observer_looks_on_as_shown(scope: dict[str, Any]) -> None:
+    [block] = python_blocks(page("analyze.md"))
+    seen: list[int] = []
+    exec(
+        block.replace("def look(entering):", "def look(entering):\n    seen.append(entering.layer)"),
+        scope | {"seen": seen},
+    )
+    assert seen == [0, 1, 2, 3]
 
 
 def test_the_walk_through_of_a_method_runs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,59 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-TESTED: frozenset[str] = frozenset(
-    {
-        "aya_vision",
-        "cohere2_vision",
-        "gemma3",
-        "glm4v",
-        "idefics3",
-        "internvl",
-        "internvl_chat",
-        "llava",
-        "llava_next",
-        "llava_onevision",
-        "mistral3",
-        "paligemma",
-        "qwen2_5_vl",
-        "qwen2_vl",
-        "qwen3_vl",
-        "qwen3_vl_moe",
-        "smolvlm",
-        "video_llava",
-        "vipllava",
-    }
-)
-"""``config.model_type`` of the families that the test-suite compares with the masking oracle."""
-
-DECODER_TESTED: frozenset[str] = frozenset(
-    {
-        "gemma4",
-        "lfm2_vl",
-        "llava_next_video",
-        "qwen3_5",
-        "qwen3_5_moe",
-    }
-)
-"""Those whose decoders are compared with it, and of whose vision towers nothing is tested: no method may read them."""
-
-REFUSED: Mapping[str, str] = {
-    "gemma3n": "its last layers share the keys of earlier layers, which still hold vision tokens",
-    "llama4": "its attention computes positions from the sequence length",
-    "mllama": "its vision features enter by cross-attention: there are no vision tokens in the decoder",
-}
-"""``config.model_type`` of families for which withdrawal is not defined or not right, with the reason."""
-
-FULL = "full_attention"
-RECURRENT: frozenset[str] = frozenset({"conv", "linear_attention"})
-"""What a config calls layers that mix tokens by a recurrence or a convolution. Of removed tokens such a layer sees
-nothing, as if the prompt had been written without them; no mask says that."""
-
-LAYERS: frozenset[str] = RECURRENT | {FULL, "sliding_attention"}
-"""What a config may call layers from which tokens can be removed."""
-
-BIDIRECTIONAL: frozenset[str] = frozenset({"gemma3", "gemma4", "paligemma"})
-"""``config.model_type`` of families whose vision tokens see each other in both directions."""
+from vtw_eval.families import DECODER_TESTED, FULL, LAYERS, RECURRENT, REFUSED, TESTED
 
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
 _TOWERS = ("vision_tower", "vision_model", "visual", "image_tower", "video_tower")
@@ -110,7 +57,7 @@ class Anatomy:
         return torch.isin(ids, ids.new_tensor(self.vision_token_ids))
 
     def kind(self, layer: int) -> str:
-        """Return how a layer mixes tokens, as its config calls it: a key of :data:`LAYERS`."""
+        """Return how a layer mixes tokens, as its config calls it: see :data:`vtw_eval.families.LAYERS`."""
         kinds = getattr(self.text_config, "layer_types", None)
         return kinds[layer] if kinds else FULL
 
@@ -250,6 +197,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     config = getattr(model, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no config: pass a transformers model.")
+    _check_refused(config.model_type)
     text_config = config.get_text_config(decoder=True)
     if text_config is config and hasattr(config, "llm_config"):  # OpenGVLab's remote code
         text_config = config.llm_config
@@ -291,8 +239,7 @@ def module_with_layers(start: nn.Module, num_layers: int) -> nn.Module | None:
 def check_support(anatomy: Anatomy, allow_untested: bool) -> None:
     """Raise :class:`UnsupportedModelError` for a refused family, and for an untested one unless allowed."""
     family = anatomy.model_type
-    if family in REFUSED:
-        raise UnsupportedModelError(f"{family} is not supported: {REFUSED[family]}.")
+    _check_refused(family)
     if unknown := sorted({anatomy.kind(layer) for layer in range(anatomy.num_layers)} - LAYERS):
         raise UnsupportedModelError(
             f"{family} has layers of type {', '.join(unknown)}: what they see of removed tokens is unknown."
@@ -302,3 +249,8 @@ def check_support(anatomy: Anatomy, allow_untested: bool) -> None:
             f"{family} is not a tested family ({', '.join(sorted(TESTED | DECODER_TESTED))}). Pass allow_untested=True "
             "to go on, and compare its logits with those of masked attention before believing a number."
         )
+
+
+def _check_refused(family: str) -> None:
+    if family in REFUSED:
+        raise UnsupportedModelError(f"{family} is not supported: {REFUSED[family]}.")

@@ -14,11 +14,12 @@ from tests.methods.examples import EXAMPLES
 from tests.support.families import FAMILIES, make_inputs, make_model
 from tests.support.oracle import FLASH, register_attention
 from vtw_eval import Method, parse_method
-from vtw_eval.anatomy import BIDIRECTIONAL, find_anatomy
+from vtw_eval.anatomy import find_anatomy
 from vtw_eval.engine import LayerView, Reads
 from vtw_eval.engine.masks import MaskKind
 from vtw_eval.engine.packed import answer_packed
 from vtw_eval.engine.prefix import generate_behind, run_prefix
+from vtw_eval.families import BIDIRECTIONAL
 from vtw_eval.methods import METHODS
 from vtw_eval.methods.base import kept_count
 from vtw_eval.methods.scorer import Scorer

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from tests.support.families import make_inputs, make_model
 from vtw_eval import Composite, FastV, Method, Reads
-from vtw_eval.anatomy import TESTED, find_anatomy, find_tower
+from vtw_eval.anatomy import find_anatomy, find_tower
 from vtw_eval.engine import LayerView
 from vtw_eval.engine.tower import TowerView
 from vtw_eval.engine.tower_packing import pack
+from vtw_eval.families import TESTED
 from vtw_eval.versions import UpstreamChangedError
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}  # eager attention of float64 rounds to float32

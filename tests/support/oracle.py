@@ -17,7 +17,8 @@ from transformers.masking_utils import eager_mask, flash_attention_mask
 
 from tests.support.families import FAMILIES, make_inputs, make_model
 from vtw_eval import VTW
-from vtw_eval.anatomy import BIDIRECTIONAL, find_anatomy
+from vtw_eval.anatomy import find_anatomy
+from vtw_eval.families import BIDIRECTIONAL
 from vtw_eval.verify.oracle import extend, oracle_logits, vision_positions
 
 FLASH = "reference_fa"

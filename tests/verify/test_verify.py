@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 from tests.methods.examples import EXAMPLES
 from tests.methods.test_methods import MERGING
 from tests.support.oracle import FLASH, register_attention
-from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, anatomy
-from vtw_eval.anatomy import TESTED, find_anatomy
+from vtw_eval import VTW, Baseline, DyVTE, FastV, Method, PyramidDrop, families
+from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
 from vtw_eval.engine import arguments as layer_arguments
 from vtw_eval.engine import cache as engine_cache
 from vtw_eval.engine import choose, hooks, masks
+from vtw_eval.families import TESTED
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.dart import DART
 from vtw_eval.methods.framefusion import FrameFusion
@@ -243,7 +244,8 @@ def test_the_command_prints_a_table_and_tells_a_failure(monkeypatch: pytest.Monk
     monkeypatch.setattr(touch_points, "TOUCH_POINTS", (broken,))
     monkeypatch.setattr("vtw_eval.sweep.harness.harness_names", list)
     monkeypatch.setattr(verdict, "check_method", Counting())
-    monkeypatch.setattr(anatomy, "TESTED", frozenset({"llava"}))
+    monkeypatch.setattr(families, "TESTED", frozenset({"llava"}))
+    monkeypatch.setattr(families, "DECODER_TESTED", frozenset())
     shown = run(app, ["verify", "--all", "--method", "vtw,k=1"])
     assert shown.exit_code == 1
     assert "2 of 2 agree" in shown.output and "0 of 1 things" in shown.output

@@ -75,19 +75,20 @@ def _configs(models: Sequence[str], families: Sequence[str], everything: bool) -
     """Return the configs that were asked for, by name."""
     from transformers import AutoConfig
 
-    from vtw_eval.anatomy import TESTED
     from vtw_eval.checkpoints import checkpoint
     from vtw_eval.errors import suggest
+    from vtw_eval.families import DECODER_TESTED, TESTED
     from vtw_eval.verify.tiny import family_config
 
-    known = sorted(TESTED - {"internvl_chat"})  # code that comes with checkpoints cannot be made small
+    everywhere = sorted(TESTED - {"internvl_chat"})  # code that comes with checkpoints cannot be made small
+    known = sorted({*everywhere, *DECODER_TESTED})
     for name in families:
         if name not in known:
             raise ValueError(f"unknown family {name!r}{suggest(name, known)} Known: {', '.join(known)}.")
     if not (models or families or everything):
         raise ValueError("name a --model or a --family, or give --all; vtw-eval verify --help shows examples.")
     found = {name: AutoConfig.from_pretrained(checkpoint(name)) for name in models}
-    return found | {name: family_config(name) for name in (known if everything else families)}
+    return found | {name: family_config(name) for name in (everywhere if everything else families)}
 
 
 def _methods(specs: Sequence[str]) -> list[Method]:

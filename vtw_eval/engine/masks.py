@@ -15,9 +15,10 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
-from vtw_eval.anatomy import BIDIRECTIONAL, Anatomy, UnsupportedModelError
+from vtw_eval.anatomy import Anatomy, UnsupportedModelError
 from vtw_eval.engine.calls import changed
 from vtw_eval.engine.layout import Layout, pick
+from vtw_eval.families import BIDIRECTIONAL
 
 MaskKind = Literal["boolean", "additive", "validity"]
 """4-D boolean (SDPA), 4-D additive (eager), 2-D validity (FlashAttention)."""

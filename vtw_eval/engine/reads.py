@@ -8,7 +8,8 @@ from enum import Flag, auto
 
 from torch import nn
 
-from vtw_eval.anatomy import DECODER_TESTED, Anatomy, UnsupportedModelError, find_tower
+from vtw_eval.anatomy import Anatomy, UnsupportedModelError, find_tower
+from vtw_eval.families import DECODER_TESTED
 
 
 class Reads(Flag):

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import transformers
 
-from vtw_eval.anatomy import REFUSED
+from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import checkpoint
+from vtw_eval.families import DECODER_TESTED, REFUSED
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.family import Family
 from vtw_eval.models.options import Options
@@ -45,7 +46,7 @@ def load(
     Raises
     ------
     ValueError
-        See :func:`family_of`.
+        See :func:`family_of`; also if the costs of the checkpoint's decoder cannot be told.
     """
     family, model_type = family_of(adapter, options, adapters)
     opened = checkpoint(options.pretrained)
@@ -55,12 +56,23 @@ def load(
     model = getattr(transformers, family.auto_class).from_pretrained(
         opened, dtype=options.torch_dtype, **source, **placement, **attention
     )
+    _check_costs(model, options.pretrained)
     if not options.device_map:
         model.to(device)
     processor = getattr(transformers, family.processor_class).from_pretrained(
         opened, **source, **family.processor_arguments(options, model_type, simple)
     )
     return family(model.eval(), processor, options, simple)
+
+
+def _check_costs(model: Any, pretrained: str) -> None:
+    """Refuse a decoder whose costs, which every answer comes with, would be wrong."""
+    anatomy = find_anatomy(model)
+    if not anatomy.plain_cache:
+        raise ValueError(
+            f"{pretrained} has decoder layers without keys of their own. An adapter tells what a prompt costs by Eq. 1 "
+            "and the KV cache, which are of attention in every layer: use methods in Python on this model."
+        )
 
 
 def family_of(
@@ -140,6 +152,8 @@ def _wrong_family(adapter: str, pretrained: str, config: Mapping[str, Any], adap
     advice = f" Use --model {better} for it." if better else ""
     if model_type in REFUSED:
         advice = f" It is not supported: {REFUSED[model_type]}."
+    elif model_type in DECODER_TESTED:
+        advice = " No adapter opens it: use methods in Python on it."
     elif not better and "auto_map" in config:
         advice = " It runs code of its own, which is known for internvl_chat only: take one in transformers' format."
     return f"{pretrained} is a checkpoint of type {model_type!r}, but {adapter} opens {known}.{advice}"

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtw_eval.anatomy import BIDIRECTIONAL, Anatomy
+from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import Reads
 from vtw_eval.engine.masks import MaskKind, mask_kind
+from vtw_eval.families import BIDIRECTIONAL
 from vtw_eval.methods import Method
 from vtw_eval.models.family import DocumentPrompt, Family
 

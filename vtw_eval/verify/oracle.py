@@ -108,12 +108,12 @@ def masked(
             seen["embeddings"][i] = module.forward(args[0], new)
 
     def on_the_rest(i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        hidden, positions = args[0], kwargs["position_embeddings"]
+        hidden, positions = args[0], kwargs.get("position_embeddings") or ()
         alone = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
         keep = kept_in(i, seen["vision"], seen["valid"])
         result = hidden.clone()
         for row, own in enumerate(keep):
-            parts = tuple(part[..., row % part.shape[-3], own, :].unsqueeze(-3) for part in positions)
+            parts = tuple(part[..., row % part.shape[-3], own, :].unsqueeze(-3) for part in positions) or None
             result[row, own] = layer.forward(hidden[row, own][None], **{**alone, "position_embeddings": parts})[0]
         return result
 

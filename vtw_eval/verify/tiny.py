@@ -37,14 +37,22 @@ _TOWER = {
     "head_dim": 8,
     "out_hidden_size": HIDDEN,
 }
-_MROPE = {"glm4v_text": [8, 12, 12], "qwen2_5_vl_text": [16, 24, 24], "qwen2_vl_text": [16, 24, 24]}
+_MROPE = {
+    "glm4v_moe_text": [8, 12, 12],
+    "glm4v_text": [8, 12, 12],
+    "glm_ocr_text": [8, 12, 12],
+    "paddleocr_vl_text": [16, 24, 24],
+    "qwen2_5_vl_text": [16, 24, 24],
+    "qwen2_vl_text": [16, 24, 24],
+}
 """Sections of M-RoPE that a default config leaves out."""
 _LAYERS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "gemma4": (("sliding_attention", "full_attention") * 3, {"num_kv_shared_layers": 3}),
+    "gemma4_unified": (("sliding_attention", "full_attention") * 2, {}),
     "lfm2_vl": (("conv", "conv", "full_attention", "conv", "full_attention"), {}),
 }
 """Kinds of layers, and what else checkpoints have, of families whose default config has layers of one kind only."""
-_DEAF = frozenset({"gemma4"})
+_DEAF = frozenset({"gemma4", "gemma4_unified"})
 """Families that do without their audio tower."""
 _LAYER_SIZES = {"head_dim": 2 * HEAD_DIM, "num_key_value_heads": 1}
 """Sizes of the layers that a config sets apart from the others."""
@@ -79,6 +87,14 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         "moe_intermediate_size": 32,
         "sliding_window": WINDOW,
         "max_position_embeddings": 512,
+        "qk_rope_head_dim": HEAD_DIM,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
         "linear_key_head_dim": HEAD_DIM,
         "linear_value_head_dim": HEAD_DIM,
         "linear_num_key_heads": 2,
