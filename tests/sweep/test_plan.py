@@ -176,7 +176,10 @@ def test_groups_and_benchmarks_are_written_out() -> None:
 
 CELLS = {
     "shapes": 17 * 5,
+    "shapes-blank": 3 * 5,
     "shapes-budgets": 84 * 5,
+    "vtw-table1": 3,
+    "vtw-table1-blank": 3,
     "vtw-table2": 3 * 5 * 6,
     "vtw-table3": 3 * 2,
     "vtw-table8": 2 * 2 * 6,

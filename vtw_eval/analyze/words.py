@@ -15,9 +15,7 @@ from vtw_eval.analyze.documents import Array
 from vtw_eval.analyze.roles import (
     CROSS,
     FIRST,
-    IMAGE_SELF,
     INSTRUCTION,
-    KINDS,
     OUTPUT,
     ROLES,
     SYSTEM,
@@ -185,7 +183,7 @@ def _migration(tasks: Sequence[TaskAnalysis]) -> str:
         f"Attention to vision tokens fades with depth, as in VTW: {_percent(thirds[0])} in the first third of the "
         f"layers, {_percent(thirds[2])} in the last."
         if fades
-        else f"Attention to vision tokens does not fade with depth, as VTW has it: {_percent(thirds[0])} in the first "
+        else f"Attention to vision tokens does not fade with depth, unlike in VTW: {_percent(thirds[0])} in the first "
         f"third of the layers, {_percent(thirds[1])} in the middle, {_percent(thirds[2])} in the last."
     )
     return " ".join([told, *_by_token(tasks), *(_kept(task) for task in tasks)])
@@ -244,30 +242,32 @@ def _answers(tasks: Sequence[TaskAnalysis]) -> Table[str]:
 
 
 def _stages(tasks: Sequence[TaskAnalysis]) -> str:
-    cross = np.mean([task.unchanged.kinds["mass"].mean[:, CROSS] for task in tasks], axis=0)
+    return " ".join(
+        [
+            "DyVTE (Fig. 3) reads three stages: attention from text to image is high in the first layers, falls while "
+            "tokens of one modality attend to each other, and resumes. Here, of the attention of the prompt's text, "
+            "the part that goes to the image:",
+            *(_stages_of(task) for task in tasks),
+            *_entropies(tasks),
+        ]
+    )
+
+
+def _stages_of(task: TaskAnalysis) -> str:
+    """Tell whether attention from text to image falls and resumes on a task."""
+    cross = task.unchanged.kinds["mass"].mean[:, CROSS]
     lowest = int(cross[1:].argmin()) + 1
     early, late = cross[:lowest].max(), cross[lowest:].max()
     falls, resumes = cross[lowest] < FALL * early, late > cross[lowest] / FALL
-    seen = (
-        f"it falls from {_percent(early)} to {_percent(cross[lowest])} in layer {lowest} and resumes to "
-        f"{_percent(late)}, as the three stages have it"
-        if falls and resumes
-        else f"it falls from {_percent(early)} to {_percent(cross[lowest])} in layer {lowest} and does not resume "
-        f"({_percent(late)} at most): the first two stages, without the third"
-        if falls
-        else f"it stays between {_percent(cross.min())} (layer {int(cross.argmin())}) and {_percent(cross.max())} "
-        f"(layer {int(cross.argmax())}): no stage of fusion ends, and none of reasoning begins"
+    fall = f"On {task.task} it falls from {_percent(early)} to {_percent(cross[lowest])} in layer {lowest}"
+    if falls and resumes:
+        return f"{fall} and resumes to {_percent(late)}, as the three stages have it."
+    if falls:
+        return f"{fall} and does not resume ({_percent(late)} at most): the first two stages, without the third."
+    return (
+        f"On {task.task} it stays between {_percent(cross.min())} (layer {int(cross.argmin())}) and "
+        f"{_percent(cross.max())} (layer {int(cross.argmax())}): no fusion ends, and no reasoning begins."
     )
-    selves = [
-        f"{KINDS[kind]} {_percent(float(np.mean([t.unchanged.kinds['mass'].mean[:, kind].mean() for t in tasks])))}"
-        for kind in (IMAGE_SELF, TEXT_SELF)
-    ]
-    told = (
-        "DyVTE (Fig. 3) reads three stages: attention from text to image is high in the first layers, falls while "
-        f"tokens of one modality attend to each other, and resumes. Here, the part of the attention of the prompt's "
-        f"text that goes to the image: {seen} (mean over the tasks; over all layers {' and '.join(selves)})."
-    )
-    return " ".join([told, *_entropies(tasks)])
 
 
 def _entropies(tasks: Sequence[TaskAnalysis]) -> list[str]:
