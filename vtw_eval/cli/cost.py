@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +32,7 @@ _LEGEND = (
 @app.command(
     epilog="Examples: vtw-eval cost --geometry llava-1.5-7b --text 65.9 --method vtw,k=16 --method fastv · "
     "vtw-eval cost --flops 0.5 --geometry llava-1.5-7b --method vtw --method fastv --method divprune · "
+    "vtw-eval cost --flops 0.5 --geometry video-llava-7b --frames 8 --method evs --method fastvid · "
     "vtw-eval cost --measure --geometry llava-1.5-7b --method vtw,k=16 · vtw-eval cost --paper vtw-table2"
 )
 def cost(
@@ -49,6 +50,12 @@ def cost(
         ),
     ] = None,
     vision: Annotated[float | None, typer.Option(help="Vision tokens. Default: the model's for one image.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="The prompt shows a video of so many frames, as many vision tokens of each, instead of one image."
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -90,27 +97,38 @@ def cost(
         if as_json and markdown:
             raise ValueError("give --json or --markdown, not both.")
         if paper is not None:
-            if geometry is not None or config is not None or method or measure or budget is not None:
+            if geometry is not None or config is not None or method or measure or budget is not None or frames:
                 raise ValueError(
-                    "--paper brings its own models and methods: leave --geometry, --config, --method, --flops and "
-                    "--measure out."
+                    "--paper brings its own models and methods: leave --geometry, --config, --method, --frames, "
+                    "--flops and --measure out."
                 )
             _print_papers(paper, as_json, markdown)
         elif measure:
-            if output_tokens is not None or tower or images is not None or budget is not None:
+            if output_tokens is not None or tower or images is not None or budget is not None or frames is not None:
                 raise ValueError(
-                    "--measure counts the prefill of the decoder as it is: leave --output-tokens, --tower, --images "
-                    "and --flops out."
+                    "--measure counts the prefill of the decoder on one image: leave --output-tokens, --tower, "
+                    "--images, --frames and --flops out."
                 )
             _print_counted(geometry, config, method or ["vtw"], text, vision, dtype, as_json, markdown)
         else:
-            model = _geometry(geometry, config, images)
+            model = _geometry(geometry, config, images if images is not None or frames is None else frames)
+            shown = _Shown(DEFAULT_TEXT if text is None else text, _vision_tokens(model, vision, frames), frames)
             specs, missed = method or ["vtw"], list[str]()
             if budget is not None:
-                specs, missed = _fitted(model, specs, budget, text, vision)
-            _print_costs(model, specs, text, vision, output_tokens, dtype, tower, as_json, markdown)
+                specs, missed = _fitted(model, specs, budget, shown)
+            _print_costs(model, specs, shown, output_tokens, dtype, tower, as_json, markdown)
             for line in missed:
                 typer.echo(f"vtw-eval cost: {line}", err=True)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the prompt shows."""
+
+    text: float
+    vision: float
+    frames: int | None
+    """Of a video; None for one image."""
 
 
 def _name(geometry: str | None, config: str | None) -> str:
@@ -134,10 +152,13 @@ def _geometry(name: str | None, config: str | None, images: int | None) -> Geome
     return replace(geometry, vision=replace(geometry.vision, images=images))
 
 
-def _vision_tokens(geometry: Geometry, asked: float | None) -> float:
-    vision = geometry.vision_tokens if asked is None else asked
+def _vision_tokens(geometry: Geometry, asked: float | None, frames: int | None = None) -> float:
+    if asked is not None:
+        return asked
+    vision = geometry.vision_tokens if frames is None else geometry.video_tokens(frames)
     if vision is None:
-        raise ValueError(f"the number of vision tokens of {geometry.name} depends on the image: give --vision.")
+        what = "image" if frames is None else "video, or how it packs one"
+        raise ValueError(f"the number of vision tokens of {geometry.name} depends on the {what}: give --vision.")
     return vision
 
 
@@ -153,8 +174,7 @@ def _show(table: Table[str], markdown: bool) -> str:
 def _print_costs(
     model: Geometry,
     specs: Sequence[str],
-    text: float | None,
-    vision: float | None,
+    shown: _Shown,
     output_tokens: int | None,
     dtype: str,
     tower: bool,
@@ -164,17 +184,17 @@ def _print_costs(
     from vtw_eval.cost.compare import compare_costs
     from vtw_eval.methods import parse_method
 
-    text = DEFAULT_TEXT if text is None else text
-    vision = _vision_tokens(model, vision)
+    text, vision, frames = shown.text, shown.vision, shown.frames
     methods = [parse_method(spec) for spec in specs]
     costs = compare_costs(
-        model, methods, text=text, vision=vision, output_tokens=output_tokens, dtype=dtype, tower=tower
+        model, methods, text=text, vision=vision, output_tokens=output_tokens, dtype=dtype, tower=tower, frames=frames
     )
     setting: dict[str, Any] = {
         "geometry": model.name,
         "layers": model.layers,
         "text": text,
         "vision": vision,
+        **({} if frames is None else {"frames": frames}),
         "dtype": dtype,
         "tower": tower,
         "output_tokens": output_tokens,
@@ -183,28 +203,24 @@ def _print_costs(
         typer.echo(json.dumps({**setting, "methods": [c.to_dict(costs[0]) for c in costs]}, indent=2))
         return
     with_tower = ", with vision tower and projector" if tower else ""
+    of_frames = "" if frames is None else f" of {frames} frames"
     typer.echo(
-        f"{model.name}: {model.layers} layers, {text:g} text and {vision:g} vision tokens, {dtype}{with_tower}\n"
+        f"{model.name}: {model.layers} layers, {text:g} text and {vision:g} vision tokens{of_frames}, "
+        f"{dtype}{with_tower}\n"
     )
     typer.echo(_show(_table(costs, output_tokens), markdown))
     typer.echo(f"\n{_LEGEND}")
+    if asked := [c.method for c in costs if c.nominal]:
+        typer.echo(f"As asked for, what stays depends on the video: {', '.join(asked)}.")
 
 
-def _fitted(
-    model: Geometry, specs: Sequence[str], budget: float, text: float | None, vision: float | None
-) -> tuple[list[str], list[str]]:
+def _fitted(model: Geometry, specs: Sequence[str], budget: float, shown: _Shown) -> tuple[list[str], list[str]]:
     """Return the specs that cost a share of the unchanged model's FLOPs, and a line on each that does not."""
     from vtw_eval.cost.equal import fit_flops
     from vtw_eval.methods import parse_method
 
     fits = {
-        spec: fit_flops(
-            parse_method(spec),
-            model,
-            budget,
-            text=DEFAULT_TEXT if text is None else text,
-            vision=_vision_tokens(model, vision),
-        )
+        spec: fit_flops(parse_method(spec), model, budget, text=shown.text, vision=shown.vision, frames=shown.frames)
         for spec in specs
     }
     missed = [

@@ -42,6 +42,8 @@ class MethodCosts:
     """Prefill and all decode steps of an answer, by ``exact``; None if no length was given."""
     kv_bytes: float
     """KV cache after the prefill, in bytes."""
+    nominal: bool = False
+    """Whether these are the costs of what the method is asked for; what it keeps of a video depends on the video."""
 
     def to_dict(self, baseline: MethodCosts) -> dict[str, Any]:
         """Return the costs as JSON types, with their shares of the baseline's."""
@@ -53,6 +55,7 @@ class MethodCosts:
             "vision_per_layer": list(self.vision_per_layer),
             "flops": numbers,
             "kv_bytes": self.kv_bytes,
+            **({"nominal": True} if self.nominal else {}),
             "share_of_baseline": {
                 **{name: value / getattr(baseline, name) for name, value in numbers.items()},
                 "kv_bytes": self.kv_bytes / baseline.kv_bytes,
@@ -69,6 +72,7 @@ def compare_costs(
     output_tokens: int | None = None,
     dtype: str = "bfloat16",
     tower: bool = False,
+    frames: int | None = None,
 ) -> list[MethodCosts]:
     """Return the costs of the unchanged model and of each method, in that order.
 
@@ -86,6 +90,8 @@ def compare_costs(
         Of the KV cache, a key of :data:`DTYPE_BYTES`.
     tower
         Add vision tower and projector to ``profiler`` and ``exact``.
+    frames
+        The vision tokens are those of a video of so many frames; None for one image.
 
     Raises
     ------
@@ -97,7 +103,7 @@ def compare_costs(
     if output_tokens is not None and output_tokens < 1:
         raise ValueError(f"output_tokens={output_tokens} is out of range: an answer has 1 or more tokens.")
     runs = [
-        dry_run(method, geometry.layers, text=text, vision=vision, name=geometry.name)
+        dry_run(method, geometry.layers, text=text, vision=vision, name=geometry.name, frames=frames)
         for method in (Baseline(), *(m for m in methods if not isinstance(m, Baseline)))
     ]
     return [_costs(geometry, run, output_tokens, dtype, tower) for run in runs]
@@ -123,4 +129,5 @@ def _costs(geometry: Geometry, run: DryRun, output_tokens: int | None, dtype: st
         answer=answer,
         kv_bytes=sum(float(kv_cache_bytes(row, geometry, DTYPE_BYTES[dtype]).sum()) for row in run.tokens)
         / len(run.tokens),
+        nominal=run.nominal,
     )

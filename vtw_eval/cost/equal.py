@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from vtw_eval.cost.dry_run import dry_run
+from vtw_eval.cost.dry_run import dry_run, nominal
 from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.cost.geometry import Geometry
 from vtw_eval.methods import Baseline, Method
@@ -28,9 +28,13 @@ class Fit:
     """Why it is farther from the budget than :data:`TOLERANCE`; empty if it is not."""
     reachable: bool = True
     """Whether it only misses because it acts in large steps: the budget is between what it costs at most and least."""
+    nominal: bool = False
+    """Whether the share is that of what the method is asked for; what it keeps of a video depends on the video."""
 
 
-def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float, vision: float) -> Fit:
+def fit_flops(
+    method: Method, geometry: Geometry, budget: float, *, text: float, vision: float, frames: int | None = None
+) -> Fit:
     """Set a method's own parameters for how much goes so that the prefill costs a share of the unchanged model's.
 
     Parameters
@@ -43,6 +47,8 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
         FLOPs of the prefill by ``exact``, of the unchanged model's, above 0 and up to 1.
     text, vision
         Text and vision tokens of the prompt.
+    frames
+        The vision tokens are those of a video of so many frames; None for one image.
 
     Raises
     ------
@@ -54,11 +60,13 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
         raise ValueError(f"a budget of {budget:g} is out of range: it is a share of the unchanged model's FLOPs, 0..1.")
 
     def share(candidate: Method) -> float:
-        return _flops(candidate, geometry, text, vision) / _flops(Baseline(), geometry, text, vision)
+        flops = [_flops(each, geometry, text, vision, frames) for each in (candidate, Baseline())]
+        return flops[0] / flops[1]
 
     def fit(candidate: Method, problem: str, reachable: bool = False) -> Fit:
         far = abs(share(candidate) - budget) > TOLERANCE * budget
-        return Fit(candidate, share(candidate), problem if far else "", reachable or not far)
+        about = frames is not None and nominal(candidate) != candidate
+        return Fit(candidate, share(candidate), problem if far else "", reachable or not far, about)
 
     weakest, strongest = method.scaled(0, geometry.layers), method.scaled(1, geometry.layers)
     if weakest is None or strongest is None:
@@ -80,6 +88,6 @@ def fit_flops(method: Method, geometry: Geometry, budget: float, *, text: float,
 
 
 @functools.lru_cache(maxsize=1024)  # methods and budgets share the unchanged model, and many strengths
-def _flops(method: Method, geometry: Geometry, text: float, vision: float) -> float:
-    run = dry_run(method, geometry.layers, text=text, vision=vision, name=geometry.name)
+def _flops(method: Method, geometry: Geometry, text: float, vision: float, frames: int | None) -> float:
+    run = dry_run(method, geometry.layers, text=text, vision=vision, name=geometry.name, frames=frames)
     return float(exact_prefill_flops(run.tokens, geometry, updated=run.updated).mean())

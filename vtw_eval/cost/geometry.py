@@ -72,6 +72,17 @@ class Geometry:
     no_vision: str = "the geometry names no vision tower"
     """Why :attr:`vision` is None, where it is."""
 
+    def video_tokens(self, frames: int) -> int | None:
+        """Return the vision tokens of a video of so many frames, None where it is not known that a frame has as many.
+
+        Known where :attr:`vision_tokens` are the features of all images that the tower sees: not with tiles, pooling or
+        other packing of videos.
+        """
+        tower = self.vision
+        if tower is None or self.vision_tokens != tower.images * tower.features:
+            return None
+        return frames * tower.features
+
     @property
     def layer_macs(self) -> int:
         """Multiply-adds of one layer's matrices on one token: q, k, v, o and FFN, no attention products."""

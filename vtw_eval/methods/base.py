@@ -209,6 +209,13 @@ class Method:
         """
         return None
 
+    def nominal(self) -> Method:
+        """Return a method that keeps, of any video, the number of tokens that this one is asked to keep; itself.
+
+        Another one for methods that come near to that number only, see :attr:`adaptive`.
+        """
+        return self
+
     def empty_from(self, num_layers: int) -> int:
         """Return the first layer that no vision token enters, whatever the prompt of the bound method is.
 

@@ -12,7 +12,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import check_share, largest, precise, ranks
-from vtw_eval.methods.frames import FrameBudget, Reduced, note_products
+from vtw_eval.methods.frames import Reduced, note_products
+from vtw_eval.methods.near_budget import NearBudget
 from vtw_eval.methods.peaks import peak_scores
 
 _NEIGHBOURS = 4
@@ -24,7 +25,7 @@ _OWN = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastVID(FrameBudget):
+class FastVID(NearBudget):
     """Keep salient tokens, and merge the others of a segment around a few dense ones (Shen et al., NeurIPS 2025).
 
     Before the first layer. A video is cut between the ``segments - 1`` pairs of successive frames whose means are least

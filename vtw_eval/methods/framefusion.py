@@ -62,6 +62,10 @@ class FrameFusion(VideoMethod):
         """Let the layers see the rest, in the mean."""
         return replace(self, cost=round(1 - strength, 6))
 
+    def nominal(self) -> FrameFusion:
+        """Return it without merging: the same mean over layers, all of it by one pruning at layer 1."""
+        return replace(self, similarity=1.0)
+
     def layers(self, num_layers: int) -> Sequence[int]:
         """All of them: each merges what the one before has made alike."""
         return range(num_layers)

@@ -13,7 +13,8 @@ from torch.nn.functional import cosine_similarity
 
 from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import largest, precise, ranks
-from vtw_eval.methods.frames import FrameBudget, Reduced, note_products
+from vtw_eval.methods.frames import Reduced, note_products
+from vtw_eval.methods.near_budget import NearBudget
 from vtw_eval.methods.peaks import peak_scores
 
 _NEIGHBOURS = 7
@@ -22,7 +23,7 @@ _OWN = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoliTom(FrameBudget):
+class HoliTom(NearBudget):
     """Merge what stands still over windows of frames, and keep what the tower attends to (Shao et al., NeurIPS 2025).
 
     The first of its two stages ("without inner"), before the first layer. A place stands still over a window of frames

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import precise, ranks
-from vtw_eval.methods.frames import FrameBudget, Reduced
+from vtw_eval.methods.frames import Reduced
+from vtw_eval.methods.near_budget import NearBudget
 
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 """Of the Gaussians."""
@@ -20,7 +21,7 @@ _TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class VidCom2(FrameBudget):
+class VidCom2(NearBudget):
     """Keep what is unlike the video's and the frame's mean, more in unusual frames (Liu et al., EMNLP 2025).
 
     Before the first layer, by the features that enter it: the half of their channels that varies least over the video,

@@ -14,6 +14,8 @@ from vtw_eval.sweep.estimate import geometry_of, text_tokens
 
 CONTROLS = ("random_vision", "uniform", "downsample")
 """Methods that stand beside the others at every budget: what does not beat them chooses no better than chance."""
+VIDEO_CONTROLS = ("random_per_frame", "uniform_frames")
+"""Those that stand beside them too where a video is shown."""
 
 
 class Budget(Strict):
@@ -23,17 +25,23 @@ class Budget(Strict):
     """FLOPs of the prefill, of the unchanged model's, by ``exact`` and on a prompt of the model's usual length."""
     tokens: int | None = Field(default=None, ge=1)
     """Vision tokens that stay for each image."""
+    frames: int | None = Field(default=None, ge=1)
+    """With ``flops``: the prompt shows a video of so many frames; one image if not given."""
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
         if (self.flops is None) == (self.tokens is None):
             raise ValueError("a budget is {flops: SHARE} or {tokens: NUMBER}, one of them")
+        if self.tokens is not None and self.frames is not None:
+            raise ValueError("frames: belongs to {flops: SHARE}; tokens are counted for each image or frame anyway")
         return self
 
     @property
     def label(self) -> str:
         """What reports call it."""
-        return f"{self.flops:.3g} of the FLOPs" if self.flops is not None else f"{self.tokens} tokens per image"
+        if self.flops is None:
+            return f"{self.tokens} tokens per image"
+        return f"{self.flops:.3g} of the FLOPs" + (f", {self.frames} frames" if self.frames is not None else "")
 
     def fit(self, method: Method, pretrained: str) -> tuple[Method | None, str]:
         """Return a method at this budget, None if it cannot be set to it, and what is to be said of it.
@@ -56,18 +64,25 @@ class Budget(Strict):
             return replace(method, tokens=self.tokens, r=None), ""  # type: ignore[call-arg]
         assert self.flops is not None
         geometry = geometry_of(pretrained)
-        if geometry is None or geometry.vision_tokens is None:
+        vision = None
+        if geometry is not None:
+            vision = geometry.vision_tokens if self.frames is None else geometry.video_tokens(self.frames)
+        if geometry is None or vision is None:
             raise ValueError(
-                f"{pretrained}: its sizes, or how many vision tokens an image has, are not known without it; give "
-                "budgets as {tokens: NUMBER}."
+                f"{pretrained}: its sizes, or how many vision tokens an image{' or frame' if self.frames else ''} has, "
+                "are not known without it; give budgets as {tokens: NUMBER}."
             )
+        text = text_tokens(pretrained)
         try:
-            fit = fit_flops(method, geometry, self.flops, text=text_tokens(pretrained), vision=geometry.vision_tokens)
+            fit = fit_flops(method, geometry, self.flops, text=text, vision=vision, frames=self.frames)
         except ValueError as error:
             return None, f"{method}: {error}"
         if fit.problem and not fit.reachable:
             return None, f"{method}: {fit.problem}"
-        return fit.method, f"{fit.method}: {fit.share:.1%} of the FLOPs, {fit.problem}" if fit.problem else ""
+        notes = [fit.problem] if fit.problem else []
+        if fit.nominal:
+            notes.append("if it keeps what it is asked to; what it keeps depends on the video")
+        return fit.method, f"{fit.method}: {fit.share:.1%} of the FLOPs, {'; '.join(notes)}" if notes else ""
 
 
 class Fitted(Strict):
@@ -90,10 +105,11 @@ def fit_methods(specs: Sequence[str], budgets: Sequence[Budget], pretrained: str
         If the sizes of the model are not known.
     """
     methods = [method for method in map(parse_method, specs) if method != Baseline()]
-    methods += [control for control in map(parse_method, CONTROLS) if type(control) not in map(type, methods)]
     for budget in budgets:
         found, missed = dict[str, None](), []
-        for method in methods:
+        controls = [*CONTROLS, *(VIDEO_CONTROLS if budget.frames else ())]
+        more = [control for control in map(parse_method, controls) if type(control) not in map(type, methods)]
+        for method in (*methods, *more):
             fitted, problem = budget.fit(method, pretrained)
             if fitted is not None:
                 found[str(fitted)] = None
