@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtw_eval.checkpoints import checkpoint
 from vtw_eval.errors import suggest
 from vtw_eval.importing import importing
 from vtw_eval.methods import VTW, parse_method
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.options import check_unique_names
 from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.curves import divergence_file
 from vtw_eval.record.store import Entry, Store
 from vtw_eval.report.search import read_divergence, write_divergence
+from vtw_eval.sweep.curves import curve_plan_of
 from vtw_eval.sweep.harness import OpenModel, Settings
-from vtw_eval.sweep.plan import Plan, PlanError, parse_plan
+from vtw_eval.sweep.plan import Plan, PlanError
 from vtw_eval.sweep.runner import CellRunner
 from vtw_eval.sweep.schedule import Watcher
 from vtw_eval.sweep.sweep import run_sweep
@@ -74,45 +75,8 @@ def curve_plan(
     if pretrained is None:
         raise PlanError("--model-args names no checkpoint: pretrained=...; shapes is the embedded one.")
     pretrained = str(pretrained)
-    layers = _layers(pretrained, given)
-    chosen = sorted(set(range(layers) if ks is None else ks))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= layers:
-        raise PlanError(
-            f"--k {','.join(map(str, chosen))}: k is a number of layers from 0 to {layers - 1}; the unchanged "
-            f"model, which is k={layers} here, is there in any case."
-        )
-    name = Path(pretrained).name or pretrained
-    return parse_plan(
-        {
-            "title": f"VTW by k on {', '.join(tasks)}",
-            "models": [{"name": name, "adapter": adapter, "pretrained": pretrained, "args": given}],
-            "methods": ["baseline", *(f"vtw,k={k}" for k in chosen)],
-            "tasks": list(tasks),
-            "limit": limit,
-            "batch_size": batch_size,
-            "device": device,
-            "verify": verify,
-        },
-        "curve",
-    )
-
-
-def _layers(pretrained: str, given: dict[str, object]) -> int:
-    """Return the number of decoder layers of a checkpoint, by its config."""
-    from transformers import AutoConfig
-
-    revision, trusted = str(given.get("revision", "main")), given.get("trust_remote_code") in (True, "True", "true")
-    try:
-        config = AutoConfig.from_pretrained(checkpoint(pretrained), revision=revision, trust_remote_code=trusted)
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{pretrained} has no config that can be read: {' '.join(str(error).split())}") from None
-    text = getattr(config, "llm_config", None) or config.get_text_config(decoder=True)
-    return int(text.num_hidden_layers)
-
-
-def divergence_file(root: Path, task: str) -> Path:
-    """Return the file that holds the divergence by k on a task."""
-    return root / "kl" / f"{task}.json"
+    model = {"name": Path(pretrained).name or pretrained, "adapter": adapter, "pretrained": pretrained, "args": given}
+    return curve_plan_of(model, tasks, ks, limit=limit, batch_size=batch_size, device=device, verify=verify)
 
 
 def run_curve(plan: Plan, root: Path, watcher: Watcher, *, keep: bool = False) -> list[Entry]:
@@ -129,15 +93,11 @@ def run_curve(plan: Plan, root: Path, watcher: Watcher, *, keep: bool = False) -
     keep
         See :func:`vtw_eval.sweep.sweep.run_sweep`, which tells what is raised.
     """
-
-    def execute(cells: Sequence[CellSpec], store: Store, settings: Settings, watcher: Watcher) -> None:
-        _execute(cells, store, settings, watcher)
-
-    return run_sweep(plan, root, watcher, keep=keep, execute=execute)
+    return run_sweep(plan, root, watcher, keep=keep, execute=execute_curve)
 
 
-def _execute(cells: Sequence[CellSpec], store: Store, settings: Settings, watcher: Watcher) -> None:
-    """Evaluate cells in this process."""
+def execute_curve(cells: Sequence[CellSpec], store: Store, settings: Settings, watcher: Watcher) -> None:
+    """Evaluate cells of one checkpoint in this process, at all k at once; see :data:`vtw_eval.sweep.sweep.Execute`."""
     with importing("lmms-eval"):
         from vtw_eval.model_adapters.lmms.cells import LmmsModel
         from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS

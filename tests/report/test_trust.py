@@ -11,8 +11,10 @@ import pytest
 
 from tests.report.made import make_store
 from tests.report.test_report import markdown_tables, run
+from vtw_eval.record.cell import Cell
 from vtw_eval.record.store import Store
 from vtw_eval.report.analysis import analyse
+from vtw_eval.report.make import ReportRequest, make_report
 from vtw_eval.report.results import Results
 from vtw_eval.report.source import read_results
 from vtw_eval.report.trust import origin_notes
@@ -83,3 +85,27 @@ def test_cells_of_another_engine_or_without_a_check_are_named(tmp_path: Path) ->
     first, second = origin_notes(read_results(tmp_path).cells)
     assert "(not recorded)" in first and "not verified (not recorded)" in second
     assert "not recorded" in run(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["markdown", "html", "latex"])
+@pytest.mark.parametrize(("shared", "words"), [(0, ""), (1, "In 1 of 2 cells"), (2, "In all cells")])
+def test_a_report_says_that_shared_answers_have_no_latency(form: str, shared: int, words: str, tmp_path: Path) -> None:
+    store = make_store(tmp_path, ["baseline", "vtw,k=2"], tasks=["shapes_vqa"])
+    for cell in store.cells()[:shared]:
+        assert cell.costs is not None
+        costs = cell.costs.model_copy(update={"latency_s": None})
+        environment = {**cell.environment, "sharing": "images"}
+        store.save(cell.model_copy(update={"costs": costs, "environment": environment}), store.samples(cell))
+    text = make_report(ReportRequest(folder=tmp_path, form=form, plots=False)).text  # type: ignore[arg-type]
+    assert text.count("no latency of their own") == (1 if shared else 0)
+    assert words in text
+    assert ("shrinks the visible speed-up of every pruning method" in text) == bool(shared)
+    # Of the times that there are (0.1 s a document), a report shows none.
+    assert "0.1 s" not in text
+    assert "latency_s" not in text
+
+
+def test_a_cell_with_a_latency_of_shared_answers_is_not_believed(tmp_path: Path) -> None:
+    [cell] = make_store(tmp_path, ["baseline"], tasks=["shapes_vqa"]).cells()
+    with pytest.raises(ValueError, match="have none of their own"):
+        Cell.model_validate({**cell.model_dump(), "environment": {"sharing": "images"}})

@@ -61,7 +61,7 @@ def curve(
     from rich.console import Console
 
     from vtw_eval.importing import HarnessImportError
-    from vtw_eval.model_adapters.lmms.curve import curve_plan, divergence_file, run_curve
+    from vtw_eval.model_adapters.lmms.curve import curve_plan, run_curve
     from vtw_eval.record.store import StoreError, describe
     from vtw_eval.report.curve import NAME, curve_files
     from vtw_eval.report.errors import ReportError
@@ -88,8 +88,7 @@ def curve(
         typer.echo(f"{entry.state}: {describe(entry.spec)}: {entry.problem}", err=True)
     if len(bad) < len(entries):
         with user_errors("curve", kinds):
-            files = [file for name in plan.tasks if (file := divergence_file(output, name)).is_file()]
-            made = curve_files(output, files, shlex.join(["vtw-eval", *sys.argv[1:]]))
+            made = curve_files(output, shlex.join(["vtw-eval", *sys.argv[1:]]))
             _write(output, made)
             typer.echo(next(part for part in made[f"{NAME}.md"].decode().split("\n\n") if part.startswith("|")))
             typer.echo(f"\nIn {output}: {', '.join(made)}")

@@ -40,6 +40,13 @@ def sweep(
         str | None, typer.Option(help="cpu, cuda, ... Default: the plan's, or a GPU if there is one.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Documents per forward. Default: the plan's.")] = None,
+    sharing: Annotated[
+        Literal["auto", "off"] | None,
+        typer.Option(
+            help="auto: methods answer together while an image is at hand; off: each prompt is computed for itself, "
+            "which takes longer and gives latencies. Default: the plan's, or auto.",
+        ),
+    ] = None,
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="Processes on this machine, or a Ray cluster.")
     ] = "local",
@@ -77,7 +84,9 @@ def sweep(
     line cannot be carried out as it is written; 130 after Ctrl-C.
     """
     from vtw_eval.importing import HarnessImportError
+    from vtw_eval.record.curves import curve_folders
     from vtw_eval.record.store import Store, StoreError
+    from vtw_eval.sweep.curves import curve_plans
     from vtw_eval.sweep.display import dry_run_table, status_table
     from vtw_eval.sweep.harness import Settings
     from vtw_eval.sweep.plan import PlanError, find_plan, read_plan, resolve, select
@@ -87,17 +96,21 @@ def sweep(
     with user_errors("sweep", (PlanError, StoreError, HarnessImportError, OSError)):
         if status is not None:
             typer.echo(status_table(Store(status)))
+            for curve in curve_folders(status):
+                typer.echo(f"\nCurve {curve.name}:\n{status_table(Store(curve))}")
             outdated_cells(Store(status).entries(), keep, lambda reason: typer.echo(f"next start: {reason}"))
             return
         if plan is None:
             raise PlanError("name a plan or a preset, or --status FOLDER; vtw-eval sweep --help shows an example.")
         changes: dict[str, Any] = {"limit": limit, "workers": workers, "device": device, "batch_size": batch_size}
-        changes["verify"] = False if no_verify else None
+        changes |= {"verify": False if no_verify else None, "sharing": sharing}
         chosen = read_plan(find_plan(plan)).changed(**{k: v for k, v in changes.items() if v is not None})
         if dry_run:
             resolved = resolve(chosen)
             cells = select(resolved.cells(), only or [])
             typer.echo(dry_run_table(cells))
+            for name, curve in curve_plans(resolved).items():
+                typer.echo(f"curve {name}: {len(curve.cells())} cells, answered at once: {', '.join(curve.tasks)}")
             for line in resolved.missed:
                 typer.echo(f"not at its budget: {line}")
             settings, told = Settings(chosen.device, chosen.batch_size, chosen.verify), partial(typer.echo, err=True)
@@ -115,13 +128,13 @@ def _run(plan: Plan, output: Path, cluster: Cluster | None, **how: Any) -> None:
     from rich.console import Console
 
     from vtw_eval.record.store import describe
+    from vtw_eval.sweep.curves import run_plan
     from vtw_eval.sweep.display import Display
-    from vtw_eval.sweep.sweep import run_sweep
 
     display = Display(Console(stderr=True))
     try:
         with display:
-            entries = run_sweep(plan, output, display, cluster=cluster, **how)
+            entries = run_plan(plan, output, display, cluster=cluster, **how)
     except KeyboardInterrupt:
         typer.echo(f"vtw-eval sweep: interrupted; what is done stays in {output}, the same command goes on.", err=True)
         raise typer.Exit(130) from None

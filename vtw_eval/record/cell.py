@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vtw_eval.record.costs import SampleCosts
 from vtw_eval.record.strict import Strict
@@ -135,3 +135,9 @@ class Cell(Strict):
     """Digests of what was read: the checkpoint, gates, local data."""
     error: str = ""
     """Traceback of a failed cell."""
+
+    @model_validator(mode="after")
+    def _no_latency_of_shared(self) -> Cell:
+        if "sharing" in self.environment and self.costs is not None and self.costs.latency_s is not None:
+            raise ValueError("latency_s: answers that shared their passes have none of their own.")
+        return self

@@ -24,7 +24,7 @@ from vtw_eval.report.tables import (
     seed_table,
     subtask_table,
 )
-from vtw_eval.report.trust import DOCUMENT_NOTES, document_notes, origin_notes
+from vtw_eval.report.trust import DOCUMENT_NOTES, document_notes, origin_notes, sharing_note
 from vtw_eval.tables import Table
 
 
@@ -48,6 +48,8 @@ class ReportOptions:
     """Latency and memory."""
     pictures: bool = False
     """Whether examples show pictures."""
+    curves: Sequence[Block] = ()
+    """VTW at every k."""
 
 
 def report_blocks(results: Results, tables: Sequence[ModelTable], options: ReportOptions) -> list[Block]:
@@ -75,6 +77,7 @@ def report_blocks(results: Results, tables: Sequence[ModelTable], options: Repor
             blocks.append(Heading(2, table.model))
         blocks += _model_blocks(table, options, told, budget_blocks(table, results, options.equivalence))
         told |= {row.name for row in table.rows}
+    blocks += options.curves
     blocks += _not_done(results)
     if notes := [*document_notes(results.cells), *notes_of(tables)]:
         blocks.append(Items(notes))
@@ -131,6 +134,8 @@ def _model_blocks(table: ModelTable, options: ReportOptions, told: set[str], bud
     everything = main_table(table, options.equivalence)
     blocks: list[Block] = [*budgets, Details("All methods", [everything])] if budgets else [everything]
     blocks.append(Paragraph(_legend(table, options.equivalence)))
+    if shared := sharing_note(result for row in table.rows for result in row.results.values()):
+        blocks.append(Paragraph(shared))
     named: list[Inline] = [
         (f"{row.name}: ", Text(row.unnamed, "code")) for row in table.rows if row.name and row.name not in told
     ]

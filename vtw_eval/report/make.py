@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from vtw_eval.names import names_of
+from vtw_eval.record.curves import curve_folders
 from vtw_eval.report.analysis import ModelTable, analyse
 from vtw_eval.report.budgets import budget_rows
 from vtw_eval.report.changes import Changes, changes_between
+from vtw_eval.report.curve import curve_blocks, read_curve
 from vtw_eval.report.document import ReportOptions, report_blocks, table_blocks
+from vtw_eval.report.errors import ReportError
 from vtw_eval.report.inline import inline_panels
 from vtw_eval.report.labels import families, method_called
 from vtw_eval.report.measured import read_measured
@@ -20,7 +23,7 @@ from vtw_eval.report.part import Only
 from vtw_eval.report.plots import apart, model_plots
 from vtw_eval.report.published_tables import beside_blocks
 from vtw_eval.report.records import to_csv
-from vtw_eval.report.render.blocks import Image
+from vtw_eval.report.render.blocks import Block, Image, Paragraph, Text
 from vtw_eval.report.render.formats import RENDERERS
 from vtw_eval.report.results import Results
 from vtw_eval.report.search import read_divergence
@@ -96,6 +99,7 @@ def make_report(request: ReportRequest) -> Made:
     if request.form == "csv":
         return Made(to_csv(tables, request.equivalence, measured), changes)
     images, files = _draw(results, tables, request) if request.plots and not request.table else ({}, {})
+    curves = _curves(request, files)
     options = ReportOptions(
         title=request.title or results.title or request.folder.resolve().name,
         command=request.command,
@@ -106,12 +110,34 @@ def make_report(request: ReportRequest) -> Made:
         images=images,
         measured=measured,
         pictures=request.form == "html",
+        curves=curves,
     )
     blocks = (table_blocks if request.table else report_blocks)(results, tables, options)
     text = RENDERERS[request.form](blocks, PLOTS)
     if request.form == "markdown" and not request.table:
         files[FILE] = summary_text(everything).encode()
     return Made(text, changes, files)
+
+
+def _curves(request: ReportRequest, files: dict[str, bytes]) -> list[Block]:
+    """Return the curves that stand in the folder; their figures join the files."""
+    if request.only.patterns or request.table:
+        return []
+    found: list[Block] = []
+    for folder in curve_folders(request.folder):
+        try:
+            curve = read_curve(folder, f"curve-{folder.name}")
+        except ReportError as error:
+            found.append(Paragraph(Text(f"No curve of {folder.name}: {error}", "bold")))
+            continue
+        image = None
+        if request.plots and request.form == "html":
+            image = replace(curve.plot.image, panels=inline_panels(curve.plot, curve.plot.image.name))
+        elif request.plots:
+            image = curve.plot.image
+            files |= {f"{PLOTS}/{image.name}.{kind}": content for kind, content in curve.plot.files().items()}
+        found += curve_blocks(curve, image)
+    return found
 
 
 def _told(request: ReportRequest, results: Results, everything: Results) -> str:

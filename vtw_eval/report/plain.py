@@ -113,6 +113,7 @@ def _result(
             "batch_size": str(config.get("batch_size")),
             "methods": "; ".join(dict.fromkeys(cost.verified for cost in costs)),
             **({"media": "; ".join(summary(noted))} if noted else {}),
+            **({"sharing": "images"} if any(cost.latency_s is None for cost in costs) else {}),
         },
         outcomes={column.title: _outcome(column, metrics, better) for column in columns_of(task, metrics)},
         answers_sha256=hashlib.sha256(answers.encode()).hexdigest(),

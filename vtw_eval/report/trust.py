@@ -55,6 +55,26 @@ def _should_act(method: str, layers: int) -> bool:
         return True
 
 
+def sharing_note(results: Iterable[Result]) -> str:
+    """Return what to know of the time of answers that were made together; empty if none were.
+
+    Parameters
+    ----------
+    results
+        The cells of a table.
+    """
+    done = [result for result in results if result.state == "done"]
+    shared = sum("sharing" in result.environment for result in done)
+    if not shared:
+        return ""
+    which = "all" if shared == len(done) else f"{shared} of {len(done)}"
+    return (
+        f"In {which} cells answers shared passes over their images: they have no latency of their own, so none is "
+        "shown (vtw-eval bench measures it), and sharing shrinks the visible speed-up of every pruning method, as in "
+        "serving systems with a prefix cache. FLOPs are those of each prompt alone."
+    )
+
+
 def origin_notes(results: Sequence[Result]) -> list[str]:
     """Return a line for each reason to be careful with where results come from."""
     done = [result for result in results if result.state == "done"]

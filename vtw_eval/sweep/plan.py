@@ -28,6 +28,7 @@ from vtw_eval.record.cell import CellSpec
 from vtw_eval.record.index import Index
 from vtw_eval.record.strict import Strict
 from vtw_eval.sweep.budget import Budget, Fitted, fit_methods
+from vtw_eval.sweep.curve_entry import CurveEntry, check_curves
 from vtw_eval.sweep.harness import find_harness
 
 PRESETS = Path(__file__).parent / "presets"
@@ -132,6 +133,11 @@ def _no_truth(value: Any) -> Any:
 Integer = Annotated[int, BeforeValidator(_no_truth)]
 
 
+def _off(value: Any) -> Any:
+    """Take what YAML makes of a bare off for the word."""
+    return "off" if value is False else value
+
+
 def _texts(names: Any) -> Any:
     """Refuse a name that is no text, as YAML reads ``{vtw,k=16: VTW}``: two keys, the first without a value."""
     for spec, name in names.items() if isinstance(names, Mapping) else ():
@@ -189,6 +195,8 @@ class Plan(Strict):
     """By model: the methods at each budget; filled in by :func:`resolve`."""
     names: Annotated[dict[str, str], BeforeValidator(_texts)] = Field(default_factory=dict)
     """What tables call methods, by spec in any spelling and with any seed; others go by their spec."""
+    curves: list[CurveEntry] = Field(default_factory=list)
+    """Models of which VTW at every k is evaluated too, at once."""
     tasks: list[str] = Field(min_length=1)
     """Tasks of the harness, groups of them, or names of benchmarks."""
     harness: Annotated[str, AfterValidator(_installed)] = "lmms-eval"
@@ -200,6 +208,9 @@ class Plan(Strict):
     batch_size: Integer = Field(default=1, ge=1)
     verify: bool = True
     """Whether methods are first compared with masked attention on the installed packages."""
+    sharing: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "auto"
+    """"auto": methods answer together while an image is at hand, and questions about it share what they have in
+    common; "off": each prompt is computed for itself, so that it has a latency."""
     device: str | None = None
     """``None``: a GPU if there is one."""
     dtype: str | None = None
@@ -262,6 +273,11 @@ class Plan(Strict):
     def _unnamed(self) -> Plan:
         if self.names and self.budgets:
             raise ValueError("names: a method has another spec at each budget; name them in the report, by --name.")
+        return self
+
+    @model_validator(mode="after")
+    def _curved(self) -> Plan:
+        check_curves(self.curves, [model.name for model in self.models])
         return self
 
     @model_validator(mode="after")
@@ -439,7 +455,8 @@ def parse_plan(content: Any, source: str = "plan") -> Plan:
 def _problem(error: dict[str, Any], content: Any) -> str:
     loc = [part for part in error["loc"] if part not in ("int", "literal['cores']")]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    known = list((ModelEntry if loc[:1] == ["models"] and len(loc) > 2 else Plan).model_fields)
+    entries: dict[Any, type[Strict]] = {"models": ModelEntry, "curves": CurveEntry}
+    known = list((entries.get(loc[0], Plan) if len(loc) > 2 else Plan).model_fields)
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key{suggest(str(loc[-1]), known)} Valid: {', '.join(known)}."
     if error["type"] == "missing":

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vtw_eval.model_adapters.lmms.curve import curve_plan, divergence_file, run_curve
+from vtw_eval.model_adapters.lmms.curve import curve_plan, run_curve
+from vtw_eval.record.curves import divergence_file
 from vtw_eval.record.store import Store
 from vtw_eval.report.curve import curve_files
 from vtw_eval.report.search import read_divergence
@@ -62,9 +63,9 @@ def test_more_k_join_those_that_are_there(tmp_path: Path) -> None:
     assert len(after) == 3
     file = divergence_file(tmp_path, "shapes_vqa")
     assert [k for k, _ in read_divergence(file)[1]] == [2, 5]
-    made = curve_files(tmp_path, [file], "vtw-eval curve ...")
+    made = curve_files(tmp_path, "vtw-eval curve ...")
     assert set(made) == {"curve.md", "curve.csv", "curve.png", "curve.svg"}
-    assert made == curve_files(tmp_path, [file], "vtw-eval curve ...")
+    assert made == curve_files(tmp_path, "vtw-eval curve ...")
     text = made["curve.md"].decode()
     lines = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert lines[2:] == ["2", "5", "unchanged"]
