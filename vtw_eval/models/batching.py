@@ -16,6 +16,8 @@ def run_in_batches(
     batch_size: int,
     process: Callable[[Sequence[Item]], Sequence[Result]],
     on_smaller: Callable[[int], None],
+    ahead: Callable[[Sequence[Item]], None] | None = None,
+    depth: int = 0,
 ) -> Iterator[Result]:
     """Process items in batches, in order, halving the batch size for good each time memory runs out.
 
@@ -29,6 +31,10 @@ def run_in_batches(
         Turns a batch into one result per item.
     on_smaller
         Told the new batch size after each halving.
+    ahead
+        Told which batches come, before they do; the next one to be processed too.
+    depth
+        How many are told of beside that one.
 
     Yields
     ------
@@ -43,6 +49,10 @@ def run_in_batches(
     start = 0
     while start < len(items):
         batch = items[start : start + batch_size]
+        if ahead is not None:
+            last = min(start + (1 + depth) * batch_size, len(items))
+            for first in range(start, last, batch_size):
+                ahead(items[first : first + batch_size])
         try:
             results: Sequence[Result] | None = process(batch)
         except Exception as error:

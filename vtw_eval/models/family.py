@@ -164,6 +164,8 @@ class Family(ABC, Generic[AnyOptions]):
     options: AnyOptions
     simple: bool
     model_type: str = field(init=False)
+    place: torch.device | None = field(init=False, default=None)
+    """Where inputs go, if not to the model."""
 
     def __post_init__(self) -> None:
         self.model_type = self.model.config.model_type
@@ -186,7 +188,7 @@ class Family(ABC, Generic[AnyOptions]):
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.model.device
+        return self.model.device if self.place is None else self.place
 
     @property
     def takes_paths(self) -> bool:

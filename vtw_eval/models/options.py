@@ -24,6 +24,9 @@ Shown = Literal["given", "blank"]
 Sharing = Literal["auto", "off"]
 """Whether prompts about the same images share what they have in common."""
 
+Prefetch = Literal["auto", "on", "off"]
+"""Whether documents are made ready in a thread while the model runs."""
+
 
 _QUOTED = re.compile(r"""\{.*?\}|\[.*?\]|"[^"]*"|'[^']*'""")
 """What lmms-eval does not split at commas."""
@@ -68,6 +71,10 @@ class Options:
         "auto": what prompts that show the same have in common is computed once for all of them, where that changes no
         answer; such answers have no latency of their own. In half precision it rounds otherwise, as batches do, and
         is left out at ``batch_size=1``. "off": each prompt is computed for itself.
+    prefetch
+        "on": a thread opens and encodes the next two batches while the model runs; answers are the same. "off": batch
+        by batch. "auto": on for a model on a GPU, where the CPU has nothing else to do; not for one on the CPU, which
+        both would share.
     verify
         Before the first answer, compare the method on a tiny model of the same architecture with masked attention,
         unless that was done before with the installed packages (:func:`vtw_eval.verify.verdict.verify`). ``False``
@@ -87,6 +94,7 @@ class Options:
     media: Media = "harness"
     image: Shown = "given"
     sharing: Sharing = "auto"
+    prefetch: Prefetch = "auto"
     verify: bool = True
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
+from vtw_eval.models.prefetch import AHEAD, Ahead, Preparer, Ready
 from vtw_eval.models.shared import SharedAnswer, Sharer, Sharing, SharingError, stop_ids
 from vtw_eval.models.sharing import digest, why_alone
 from vtw_eval.models.traces import Counts, check_trace, counts_of
@@ -54,6 +55,8 @@ class Request:
     """Name of the task, for methods that search a parameter on its first documents."""
     media: str = ""
     """Name of what the document shows, equal for documents that may show the same; empty if nobody knows."""
+    asks: str = ""
+    """Its words, as far as they are known before it is opened."""
 
 
 Made = TypeVar("Made")
@@ -139,6 +142,9 @@ class Runner:
         """By note on media: the documents that have it."""
         self.on_answer: Callable[[int, int], None] = lambda answered, of: None
         """Told how many documents of a call of :meth:`answer` are answered; a sweep shows it."""
+        self._preparer: Preparer[Request] | None = None
+        self._ahead: Ahead[Request, Ready[Request]] | None = None
+        """While requests are answered one by one: what makes them ready."""
         log(
             f"{adapter}: method {self.method} on {self.options.pretrained} ({self.family.model_type}, "
             f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size}), "
@@ -212,10 +218,35 @@ class Runner:
             answered.add(place)
             yield place, answer
         alone = sorted((item for item in group if item[0] not in answered), key=lambda item: -item[1].length)
-        process = partial(self._answers, failures=failures)
-        batches = run_in_batches([request for _, request in alone], self.batch_size, process, self._shrink)
-        for (place, _), found in zip(alone, batches, strict=True):
-            yield place, found
+        requests = [request for _, request in alone]
+        with self._one_by_one(len(requests)) as ahead:
+            process = partial(self._answers, failures=failures)
+            tell = None if ahead is None else ahead.announce
+            batches = run_in_batches(requests, self.batch_size, process, self._shrink, tell, AHEAD)
+            for (place, _), found in zip(alone, batches, strict=True):
+                yield place, found
+
+    @contextmanager
+    def _one_by_one(self, count: int) -> Iterator[Ahead[Request, Ready[Request]] | None]:
+        """Let requests be made ready ahead, if they are."""
+        preparer = self._prepares() if count else None
+        if preparer is None:
+            yield None
+            return
+        with preparer, Ahead(preparer.alone) as self._ahead:
+            try:
+                yield self._ahead
+            finally:
+                self._ahead = None
+
+    def _prepares(self) -> Preparer[Request] | None:
+        """Return what makes documents ready while the model runs, None if nothing does."""
+        family, asked = self.family, self.options.prefetch
+        if asked == "off" or (asked == "auto" and family.device.type != "cuda") or family.auto_class == "AutoModel":
+            return None
+        if self._preparer is None:
+            self._preparer = Preparer(family, lambda request, own: as_asked(request.build(own), self.options))
+        return self._preparer
 
     def _answers(self, requests: Sequence[Request], failures: Failures) -> list[Answer | None]:
         """Answer a batch, or its documents one by one if one of them fails; None stands for those that do."""
@@ -241,24 +272,48 @@ class Runner:
             self._tell_alone(reason)
             return
         sharer = Sharer(self.family, self.anatomy, method, arguments, self.sharing, self.log)
-        for answers in run_in_batches(asked, self.batch_size, partial(self._shared, sharer), self._shrink):
-            yield from answers.items()
+        preparer = self._prepares()
+        if preparer is None:
+            for answers in run_in_batches(asked, self.batch_size, partial(self._shared, sharer), self._shrink):
+                yield from answers.items()
+            return
+        with preparer, Ahead(preparer.shared) as ahead:
+            process = partial(self._shared, sharer, ahead=ahead)
+            batches = run_in_batches(asked, self.batch_size, process, self._shrink, ahead.announce, AHEAD)
+            for items, answers in zip(asked, batches, strict=True):
+                preparer.forget([request for _, request in items])
+                yield from answers.items()
 
     def _tell_alone(self, reason: str) -> None:
         if reason not in self.sharing.told:
             self.sharing.told.add(reason)
             self.log(f"prompts about one image are computed one by one: {reason}")
 
-    def _shared(self, sharer: Sharer, asked: Sequence[Sequence[Numbered]]) -> list[dict[int, Answer]]:
+    def _shared(
+        self,
+        sharer: Sharer,
+        asked: Sequence[Sequence[Numbered]],
+        ahead: Ahead[Sequence[Numbered], Ready[Request]] | None = None,
+    ) -> list[dict[int, Answer]]:
         """Answer requests about some images, as far as they can share; what goes wrong is left to the usual way."""
-        made, reason = left_alone(partial(self._answers_shared, sharer, asked), last=len(asked) == 1)
+        made, reason = left_alone(partial(self._answers_shared, sharer, asked, ahead), last=len(asked) == 1)
         if made is None:
             self._tell_alone(reason)
             return [{} for _ in asked]
         return made
 
-    def _answers_shared(self, sharer: Sharer, asked: Sequence[Sequence[Numbered]]) -> list[dict[int, Answer]]:
-        shown = [images for items in asked for images in self._by_media(items) if len(images) > 1]
+    def _answers_shared(
+        self,
+        sharer: Sharer,
+        asked: Sequence[Sequence[Numbered]],
+        ahead: Ahead[Sequence[Numbered], Ready[Request]] | None,
+    ) -> list[dict[int, Answer]]:
+        build = self._build
+        if ahead is not None:
+            ready = ahead.take(asked)
+            build = partial(self._built, {id(request): outcome for request, outcome in ready.prompts})
+            sharer = replace(sharer, family=ready.family(self.family))
+        shown = [images for items in asked for images in self._by_media(items, build) if len(images) > 1]
         made: dict[int, Answer] = {}
         if not shown:
             return [made for _ in asked]
@@ -285,13 +340,15 @@ class Runner:
             self._note(request, found)
         return {place: Answer(text, cost) for (place, _, _), text, cost in zip(images, texts, costs, strict=True)}
 
-    def _by_media(self, items: Sequence[Numbered]) -> list[list[tuple[int, Request, DocumentPrompt]]]:
+    def _by_media(
+        self, items: Sequence[Numbered], build: Callable[[Request], DocumentPrompt] | None = None
+    ) -> list[list[tuple[int, Request, DocumentPrompt]]]:
         """Return the prompts of requests by what they really show; those that show nothing are left out."""
         first: dict[bytes, DocumentPrompt] = {}
         found: dict[bytes, list[tuple[int, Request, DocumentPrompt]]] = {}
         for place, request in items:
             try:
-                prompt = self._build(request)
+                prompt = (build or self._build)(request)
             except DocumentError:  # raised again when its turn has come
                 continue
             if shown := digest(prompt):
@@ -423,15 +480,26 @@ class Runner:
         self._note(request, prompt.notes)
         return prompt
 
+    def _built(self, known: Mapping[int, DocumentPrompt | DocumentError], request: Request) -> DocumentPrompt:
+        """Return a prompt that was made ahead, as if it had been built now."""
+        prompt = known[id(request)]
+        if isinstance(prompt, DocumentError):
+            raise prompt
+        self._note(request, prompt.notes)
+        return prompt
+
     def _encoded(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         return self.family.encode(prompts)
 
     def _batch(self, requests: Sequence[Request]) -> list[Answer]:
-        prompts = [self._build(request) for request in requests]
+        ready = None if self._ahead is None else self._ahead.take(requests)
+        known = {} if ready is None else {id(request): outcome for request, outcome in ready.prompts}
+        build = self._build if ready is None else partial(self._built, known)
+        prompts = [build(request) for request in requests]
         with named(*requests):
             generation = requests[0].generation
             arguments = self.family.generation(generation)
-            encoded = self._encoded(prompts)
+            encoded = self._encoded(prompts) if ready is None else ready.encode(self.family, prompts)
             notes = _notes(prompts, encoded)
             start = self._now()
             method = self._method(requests[0])
@@ -445,6 +513,8 @@ class Runner:
             costs = self._costs(counts_of(trace, beams), lengths, seconds / len(lengths), method, notes)
         for request, found in zip(requests, notes, strict=True):
             self._note(request, found)
+        if self._preparer is not None:
+            self._preparer.forget(requests)
         return [Answer(text, cost) for text, cost in zip(texts, costs, strict=True)]
 
     def _now(self) -> float:
