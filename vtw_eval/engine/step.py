@@ -65,7 +65,7 @@ class Step:
     cut: tuple[Layout, tuple[Any, ...], dict[str, Any]] | None = None
     """Layout, the model's mask and positions, and what they were cut to, of the layer before."""
 
-    def once(self, layout: Layout, source: Any, make: Callable[[], Any], *more: Any) -> Any:
+    def once(self, layout: Layout | None, source: Any, make: Callable[[], Any], *more: Any) -> Any:
         """Return ``make()``, computed once for all layers with this layout and this object of the model."""
         key = (id(layout), id(source), *more)
         if key not in self.memo:

@@ -37,13 +37,16 @@ class FitPrune(Method):
     number of layers, interpolated by depth.
 
     The paper fits such a table to attention statistics of some samples, by a rule (intersection of both averages'
-    lowest) other than the one that its code then chooses by (product). Tables are not fitted here: other strengths are
-    powers of the published one's shares.
+    lowest) other than the one that its code then chooses by (product). For another model,
+    :func:`vtw_eval.methods.fitprune_fit.fit_table` fits one; other strengths are powers of a table's shares.
 
     Parameters
     ----------
     r
-        Share of the vision tokens that is removed by the end; the published table, 0.78, unless given.
+        Share of the vision tokens that is removed by the end; as the table says (the published one 0.78) unless given.
+    table
+        Vision tokens of a prompt, then how many of them leave after each layer, joined by dashes, as in ``8-2-0-1-0``.
+        The published one unless given.
     """
 
     key: ClassVar[str] = "fitprune"
@@ -52,10 +55,30 @@ class FitPrune(Method):
     needs_vision: ClassVar[bool] = True
 
     r: float | None = None
+    table: str | None = None
 
     def __post_init__(self) -> None:
         if self.r is not None:
             check_share("r", self.r)
+        left = self._left
+        if self.r is not None and left[-1] in (0, left[0]):
+            raise ValueError(f"table={self.table!r} removes all tokens or none, so r={self.r} cannot scale it.")
+
+    @property
+    def _left(self) -> tuple[int, ...]:
+        """How many tokens of the table's prompt enter each layer, and leave the last one."""
+        if self.table is None:
+            return (_OF, *_LEFT)
+        parts = self.table.split("-")
+        if len(parts) < 2 or not all(part.isdecimal() for part in parts):
+            raise ValueError(
+                f"table={self.table!r} is no table: write vision tokens and what leaves in each layer, joined "
+                "by dashes, as in 8-2-0-1-0."
+            )
+        total, *deleted = map(int, parts)
+        if not 0 < total >= sum(deleted):
+            raise ValueError(f"table={self.table!r} removes {sum(deleted)} of {total} vision tokens.")
+        return tuple(total - gone for gone in accumulate(deleted, initial=0))
 
     def scaled(self, strength: float, num_layers: int) -> FitPrune:
         """Remove this share by the end."""
@@ -66,13 +89,14 @@ class FitPrune(Method):
         """Power of the published shares by which ``r`` are gone in the end."""
         if self.r is None:
             return 1.0
-        return math.inf if self.r == 1 else math.log(1 - self.r) / math.log(_LEFT[-1] / _OF)
+        return math.inf if self.r == 1 else math.log(1 - self.r) / math.log(self._left[-1] / self._left[0])
 
     def shares(self, num_layers: int) -> list[float]:
         """Return which share of the vision tokens enters each layer, ``[num_layers]``."""
         depth = np.arange(num_layers) / num_layers
-        published = np.interp(depth, np.arange(len(_LEFT) + 1) / len(_LEFT), np.array([_OF, *_LEFT]) / _OF)
-        return [float(share) for share in published**self._power]
+        left = self._left
+        of_table = np.interp(depth, np.arange(len(left)) / (len(left) - 1), np.array(left) / left[0])
+        return [float(share) for share in of_table**self._power]
 
     def layers(self, num_layers: int) -> Sequence[int]:
         """Return the layers that fewer tokens enter than the one before."""
@@ -80,8 +104,9 @@ class FitPrune(Method):
         return tuple(i for i in range(1, num_layers) if shares[i] < shares[i - 1])
 
     def empty_from(self, num_layers: int) -> int:
-        """Return the second layer if all vision tokens are removed."""
-        return 1 if self.r == 1 else num_layers
+        """Return the first layer that no vision token enters, if there is one."""
+        shares = self.shares(num_layers)
+        return next((layer for layer, share in enumerate(shares) if share == 0), num_layers)
 
     def keep(self, view: LayerView) -> Tensor:
         """Keep the layer's share of the prompt's vision tokens, and all text."""
