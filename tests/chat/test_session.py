@@ -105,6 +105,18 @@ def test_a_video(checkpoint: Callable[[str], str], tmp_path: Path) -> None:
     assert session.turns[0].encoding == "made" and session.turns[0].prompt_tokens > 20
 
 
+def test_a_picture_is_opened_for_the_first_question_and_to_compare_once(picture: Image.Image, tmp_path: Path) -> None:
+    model = open_model("shapes", {}, device=CPU, verify=False)
+    file = tmp_path / "a.png"
+    picture.save(file)
+    session = Session(model, model.method("vtw,k=5"), [str(file)])
+    talk(session, QUESTIONS[:2])
+    kept = file.rename(tmp_path / "b.png")
+    talk(session, QUESTIONS[2:])
+    kept.rename(file)
+    check(session)
+
+
 def test_no_picture_at_all(shapes: ChatModel) -> None:
     session = Session(shapes, shapes.method("vtw,k=5"))
     talk(session)

@@ -189,18 +189,18 @@ class Session:
 
     def _run(self, messages: Sequence[Message], arguments: dict[str, Any]) -> _Done:
         """Run a turn, from the cache if that can go on."""
-        prompt = self.model.family.chat_prompt(messages)
+        family = self.model.family
         if not self._messages:
-            return self._first(prompt, arguments)
+            return self._first(family.chat_prompt(messages), arguments)
         why = "the last answer has failed"
         if (state := self._state) is not None:
-            ids = self._ids(state, prompt)
+            ids = self._ids(state, messages)
             self._state = None  # used up, whatever happens
             try:
                 return self._later(state, ids, arguments)
             except TurnError as error:
                 why = str(error)
-        done = self._first(prompt, arguments)
+        done = self._first(family.chat_prompt(messages), arguments)
         return replace(done, notes=(*done.notes, f"the whole conversation has run again: {why}"))
 
     def _first(self, prompt: DocumentPrompt, arguments: dict[str, Any]) -> _Done:
@@ -230,18 +230,19 @@ class Session:
         before = same - state.gone
         return _Done(tokens, ids.shape[1], before, torch.full_like(before, ids.shape[1] - same), "none", ())
 
-    def _ids(self, state: _State, prompt: DocumentPrompt) -> Tensor:
-        """Return the ids of a whole conversation; pictures are spared where the tokenizer alone tells them."""
+    def _ids(self, state: _State, messages: Sequence[Message]) -> Tensor:
+        """Return the ids of a whole conversation; no picture is opened where the tokenizer alone tells them."""
         family, first = self.model.family, state.first.inputs["input_ids"]
-        rows = None
+        text, rows = family.render(messages), None
         if self.model.plain_ids is not False:
             vision = frozenset(self.model.anatomy.vision_token_ids)
-            rows = ids_of(family, first[0].tolist(), [state.text, prompt.text], vision)
+            rows = ids_of(family, first[0].tolist(), [state.text, text], vision)
         if rows is not None and self.model.plain_ids:
             return torch.tensor([rows[1]], device=first.device)
+        prompt = family.chat_prompt(messages)
         whole: Tensor = family.encode([prompt]).inputs["input_ids"]
         if rows is not None:
-            self.model.plain_ids = whole[0].tolist() == rows[1]
+            self.model.plain_ids = prompt.text == text and whole[0].tolist() == rows[1]
         return whole
 
     def _turn(

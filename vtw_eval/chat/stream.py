@@ -69,7 +69,7 @@ class Stop(StoppingCriteria):
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self.stopped = stopped
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """Return for each row whether it has ended."""
         return torch.full((len(input_ids),), self.stopped(), device=input_ids.device, dtype=torch.bool)
 

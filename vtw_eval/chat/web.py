@@ -92,7 +92,7 @@ class Page:
         self.desk = desk
         self.settings = settings
         self.blocks = gr.Blocks(
-            title=f"{settings.name}, side by side", analytics_enabled=False, delete_cache=(600, 3600)
+            title=f"{settings.name}, side by side", analytics_enabled=False, delete_cache=(600, 4 * 3600)
         )
         with self.blocks:
             gr.Markdown(
