@@ -189,7 +189,7 @@ class VTWModel(lmms):
             prompt = build(family)
             return replace(prompt, notes=once([*prompt.notes, *show.notes]))
 
-        return Request(document_name(task, split, doc_id), len(context), generation, noted, task)
+        return Request(document_name(task, split, doc_id), len(context), generation, noted, task, asks=context)
 
     def _builder(
         self,

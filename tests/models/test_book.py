@@ -200,6 +200,42 @@ def test_what_is_wrong_with_another_method_costs_only_that(runner: Callable[...,
         together(made, (f"{file}:Broken",), requests, tmp_path / "book")
 
 
+def test_what_was_opened_before_is_opened_again_for_a_check_only(runner: Callable[..., Runner], tmp_path: Path) -> None:
+    made, said = opened(runner, "llava")
+    asked = load(None)[:9]
+    requests = requests_about(asked, {"max_new_tokens": 2})
+    opened_now: list[int] = []
+
+    def counting(place: int, other: Request) -> Request:
+        def build(family: Family[Any]) -> DocumentPrompt:
+            opened_now.append(place)
+            return other.build(family)
+
+        return replace(requests[place], build=build, asks=asked[place][2])
+
+    same = [counting(place, request) for place, request in enumerate(requests)]
+    expected = [alone(made, spec, same) for spec in ("vtw,k=1", "fastv,k=1")]
+    opened_now.clear()
+    check(expected[0], together(made, ("vtw,k=1", "fastv,k=1"), same, tmp_path))
+    assert sorted(opened_now) == list(range(9))
+    opened_now.clear()
+    check(expected[1], together(made, ("fastv,k=1",), same, tmp_path))
+    assert opened_now == [0]
+    # the same name, words and media, and yet another prompt
+    changed = [counting(0, requests_about([("", [image(8)], "What is it?")])[0]), *same[1:]]
+    first = alone(made, "fastv,k=1", changed)
+    assert first[0].costs != expected[1][0].costs
+    check(first, together(made, ("fastv,k=1",), changed, tmp_path))
+    assert "task t, split s, doc_id 0 is not asked as before" in said[-1]
+    # another seed, other prompts
+    opened_now.clear()
+    made.exchange(parse_method("fastv,k=1"))
+    made.together = Together(Book(tmp_path), {"fastv,k=1": "fastv,k=1 code"}, seed=1)
+    made.answer(same, progress=False)
+    made.together = None
+    assert sorted(opened_now) == list(range(9))
+
+
 def test_a_document_that_fails_is_named_and_the_others_are_kept(runner: Callable[..., Runner], tmp_path: Path) -> None:
     made, _ = opened(runner, "llava")
     requests = requests_about(load(None)[:6], {"max_new_tokens": 2})

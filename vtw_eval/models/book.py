@@ -21,6 +21,7 @@ from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.begun import begin
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Encoded
+from vtw_eval.models.remembered import Remembered
 from vtw_eval.models.runner import Answer, Numbered, Request, Runner, left_alone, named
 from vtw_eval.models.shared import Sharer, SharingError
 from vtw_eval.models.sharing import why_alone
@@ -56,6 +57,7 @@ class BookRunner(Runner):
         self.by_book = False
         """Whether the last call took answers from a book."""
         self.warm = Warm(self.family, self.anatomy)
+        self._remembered = Remembered(self.log)
 
     def answer(self, requests: Sequence[Request], *, progress: bool) -> list[Answer]:
         """Answer requests, in their order, see :meth:`vtw_eval.models.runner.Runner.answer`."""
@@ -69,6 +71,7 @@ class BookRunner(Runner):
             self.warm.forget()
 
     def _answer_all(self, together: Together, requests: Sequence[Request], progress: bool) -> list[Answer]:
+        self._remembered.begin((together.book.folder, together.seed))
         own, *others = self._asked(together)
         answers: dict[int, Answer] = {}
         known: set[tuple[int, str]] = set()
@@ -122,7 +125,7 @@ class BookRunner(Runner):
     ) -> list[dict[int, Answer]]:
         """Answer all requests about some images with all methods; return the answers of the first one."""
         own = run.asked[0]
-        prepared = [self._prepared(own, items) for items in images]
+        prepared = self._known(run, images) or [self._prepared(own, items) for items in images]
         documents = [document for items in prepared for document in items]
         for asked in run.asked:
             self._tell(run, asked, documents)
@@ -131,14 +134,30 @@ class BookRunner(Runner):
         left.sort(key=lambda document: -document.request.length)
         for _ in run_in_batches(left, self.batch_size, partial(self._answer_alone, run), self._shrink):
             pass
-        return [
-            {
-                d.place: self._served(d, entry)
-                for d in items
-                if (entry := run.book.get(key_in(self.family, own, d))) is not None
-            }
-            for items in prepared
-        ]
+        found: list[dict[int, Answer]] = []
+        for items in prepared:
+            entries = [(document, run.book.get(key_in(self.family, own, document))) for document in items]
+            found.append({d.place: self._served(d, entry) for d, entry in entries if entry is not None})
+        if any(found):
+            own.failures.succeeded()
+        return found
+
+    def _known(self, run: _Run, images: Sequence[Sequence[Numbered]]) -> list[list[Document]] | None:
+        """Return documents without their media if all of them were opened before, and answered by every method."""
+
+        def again(request: Request) -> tuple[str, str]:
+            try:
+                prompt = self._build(request)
+                with named(request):
+                    return prompt.text, shown_by(prompt)
+            except DocumentError:  # raised again when its turn has come
+                return "", ""
+
+        found = [self._remembered.find(items, again) for items in images]
+        known = [documents for documents in found if documents is not None]
+        if len(known) < len(found) or any(self._missing(run, asked, d) for asked in run.asked for d in known):
+            return None
+        return known
 
     def _prepared(self, own: Asked, items: Sequence[Numbered]) -> list[Document]:
         """Return the prompts of requests; equal images are kept once."""
@@ -155,6 +174,7 @@ class BookRunner(Runner):
                 own.failed.add(place)
                 own.failures.failed(error)
                 continue
+            self._remembered.keep(request, prompt, shown)
             prompt = replace(prompt, images=first.setdefault(shown, prompt.images))
             found.append(Document.of(place, request, prompt, shown))
         return found

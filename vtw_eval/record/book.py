@@ -112,6 +112,8 @@ class Together:
     methods: Mapping[str, str]
     """The cell's own method and those of cells that are still to be done, by spec: a digest of what decides their
     answers beside the prompts. The cell's own comes first."""
+    seed: int = 0
+    """Of the cell: its documents may be asked otherwise than with another seed."""
 
 
 def book_folder(root: Path, name: str) -> Path:

@@ -115,4 +115,4 @@ def together(job: Job, store: Store, read: Mapping[str, str], known: Book | None
     for spec in job.others:
         with suppress(ValueError, OSError):  # its own cell tells what is wrong with a method
             methods.setdefault(spec.method, fingerprint(spec, read))
-    return Together(book, methods)
+    return Together(book, methods, job.spec.seed)
