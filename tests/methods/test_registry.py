@@ -26,6 +26,7 @@ from vtw_eval.methods import (
 )
 from vtw_eval.methods.frames import FrameBudget, FrameMethod, VideoMethod
 from vtw_eval.methods.image_wise import ImageWise
+from vtw_eval.methods.near_budget import NearBudget
 from vtw_eval.methods.selector import Selector
 from vtw_eval.methods.staged import Staged
 from vtw_eval.methods.tower_merging import TowerMerging
@@ -81,7 +82,8 @@ def test_every_method_file_is_registered_and_exported() -> None:
     found = set()
     for module in pkgutil.walk_packages(vtw_eval.methods.__path__, "vtw_eval.methods."):
         for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Method) and value not in BASES:
+            public = isinstance(value, type) and not value.__name__.startswith("_")
+            if public and issubclass(value, Method) and value not in BASES:
                 found.add(value)
     assert found == set(METHODS.values())
     for cls in found:
@@ -105,6 +107,7 @@ BASES = (
     FrameMethod,
     VideoMethod,
     FrameBudget,
+    NearBudget,
 )
 
 
