@@ -56,6 +56,15 @@ def test_answers_and_costs_are_those_of_prompts_alone(
     assert len({answer.text for answer in together}) > 4
 
 
+@pytest.mark.parametrize("spec", ["fastv,k=2", "random_k"])
+def test_half_precision_shares_where_as_many_tokens_are_left(runner: Callable[..., Runner], spec: str) -> None:
+    made = opened(runner, "llava", spec, dtype="bfloat16")
+    one_by_one, together = both(made, requests_about(load(None)[:6], {"max_new_tokens": 2}))
+    assert all(answer.costs.latency_s is None for answer in together)
+    costs = [[answer.costs.tokens_per_layer for answer in answers] for answers in (one_by_one, together)]
+    assert costs[0] == costs[1]
+
+
 def test_repetition_penalty(runner: Callable[..., Runner]) -> None:
     made = opened(runner, "qwen2_5_vl", "fastv,k=2", batch_size=1)  # padding counts as repeated too
     made.family.model.generation_config.repetition_penalty = 1.7
