@@ -197,6 +197,14 @@ TOUCH_POINTS: tuple[TouchPoint, ...] = (
     ),
     TouchPoint(
         "transformers",
+        "a layer hands its keys and values to its KV cache, and attends to what that gives back",
+        "vtw_eval/engine/frozen.py",
+        "_Joining(Cache)",
+        "text would not see vision tokens in layers that leave them as they are",
+        "vtw_eval.engine.frozen.Freezer.run",
+    ),
+    TouchPoint(
+        "transformers",
         "the attention that a config names",
         "vtw_eval/anatomy.py",
         "_attn_implementation",
