@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from vtw_eval.models.adapters import ADAPTERS
 
 if TYPE_CHECKING:
     from vtw_eval.models.curve import CurveRunner
+    from vtw_eval.models.family import DocumentPrompt, Family
     from vtw_eval.models.runner import Request
 
 _GIVEN = "questions"
@@ -129,7 +131,7 @@ def _of_files(
 ) -> tuple[CurveRunner, dict[str, list[Request]]]:
     """Open a model, and return it with a document for each question about files."""
     from vtw_eval.models.curve import CurveRunner
-    from vtw_eval.models.family import Family, content_of
+    from vtw_eval.models.family import content_of
     from vtw_eval.models.runner import Request
     from vtw_eval.runtime import pick_device
 
@@ -138,18 +140,11 @@ def _of_files(
     device = pick_device(arguments.get("device"))
     runner = CurveRunner(adapter, arguments, simple=False, device=device, log=lambda line: None)
 
-    def prompt(family: Family[Any], question: str) -> Any:
-        return family.chat_prompt([{"role": "user", "content": content_of(question, media)}])
+    def asking(question: str) -> Callable[[Family[Any]], DocumentPrompt]:
+        messages = [{"role": "user", "content": content_of(question, media)}]
+        return lambda family: family.chat_prompt(messages)
 
     requests = [
-        Request(
-            question,
-            len(question),
-            generation,
-            lambda family, own=question: prompt(family, own),
-            _GIVEN,
-            "files",  # type: ignore[misc]
-        )
-        for question in questions
+        Request(question, len(question), generation, asking(question), _GIVEN, "files") for question in questions
     ]
     return runner, {_GIVEN: requests}
