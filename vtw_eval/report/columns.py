@@ -28,6 +28,9 @@ _SHAPES: Mapping[str, tuple[Column, ...]] = {
     "boards_mme": (Column("mme (of 1000)", ("mme_perception_score",)),),
     "boards_pope": (Column("pope F1", ("pope_f1_score",)),),
     "boards_vqa": (Column("vqa", ("exact_match",)),),
+    **{
+        f"moves_{name}": (Column(name, ("exact_match",)),) for name in ("frameqa", "count", "action", "order", "choice")
+    },
     # The same under VLMEvalKit.
     "Shapes_AI2D": (Column("ai2d", ("Overall",)),),
     "Shapes_Caption": (Column("caption EM", ("Overall",)), Column("caption F1", ("object_f1",))),

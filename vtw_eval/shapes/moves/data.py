@@ -31,7 +31,7 @@ MILLISECONDS = 250
 
 def gif(frames: np.ndarray) -> bytes:
     """Return frames, uint8, [frames, height, width, 3], as a GIF, each in at most 255 colours of its own."""
-    images = [Image.fromarray(frame).quantize(255) for frame in frames]
+    images = [Image.fromarray(frame).quantize(255, method=Image.Quantize.FASTOCTREE) for frame in frames]
     buffer = io.BytesIO()
     images[0].save(
         buffer, format="GIF", save_all=True, append_images=images[1:], duration=MILLISECONDS, loop=0, disposal=2
