@@ -23,6 +23,7 @@ from vtw_eval.analyze.roles import (
     VISION,
 )
 from vtw_eval.report.drawing import Plot
+from vtw_eval.report.labels import params_of
 from vtw_eval.tables import Table, markdown
 
 NAME = "README.md"
@@ -245,8 +246,8 @@ def _stages(tasks: Sequence[TaskAnalysis]) -> str:
     return " ".join(
         [
             "DyVTE (Fig. 3) reads three stages: attention from text to image is high in the first layers, falls while "
-            "tokens of one modality attend to each other, and resumes. Here, of the attention of the prompt's text, "
-            "the part that goes to the image:",
+            "tokens of one modality attend to each other, and resumes. What follows is the part of the attention of "
+            "the prompt's text that goes to the image, by layer.",
             *(_stages_of(task) for task in tasks),
             *_entropies(tasks),
         ]
@@ -266,7 +267,7 @@ def _stages_of(task: TaskAnalysis) -> str:
         return f"{fall} and does not resume ({_percent(late)} at most): the first two stages, without the third."
     return (
         f"On {task.task} it stays between {_percent(cross.min())} (layer {int(cross.argmin())}) and "
-        f"{_percent(cross.max())} (layer {int(cross.argmax())}): no fusion ends, and no reasoning begins."
+        f"{_percent(cross.max())} (layer {int(cross.argmax())}): no stages can be told apart."
     )
 
 
@@ -289,9 +290,22 @@ def _entropies(tasks: Sequence[TaskAnalysis]) -> list[str]:
         found.append(
             f"Without vision tokens ({name}) the entropy of attention among text tokens is {after.mean():.2f} nats in "
             f"the layers that lack them, {before.mean():.2f} in the unchanged model, {_percent(relative)} apart by "
-            f"layer on average: {verdict}."
+            f"layer on average: {verdict}.{_all_the_same(name, tasks) if relative < NEAR else ''}"
         )
     return found
+
+
+def _all_the_same(method: str, tasks: Sequence[TaskAnalysis]) -> str:
+    """Tell which answers change under VTW although the entropy does not."""
+    k = params_of(method).get("k") if method.partition(",")[0] == "vtw" else None
+    at_k = [(one.share, task.task) for task in tasks for one in task.agreement if one.k == k]
+    share, task = min(at_k, default=(1.0, ""))
+    if share >= SAME:
+        return ""
+    return (
+        f" Yet {_percent(1 - share)} of the answers of {task} are others at this k: an entropy that stays the same "
+        "does not show that the image is no longer needed."
+    )
 
 
 def _text(one: Attention) -> Array:
