@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,33 +60,46 @@ class Anatomy:
 
     def kind(self, layer: int) -> str:
         """Return how a layer mixes tokens, as its config calls it: see :data:`vtw_eval.families.LAYERS`."""
-        kinds = getattr(self.text_config, "layer_types", None)
-        return kinds[layer] if kinds else FULL
+        return self._kinds[layer]
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer mixes tokens by a recurrence or a convolution: it holds a state, and no keys."""
-        return self.kind(layer) in RECURRENT
+        return self._kinds[layer] in RECURRENT
 
     def keys_of(self, layer: int) -> int:
         """Return the layer whose keys and values a layer attends to: itself, or an earlier one that shares them."""
-        modes = getattr(self.text_config, "kv_sharing_modes", None)
-        if not modes or modes[layer] != "reuse":
-            return layer
-        return max(i for i in range(layer) if modes[i] == "store" and self.kind(i) == self.kind(layer))
-
-    @property
-    def shares_keys(self) -> bool:
-        """Whether some layers attend to keys of earlier ones."""
-        return any(self.keys_of(layer) != layer for layer in range(self.num_layers))
+        return self._sources[layer]
 
     def has_own_keys(self, layer: int) -> bool:
         """Whether a layer attends to keys and values of its own."""
         return not self.is_recurrent(layer) and self.keys_of(layer) == layer
 
     @property
+    def shares_keys(self) -> bool:
+        """Whether some layers attend to keys of earlier ones."""
+        return self._sources != tuple(range(self.num_layers))
+
+    @property
     def plain_cache(self) -> bool:
         """Whether every layer keeps keys and values of its own."""
         return all(map(self.has_own_keys, range(self.num_layers)))
+
+    @functools.cached_property
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(getattr(self.text_config, "layer_types", None) or (FULL,) * self.num_layers)
+
+    @functools.cached_property
+    def _sources(self) -> tuple[int, ...]:
+        modes = getattr(self.text_config, "kv_sharing_modes", None) or (None,) * self.num_layers
+        if "reuse" in modes and "store" not in modes:
+            raise UnsupportedModelError(f"all layers of {self.model_type} attend to keys of another model.")
+        return tuple(
+            layer if mode != "reuse" else max(i for i in range(layer) if self._is_source(i, layer, modes))
+            for layer, mode in enumerate(modes)
+        )
+
+    def _is_source(self, i: int, layer: int, modes: Sequence[str | None]) -> bool:
+        return modes[i] == "store" and self._kinds[i] == self._kinds[layer]
 
     def sliding_window(self, layer: int) -> int | None:
         """Return the sliding window of a layer's attention, None for full attention."""

@@ -46,7 +46,7 @@ class ReducedCache(Cache):
 
     def _with_keys(self, layer_idx: int) -> int:
         """Return the layer that answers for a layer: the first one has no length where it holds a recurrent state."""
-        if layer_idx or has_keys(self.layers[0]):
+        if layer_idx or not self.layers or has_keys(self.layers[0]):
             return layer_idx
         return next(i for i, layer in enumerate(self.layers) if has_keys(layer))
 

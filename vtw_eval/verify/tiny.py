@@ -48,7 +48,7 @@ _MROPE = {
 """Sections of M-RoPE that a default config leaves out."""
 _LAYERS: dict[str, tuple[tuple[str, ...], dict[str, int]]] = {
     "gemma4": (("sliding_attention", "full_attention") * 3, {"num_kv_shared_layers": 3}),
-    "gemma4_unified": (("sliding_attention", "full_attention") * 2, {}),
+    "gemma4_unified": (("sliding_attention", "full_attention") * 2, {"num_kv_shared_layers": 2}),
     "lfm2_vl": (("conv", "conv", "full_attention", "conv", "full_attention"), {}),
 }
 """Kinds of layers, and what else checkpoints have, of families whose default config has layers of one kind only."""
