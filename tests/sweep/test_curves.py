@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from vtw_eval.model_adapters.lmms.curve import execute_curve
 from vtw_eval.record.cell import Cell
 from vtw_eval.record.curves import curve_folders, divergence_file
 from vtw_eval.record.store import Store
@@ -52,7 +53,7 @@ def plan(**changes: Any) -> Plan:
     return parse_plan({**PLAN, **changes})
 
 
-def test_a_curve_is_kept_once_and_shown(tmp_path: Path) -> None:
+def test_a_curve_is_kept_once_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Watched()
     entries = run_plan(plan(), tmp_path, first)
     assert [entry.state for entry in entries] == ["done"] * 5
@@ -66,10 +67,11 @@ def test_a_curve_is_kept_once_and_shown(tmp_path: Path) -> None:
     assert store.samples(one) == alone.samples(expected)
 
     again = Watched()
-    assert run_plan(plan(), tmp_path, again) == entries
+    assert run_plan(plan(), tmp_path, again, keep=True) == entries
     assert again.ran == []
     more = Watched()
-    run_plan(plan(curves=[{"model": "Tiny Shapes", "k": [2, 5, 7]}]), tmp_path, more)
+    monkeypatch.setattr(curves, "execute_apart", lambda harness, *given: execute_curve(*given))
+    run_plan(plan(curves=[{"model": "Tiny Shapes", "k": [2, 5, 7]}]), tmp_path, more, keep=True)
     assert more.ran == ["vtw,k=7,position=keep"]
 
     made = make_report(ReportRequest(folder=tmp_path))
@@ -78,7 +80,7 @@ def test_a_curve_is_kept_once_and_shown(tmp_path: Path) -> None:
     shown = {row[1].strip(): [cell.strip() for cell in row[2:]] for row in rows}
     assert list(shown)[1:5] == ["2", "5", "7", "unchanged"]
     score = next(iter(one.metrics.values())).shown
-    assert any(cell.startswith(f"{score:.2f} [") for cell in shown["5"])
+    assert any(cell.startswith(rf"{score:.2f} \[") for cell in shown["5"])
     kl = dict(yaml.safe_load(divergence_file(folder, "shapes_vqa").read_text())["mean_kl"])
     assert f"{kl[5]:.2e}" in shown["5"]
     figures = [name for name in made.files if "curve-" in name and name.endswith(".svg")]
@@ -89,19 +91,15 @@ def test_a_curve_is_kept_once_and_shown(tmp_path: Path) -> None:
     assert page.count("<svg") > make_report(ReportRequest(folder=folder, form="html", plots=False)).text.count("<svg")
 
 
-def _dies(*given: Any) -> None:
-    os._exit(3)
-
-
 def test_a_process_that_dies_fails_the_cells_that_are_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "_work", _dies)
+    monkeypatch.setattr(curves, "_work", os.abort)  # takes no arguments, so that the process ends by an error
     watcher, store = Watched(), Store(tmp_path)
     (curve,) = curve_plans(resolve(plan())).values()
     store.create(curve.index())
     execute_apart("lmms-eval", curve.cells(), store, Settings(), watcher)
     entries = store.entries()
     assert [entry.state for entry in entries] == ["failed"] * 3
-    assert "status 3" in entries[0].problem
+    assert "status 1" in entries[0].problem
     assert len(watcher.ran) == 3
 
 
