@@ -286,7 +286,7 @@ class _Engine:
         if self.acts:
             take_deepstack(step, kwargs, self.first, self.anatomy.num_layers)
         if self.entry is not None:
-            self.entry.begin(*source.shape[:2], self.looked)
+            self.entry.begin(len(source), length, self.looked)
             step.deepstack = self.entry.deepstack()
             if self.tower is not None:
                 self.tower.calls = self.entry.tower()
