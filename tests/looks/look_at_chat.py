@@ -130,6 +130,8 @@ def test_two_methods_answer_about_a_picture(
     assert held and int(held[1]) - int(held[2]) == 64
     expect(page.locator("#kept-1")).to_contain_text("layers 5 to 9: 0 of 64 vision tokens")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(page.locator("#shown img")).to_be_visible()
+    assert page.get_by_role("button", name=re.compile(r"\bshare", re.IGNORECASE)).count() == 0
     shoot(page, f"chat-{width}-{scheme}")
 
     ask(page, LATER)
@@ -158,6 +160,8 @@ def test_another_method_begins_anew_and_the_picture_stays(opened: Opened, pictur
     method.fill("fastvv")
     method.press("Enter")
     expect(page.get_by_text(re.compile("unknown method.*fastv")).first).to_be_visible(timeout=WAIT)
+    expect(method).to_have_value("fastv,k=2,r=0.75,seed=0")
+    expect(answers(page, 1)).to_have_count(1)
     shoot(page, "chat-error")
 
 
@@ -184,6 +188,6 @@ def test_people_wait_for_each_other(opened: Opened, served: Served, picture: Pat
 def test_what_cannot_be_asked_is_told_and_stays_in_the_box(opened: Opened, picture: Path) -> None:
     page, _ = opened()
     ask(page, "What is <image>?", picture)
-    expect(page.get_by_text(re.compile("image marks")).first).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("2 image marks (<image>) for 1 images").first).to_be_visible(timeout=WAIT)
     expect(box(page)).to_have_value("What is <image>?")
     shoot(page, "chat-refused")

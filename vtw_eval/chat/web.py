@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
+import numpy as np
+from markupsafe import Markup, escape
+from PIL import Image
 
 from vtw_eval.chat import words
 from vtw_eval.chat.desk import Desk, Seat, check_upload
@@ -17,7 +19,7 @@ from vtw_eval.chat.pictures import Kept
 from vtw_eval.chat.session import Session, Turn
 from vtw_eval.chat.stream import Streamed
 from vtw_eval.chat.terminal import ERRORS
-from vtw_eval.media import is_video
+from vtw_eval.media import is_video, viewed
 from vtw_eval.show.drawing import data_url
 
 SUGGESTED = (
@@ -34,15 +36,19 @@ POLICY = (
 
 CSS = """
 .gradio-container { max-width: 84rem !important; margin: 0 auto; }
+#shown img { display: block; border-radius: var(--radius-sm); }
 .numbers dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem .9rem; margin: 0; }
 .numbers dl { font-size: var(--text-sm); font-variant-numeric: tabular-nums; }
-.numbers dt { font-weight: 600; color: var(--body-text-color-subdued); }
+.numbers dt { font-weight: 600; }
 .numbers dd { margin: 0; overflow-wrap: anywhere; }
 .kept div { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-start; }
 .kept figure { margin: 0; max-width: 100%; }
 .kept img { max-width: 100%; height: auto; display: block; border-radius: var(--radius-sm); }
 .kept figcaption { font-size: var(--text-sm); max-width: 13rem; padding-top: .2rem; }
 """
+
+_THUMB = 160
+"""Pixels of the longer side of the picture that is talked about."""
 
 _SHOWN = 0.8
 """Pixels of the page for one of a picture."""
@@ -114,6 +120,7 @@ class Page:
             with gr.Row():
                 self.stop = gr.Button("Stop", size="sm", scale=0, min_width=90, interactive=False, elem_id="stop")
                 self.new = gr.Button("New conversation", size="sm", scale=0, min_width=170, elem_id="new")
+            self.shown = gr.HTML(elem_id="shown")
             with gr.Row():
                 self.columns = [self._column(number, spec) for number, spec in enumerate(desk.specs)]
             self._events()
@@ -145,8 +152,8 @@ class Page:
     def _events(self) -> None:
         methods, chats = [each.method for each in self.columns], [each.chat for each in self.columns]
         outputs = [
-            *(self.message, self.stop),
-            *(part for each in self.columns for part in (each.chat, each.numbers, each.kept)),
+            *(self.message, self.stop, self.shown),
+            *(part for each in self.columns for part in (each.method, each.chat, each.numbers, each.kept)),
         ]
         # One at a time, whoever asks: the others wait in the queue, and see their place in it.
         of_model: dict[str, Any] = {
@@ -173,52 +180,64 @@ class Page:
 
     def begin(self, request: gr.Request) -> Updates:
         """Begin anew, without a picture."""
-        with _told():
-            self.desk.seat(_person(request)).sides.show()
-        return self._empty()
+        self.desk.seat(_person(request)).sides.show()
+        return {**self._empty(), self.shown: ""}
 
     def change(self, request: gr.Request, *specs: str) -> Updates:
         """Begin anew with other methods, about the same picture."""
-        with _told():
-            sides = self.desk.seat(_person(request)).sides
+        sides = self.desk.seat(_person(request)).sides
+        try:
             sides.change(specs)
+        except ERRORS as error:
+            _warn(str(error))
+            return {each.method: str(own.method) for each, own in zip(self.columns, sides.sessions, strict=True)}
         if sides.media:
             gr.Info("Begun anew with these methods, about the same picture, whose encoding is kept.")
         return self._empty()
 
     def ask(self, request: gr.Request, message: dict[str, Any], *given: Any) -> Iterator[Updates]:
         """Ask all methods, one after the other, and show their answers while they grow."""
-        specs, histories = given[: len(self.columns)], [list(each) for each in given[len(self.columns) :]]
+        specs, before = given[: len(self.columns)], given[len(self.columns) :]
         question, files = message["text"].strip(), list(message["files"])
-        with _told():
-            if not question:
-                raise ValueError("there is no question.")
-            seat = self.desk.seat(_person(request))
-            if [str(self.desk.model.method(spec)) for spec in specs] != [str(s.method) for s in seat.sides.sessions]:
-                seat.sides.change(specs)
-            for file in files:
-                check_upload(file, self.settings.megabytes)
-            if files:
-                seat.sides.show(*files)
-        if not seat.sides.begun:
-            if any(histories) and not files:
-                gr.Warning("The conversation before has been put away: others talk here too. This one begins anew.")
-            histories = [[] for _ in self.columns]
-        for history in histories:
-            history += [{"role": "user", "content": _medium(file)} for file in files]
-            history += [{"role": "user", "content": question}, {"role": "assistant", "content": "…"}]
-        seat.stop.clear()
-        busy = {self.message: gr.update(value=None, interactive=False), self.stop: gr.update(interactive=True)}
-        ready = {self.message: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
-        yield {**busy, **{each.chat: history for each, history in zip(self.columns, histories, strict=True)}}
+        chats = [each.chat for each in self.columns]
+        ready: Updates = {self.message: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        back: Updates = {**ready, self.message: gr.update(value=message, interactive=True)}
         try:
+            seat = self._seated(_person(request), specs, question, files)
+            histories = [list(each) for each in before]
+            if not seat.sides.begun:
+                if any(histories) and not files:
+                    _warn("The conversation before was put away, because others talk here too. This one begins anew.")
+                histories = [[] for _ in self.columns]
+            for history in histories:
+                history += [{"role": "user", "content": question}, {"role": "assistant", "content": "…"}]
+            yield {
+                **({self.shown: "".join(map(_medium, files))} if files else {}),
+                self.message: gr.update(value=None, interactive=False),
+                self.stop: gr.update(interactive=True),
+                **dict(zip(chats, histories, strict=True)),
+            }
             for column, session, history in zip(self.columns, seat.sides.sessions, histories, strict=True):
                 yield from self._answer(column, session, history, question, seat)
             yield ready
             yield self._pictures(seat)
         except ERRORS as error:
-            yield {**ready, self.message: gr.update(value={"text": question, "files": files}, interactive=True)}
-            raise gr.Error(str(error), print_exception=False) from error
+            _warn(str(error))
+            yield {**back, **dict(zip(chats, before, strict=True))}
+
+    def _seated(self, person: str, specs: Sequence[str], question: str, files: Sequence[str]) -> Seat:
+        """Return the seat of a person, with the methods and the picture that the page shows."""
+        if not question:
+            raise ValueError("there is no question.")
+        seat = self.desk.seat(person)
+        seat.stop.clear()
+        if [str(self.desk.model.method(spec)) for spec in specs] != [str(own.method) for own in seat.sides.sessions]:
+            seat.sides.change(specs)
+        for file in files:
+            check_upload(file, self.settings.megabytes)
+        if files:
+            seat.sides.show(*files)
+        return seat
 
     def _answer(
         self, column: _Column, session: Session, history: list[Any], question: str, seat: Seat
@@ -277,11 +296,14 @@ def pictures(kept: Sequence[Kept]) -> str:
     return str(Markup("<div>{}</div>").format(figures)) if kept else ""
 
 
-def _medium(path: str) -> Any:
-    """Return what shows a file, without buttons that would send it elsewhere."""
+def _medium(path: str) -> str:
+    """Return what stands for a file in HTML; Gradio's own components would offer to send it to a server elsewhere."""
     if is_video(path):
-        return gr.Video(path, buttons=[])
-    return gr.Image(path, buttons=["fullscreen"])
+        return str(escape(Path(path).name))
+    with Image.open(path) as image:
+        small = viewed(image).convert("RGB")
+    small.thumbnail((_THUMB, _THUMB))
+    return str(Markup('<img src="{}" alt="{}">').format(data_url(np.asarray(small)), Path(path).name))
 
 
 def launch(page: Page, *, host: str, port: int, share: bool, block: bool = True) -> str:
@@ -350,10 +372,6 @@ def _person(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Show people what is wrong with what they have asked for."""
-    try:
-        yield
-    except ERRORS as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def _warn(message: str) -> None:
+    """Show people what cannot be done; what they have written may look like HTML."""
+    gr.Warning(str(escape(message)), title="This cannot be done")
