@@ -144,7 +144,8 @@ def test_two_batches_are_ready_before_the_model_has_done_the_first(
 ) -> None:
     made = runner("llava", method="baseline", batch_size=1, prefetch="on", verify=False)
     requests, opened = requests_of(None, {"max_new_tokens": 2}), Opened()
-    generate, ready, seen = made.family.generate, threading.Event(), []
+    generate, ready = made.family.generate, threading.Event()
+    seen: list[bool] = []
 
     def build(request: Request) -> Callable[[Family[Any]], DocumentPrompt]:
         def built(family: Family[Any]) -> DocumentPrompt:
@@ -183,8 +184,9 @@ def test_the_thread_ends_when_the_model_fails(runner: Callable[..., Runner], mon
 
 
 def test_on_a_cpu_it_is_off_unless_asked_for(runner: Callable[..., Runner]) -> None:
-    for given, prepares in (({}, False), ({"prefetch": "on"}, True), ({"prefetch": "off"}, False)):
-        assert (runner("llava", method="baseline", verify=False, **given)._prepares() is not None) == prepares
+    for prefetch, prepares in (("auto", False), ("on", True), ("off", False)):
+        made = runner("llava", method="baseline", verify=False, prefetch=prefetch)
+        assert (made._prepares() is not None) == prepares
     remote = runner("internvl_remote", method="baseline", verify=False, prefetch="on")
     assert remote._prepares() is None  # its code may do anything with the model when it encodes
 

@@ -48,7 +48,7 @@ def test_each_half_runs_at_the_smallest_k_that_is_good_enough_on_the_other(tmp_p
 
     groups = [{s.group for s in found if s.doc_id in half} for half in map(set, halves(found))]
     assert groups[0] and groups[1] and not groups[0] & groups[1]
-    expected = {}
+    expected: dict[str, int] = {}
     for seen, others in ((0, 1), (1, 0)):
         docs = {s.doc_id for s in found if s.group in groups[seen]}
         k = next(
