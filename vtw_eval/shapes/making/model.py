@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from vtw_eval.shapes.processor import IMAGE_TOKEN, PATCH_SIZE
 from vtw_eval.shapes.scenes import IMAGE_SIZE
+
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 
 TRAIN_ATTENTION = "shapes_matmul"
 """Name under which :func:`matmul_attention` is registered with transformers."""
@@ -235,11 +244,9 @@ def build_model(
     return answering_greedily(model, tokenizer)
 
 
-def answering_greedily(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
-) -> LlavaForConditionalGeneration:
+def answering_greedily(model: _Model, tokenizer: PreTrainedTokenizerBase) -> _Model:
     """Give a model greedy generation defaults, and return it in evaluation mode."""
-    generation = model.generation_config
+    generation: Any = model.generation_config
     generation.bos_token_id = tokenizer.bos_token_id
     generation.eos_token_id = tokenizer.eos_token_id
     generation.pad_token_id = tokenizer.pad_token_id

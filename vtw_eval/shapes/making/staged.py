@@ -43,6 +43,7 @@ class StagedTrainer(ABC):
     """
 
     processor: Any
+    model: Any
     heads: nn.ModuleDict
     optimisers: list[torch.optim.Optimizer]
 

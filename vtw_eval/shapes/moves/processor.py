@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     PreTrainedTokenizerFast,
@@ -39,7 +41,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> VideoLlavaProcessor:
     """Build the processor: frames and images of 64 x 64 pixels in [-1, 1], 17 placeholders a frame, 16 an image."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    scaled = {"size": size, "crop_size": size, "do_center_crop": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    scaled: dict[str, Any] = {
+        "size": size,
+        "crop_size": size,
+        "do_center_crop": False,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     return VideoLlavaProcessor(
         image_processor=VideoLlavaImageProcessor(**scaled),
         video_processor=VideoLlavaVideoProcessor(**scaled),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vtw_eval.shapes.boards.making.families.family import Family, Shown, thinned
-from vtw_eval.shapes.boards.making.recipe import SIMPLE, Recipe, sample_questions
+from vtw_eval.shapes.boards.making.recipe import Recipe, sample_questions
 from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.questions import TYPES, ask
 from vtw_eval.shapes.boards.scenes import CELL, GRID, Placed, Scene, is_test_scene, paint, place, sample_scene
@@ -83,10 +83,9 @@ class BoardFamily(Family):
         form = self.forms[int(rng.integers(len(self.forms)))]
         scenes = [sample_part(rng, form, 1, recipe.most_items(step)) for _ in range(recipe.joint_scenes)]
         shown = self.show(scenes, form, rng)
-        types = SIMPLE if step < recipe.simple_steps else TYPES
-        shown.questions.extend(sample_questions(scene, rng, recipe.joint_questions, types) for scene in scenes)
-        every = step >= recipe.thin * recipe.joint_steps
-        return shown, thinned(shown.labels["color"] >= 0, rng, recipe.ground, every)
+        shares = recipe.shares(step)
+        shown.questions.extend(sample_questions(scene, rng, recipe.joint_questions, shares) for scene in scenes)
+        return shown, thinned(shown.labels["color"] >= 0, rng, recipe.ground, recipe.whole(step))
 
     def held_out(self, rng: np.random.Generator, rows: int) -> Shown:
         """Return boards of the test sets' form from the held-out side."""

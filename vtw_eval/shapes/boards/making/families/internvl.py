@@ -51,7 +51,7 @@ PLACEHOLDERS = {
 
 def build_processor() -> InternVLProcessor:
     """Build the processor: images to at most twelve tiles and a thumbnail, in [-1, 1]."""
-    scaled = {"size": {"height": TILE, "width": TILE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    scaled: dict[str, Any] = {"size": {"height": TILE, "width": TILE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(crop_to_patches=True, **scaled),
         tokenizer=build_tokenizer(PLACEHOLDERS),

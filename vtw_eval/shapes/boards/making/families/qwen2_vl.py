@@ -87,7 +87,13 @@ def rope_factors() -> list[float]:
 def build_processor() -> Qwen2VLProcessor:
     """Build the processor: images of at least 224 x 224 pixels' area, in [-1, 1], a placeholder for 28 x 28 pixels."""
     area = {"shortest_edge": (8 * PATCH * MERGE) ** 2, "longest_edge": 1280 * (PATCH * MERGE) ** 2}
-    scaled = {"size": area, "patch_size": PATCH, "merge_size": MERGE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    scaled: dict[str, Any] = {
+        "size": area,
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     beginning = "{% if messages[0]['role'] != 'system' %}SYSTEM: " + SYSTEM + " {% endif %}"
     image = "".join(PLACEHOLDERS[name] for name in ("vision_bos_token", "image_token", "vision_eos_token"))
     return Qwen2VLProcessor(
@@ -108,7 +114,7 @@ class Qwen2VL(BoardFamily):
         size=Size(vision_mlp=256, layers=8, mlp=320),
     )
     reading_layers = 2
-    forms: ClassVar[tuple[TokenForm, ...]] = (  # type: ignore[assignment]
+    forms: ClassVar[tuple[TokenForm, ...]] = (
         TokenForm(),
         TokenForm(),
         TokenForm(3, 4, 6, 8),
