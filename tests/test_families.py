@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from tests.support.families import DECODERS
 from vtw_eval import VTW
 from vtw_eval.anatomy import UnsupportedModelError, find_anatomy
 from vtw_eval.families import BIDIRECTIONAL, DECODER_TESTED, REFUSED, TESTED, standing
+from vtw_eval.models.llava import Llava, LlavaOptions
+from vtw_eval.models.loading import load
 from vtw_eval.verify.check import check_method, make_subject
 from vtw_eval.verify.tiny import family_config, shrink
 
@@ -55,3 +58,30 @@ def test_a_family_without_vision_tokens_is_refused_with_the_reason() -> None:
         model = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.for_model("git"))
     with pytest.raises(UnsupportedModelError, match="git is not supported: its image features stand in front"):
         find_anatomy(model)
+
+
+def test_an_adapter_opens_no_decoder_whose_costs_it_would_get_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_processor(*args: Any, **more: Any) -> None:
+        raise LookupError("the processor is next")
+
+    def loaded(family: str) -> None:
+        config = shrink(family_config(family))
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(config)
+        monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", lambda *args, **more: model)
+        monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", no_processor)
+        monkeypatch.setattr(Llava, "model_types", frozenset({family}))
+        config.save_pretrained(tmp_path)
+        options = LlavaOptions(pretrained=str(tmp_path))
+        load("llava_vtw", options, simple=True, device=torch.device("meta"))
+
+    with pytest.raises(ValueError, match="without keys of their own"):
+        loaded("lfm2_vl")
+    with pytest.raises(LookupError, match="the processor"):  # it goes on
+        loaded("llava")
+    monkeypatch.undo()
+    shrink(family_config("lfm2_vl")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="No adapter opens it: use methods in Python"):
+        load("llava_vtw", LlavaOptions(pretrained=str(tmp_path)), simple=True, device=torch.device("meta"))
