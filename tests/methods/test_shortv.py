@@ -16,8 +16,10 @@ from vtw_eval.cost import PRESETS, exact_prefill_flops, profiler_prefill_flops
 from vtw_eval.cost.dry_run import dry_run
 from vtw_eval.cost.eq1 import eq1_prefill_flops
 from vtw_eval.cost.measure.counted import counted_costs
+from vtw_eval.methods import Baseline
 from vtw_eval.methods.layer_order import LayerOrder, find_order
 from vtw_eval.methods.shortv import PUBLISHED, ShortV
+from vtw_eval.models.traces import counts_of
 
 LLAVA = PRESETS["llava-1.5-7b"]
 
@@ -90,6 +92,21 @@ def test_a_static_cache_holds_the_same(name: str) -> None:
         dynamic = model.generate(**inputs, **options)
         static = model.generate(**inputs, **options, cache_implementation="static", disable_compile=True)
     torch.testing.assert_close(torch.stack(static.logits), torch.stack(dynamic.logits), atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_is_kept_of_it() -> None:
+    model, _ = models("llava_gqa", "sdpa")
+    inputs = make_inputs("llava_gqa", model, KINDS["mixed"])
+    with ShortV(order="1-2")(model) as trace:
+        model(**inputs)
+    found = counts_of(trace, 1)
+    assert [each.updated_per_layer for each in found] == [(11, 7, 7, 11), (7, 7, 7, 7), (12, 4, 4, 12)]
+    assert [each.tokens_per_layer for each in found] == [(11,) * 4, (7,) * 4, (12,) * 4]
+    assert found[2].behind(3).updated_per_layer == (15, 7, 7, 15)
+    with Baseline()(model) as trace:
+        model(**inputs)
+    assert [each.updated_per_layer for each in counts_of(trace, 1)] == [()] * 3
 
 
 def test_what_a_frozen_vision_token_costs() -> None:
