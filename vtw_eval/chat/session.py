@@ -283,7 +283,8 @@ def _end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> Ended:
 def _memory(cache: Cache, total: int) -> tuple[int, float]:
     """Return the bytes of keys and values, and what they would be with all tokens of a sequence."""
     held, full = 0, 0.0
-    for layer in filter(has_keys, cache.layers):
+    layers: list[Any] = [layer for layer in cache.layers if has_keys(layer)]
+    for layer in layers:
         own = sum(part.nelement() * part.element_size() for part in (layer.keys, layer.values))
         window = getattr(layer, "sliding_window", None)
         held += own

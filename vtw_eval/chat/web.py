@@ -374,4 +374,4 @@ def _person(request: gr.Request) -> str:
 
 def _warn(message: str) -> None:
     """Show people what cannot be done; what they have written may look like HTML."""
-    gr.Warning(str(escape(message)), title="This cannot be done")
+    gr.Warning(str(escape(message)))
