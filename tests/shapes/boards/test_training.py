@@ -30,6 +30,7 @@ TINY = Recipe(
     vision_steps=3,
     vision_images=2,
     joint_steps=4,
+    again_steps=0,
     joint_scenes=2,
     joint_questions=3,
     curriculum=(),
@@ -47,7 +48,7 @@ def processor():
 
 def test_the_shipped_size():
     model = build_model(build_processor().tokenizer, 0)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 2_058_688
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_062_784
 
 
 def test_muon_makes_changes_orthogonal():
@@ -111,8 +112,12 @@ def test_rate_and_curriculum():
     assert recipe.rate("joint", 0) == pytest.approx(1 / 50)
     assert [recipe.rate("joint", step) for step in (49, 300, 600)] == [1, 1, 1]
     assert recipe.rate("joint", 800) == pytest.approx(0.5)
-    assert recipe.rate("joint", 1000) == 0
-    assert [recipe.most_items(step) for step in (0, 59, 60, 299, 449, 450)] == [1, 1, 2, 3, 5, 9]
+    assert recipe.rate("joint", 1000 + recipe.again_steps) == 0
+    assert recipe.rate("joint", 1100) == 0.5  # a second, lower rise
+    assert [recipe.most_items(step) for step in (0, 59, 60, 149, 299, 300)] == [2, 2, 4, 4, 6, 9]
+    assert recipe.shares(0).keys() == set(SIMPLE)
+    assert [recipe.shares(step)["same"] for step in (999, 1000)] == [1, 6]
+    assert [recipe.whole(step) for step in (749, 750, 999, 1000, 1001)] == [False, True, True, False, True]
 
 
 def test_thinned_tokens_answer_as_with_the_others_masked(processor):

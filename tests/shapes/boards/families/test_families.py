@@ -30,6 +30,7 @@ TINY = {
     "vision_steps": 2,
     "vision_images": 2,
     "joint_steps": 3,
+    "again_steps": 1,
     "joint_scenes": 2,
     "joint_questions": 3,
     "curriculum": (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ from vtw_eval.shapes.processor import PATCH_SIZE
 
 TYPE_SHARES: dict[str, float] = {type: 1.0 for type in TYPES} | {"position": 1.5, "relate": 1.5, "choice": 1.5}
 """How often each question type is asked in training, relative to the others (where the scene allows it)."""
+AGAIN_SHARES: dict[str, float] = TYPE_SHARES | {"count": 6.0, "same": 6.0, "open_count": 3.0}
+"""The same in the last steps: few scenes allow these types, and they are learned last."""
 SIMPLE = ("exist", *(type for type in OPEN if type != "open_count"))
 """Types that look one attribute of one object up, which says more about an error than Yes or No; and one that can be
 asked about every scene."""
@@ -47,6 +49,9 @@ class Recipe:
         Stage ``vision``: steps, images per step (10 to 16 objects each).
     joint_steps, joint_scenes, joint_questions
         Stage ``joint``: steps, scenes per step, questions per scene.
+    again_steps
+        Further steps at the end of that stage, in which the rates rise once more, to the half, questions are drawn by
+        :data:`AGAIN_SHARES`, and every other step shows all vision tokens.
     vision_rate, joint_rate
         Learning rates of Muon for the matrices, by stage.
     other_rate
@@ -71,6 +76,7 @@ class Recipe:
     vision_steps: int = 1000
     vision_images: int = 16
     joint_steps: int = 4000
+    again_steps: int = 800
     joint_scenes: int = 8
     joint_questions: int = 16
     vision_rate: float = 0.03
@@ -87,12 +93,26 @@ class Recipe:
 
     def steps(self, stage: str) -> int:
         """Return the number of steps of a stage."""
-        return {"vision": self.vision_steps, "joint": self.joint_steps}[stage]
+        return {"vision": self.vision_steps, "joint": self.joint_steps + self.again_steps}[stage]
 
     def rate(self, stage: str, step: int) -> float:
         """Return the factor on the learning rates of a step: it rises, stays at 1, and falls to zero."""
-        steps = self.steps(stage)
+        if stage == "joint" and step >= self.joint_steps:
+            return 0.5 * self._rise(step - self.joint_steps, self.again_steps)
+        return self._rise(step, self.joint_steps if stage == "joint" else self.vision_steps)
+
+    def _rise(self, step: int, steps: int) -> float:
         return min(1.0, (step + 1) / self.warmup, (steps - step) / max(1.0, self.cooldown * steps))
+
+    def shares(self, step: int) -> Mapping[str, float]:
+        """Return how often each type is asked in a step of stage ``joint``, relative to the others."""
+        if step < self.simple_steps:
+            return {type: TYPE_SHARES[type] for type in SIMPLE}
+        return TYPE_SHARES if step < self.joint_steps else AGAIN_SHARES
+
+    def whole(self, step: int) -> bool:
+        """Tell whether the language model gets all vision tokens in a step of stage ``joint``."""
+        return step % 2 == 1 if step >= self.joint_steps else step >= self.thin * self.joint_steps
 
     def most_items(self, step: int) -> int:
         """Return the largest number of items in the scenes of a step of stage ``joint``."""
@@ -176,9 +196,11 @@ def vision_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, dict[str, tor
     return pixels, patch_labels(placed)
 
 
-def sample_questions(scene: Scene, rng: np.random.Generator, count: int, types: Sequence[str]) -> list[Question]:
-    """Draw questions about a scene, types in proportion to :data:`TYPE_SHARES`."""
-    shares = np.array([TYPE_SHARES[type] for type in types])
+def sample_questions(
+    scene: Scene, rng: np.random.Generator, count: int, type_shares: Mapping[str, float]
+) -> list[Question]:
+    """Draw questions about a scene, types in proportion to their shares, as far as the scene allows them."""
+    types, shares = list(type_shares), np.array(list(type_shares.values()))
     questions: list[Question] = []
     while len(questions) < count:
         question = ask(types[rng.choice(len(types), p=shares / shares.sum())], scene, rng)
@@ -199,9 +221,8 @@ def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Ques
     rng = _generator(recipe, "joint", step)
     scenes = [sample_scene(rng, 1, recipe.most_items(step)) for _ in range(recipe.joint_scenes)]
     pixels, placed = draw(scenes, rng)
-    types = SIMPLE if step < recipe.simple_steps else TYPES
-    questions = [sample_questions(scene, rng, recipe.joint_questions, types) for scene in scenes]
-    if step >= recipe.thin * recipe.joint_steps:
+    questions = [sample_questions(scene, rng, recipe.joint_questions, recipe.shares(step)) for scene in scenes]
+    if recipe.whole(step):
         return pixels, questions, None
     shown = patch_labels(placed)["color"] >= 0
     count = min(shown.shape[1], int(shown.sum(1).max()) + int(rng.integers(*recipe.ground, endpoint=True)))

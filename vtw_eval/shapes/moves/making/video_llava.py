@@ -39,6 +39,7 @@ class VideoLlava(Family):
         vision_steps=500,
         vision_images=8,
         joint_steps=2500,
+        again_steps=0,
         curriculum=((60, 1), (200, 2)),
         simple_steps=200,
         size=Size(vision_layers=2, vision_mlp=256, layers=8, mlp=320),
