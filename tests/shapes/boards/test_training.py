@@ -211,7 +211,7 @@ def test_command_line_trains_and_exports(tmp_path, monkeypatch, capsys):
 
 def test_simple_questions_come_first_and_every_scene_allows_one():
     twins = Scene((Item(0, "small", "red", "circle"), Item(1, "small", "red", "circle")))
-    asked = sample_questions(twins, np.random.default_rng(0), 4, SIMPLE)
+    asked = sample_questions(twins, np.random.default_rng(0), 4, dict.fromkeys(SIMPLE, 1.0))
     assert [question.type for question in asked] == ["exist"] * 4
     many = dataclasses.replace(TINY, joint_questions=30)
     assert {question.type for row in joint_batch(many, 0)[1] for question in row} <= set(SIMPLE)
