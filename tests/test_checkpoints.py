@@ -37,7 +37,7 @@ def invoke(*arguments: str) -> Any:
 def namesake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder called ``shapes`` in the working directory, empty yet."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / EMBEDDED
+    folder = tmp_path / "shapes"
     folder.mkdir()
     return folder
 
@@ -153,7 +153,7 @@ def test_the_facts_of_a_checkpoint_fit_what_the_rooms_have() -> None:
         assert entry.adapter in ADAPTERS and entry.geometry in PRESETS
         assert entry.k is None or 0 < entry.k < PRESETS[entry.geometry].layers
     in_presets = {model.pretrained for name in presets() for model in read_plan(find_plan(name)).models}
-    assert in_presets - {EMBEDDED} <= {entry.hub[0] for entry in KNOWN}
+    assert in_presets - set(EMBEDDED) <= {entry.hub[0] for entry in KNOWN}
 
 
 def test_any_llava_1_5_is_one() -> None:

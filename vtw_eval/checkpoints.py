@@ -1,4 +1,4 @@
-"""Names of checkpoints: folders, ids of the Hub, ``shapes`` for the embedded one; and what the papers' ones are.
+"""Names of checkpoints: folders, ids of the Hub, :data:`EMBEDDED` ones such as ``shapes``; and what the papers' ones are.
 
 VTW: https://arxiv.org/abs/2405.05803 (k: Tables 2, 3 and 8; eta: its code). DyVTE: https://arxiv.org/abs/2411.19628.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "shapes" / "checkpoint"
-"""Folder of the embedded checkpoint."""
+_SHAPES = Path(__file__).parent / "shapes"
+CHECKPOINT = _SHAPES / "checkpoint"
+"""Folder of the embedded checkpoint ``shapes``."""
 
-EMBEDDED = "shapes"
-"""What the embedded checkpoint is called wherever a checkpoint is named."""
+EMBEDDED: Mapping[str, Path] = {"shapes": CHECKPOINT, "boards": _SHAPES / "boards" / "checkpoints" / "llava"}
+"""What embedded checkpoints are called wherever a checkpoint is named, and their folders."""
 
 _LLAVA_1_5 = r"llava-v?1\.5"
 
@@ -119,21 +121,21 @@ def checkpoint(name: str) -> str:
     Parameters
     ----------
     name
-        A folder or an id of the Hub, which stay as they are, or :data:`EMBEDDED`. A folder of that name in the working
-        directory that holds a ``config.json`` is meant before the embedded checkpoint; a warning tells so.
+        A folder or an id of the Hub, which stay as they are, or a name in :data:`EMBEDDED`. A folder of that name in
+        the working directory that holds a ``config.json`` is meant before the embedded checkpoint; a warning tells so.
 
     Returns
     -------
     str
         A folder or an id of the Hub.
     """
-    if name != EMBEDDED:
+    if name not in EMBEDDED:
         return name
-    if (Path(EMBEDDED) / "config.json").is_file():
+    if (Path(name) / "config.json").is_file():
         warnings.warn(
-            f"{EMBEDDED!r} is the checkpoint in the folder {Path(EMBEDDED).absolute()}, not vtw-eval's embedded one of "
-            f"the same name, which is opened where no such folder holds a config.json, or as {CHECKPOINT}.",
+            f"{name!r} is the checkpoint in the folder {Path(name).absolute()}, not vtw-eval's embedded one of "
+            f"the same name, which is opened where no such folder holds a config.json, or as {EMBEDDED[name]}.",
             stacklevel=2,
         )
-        return str(Path(EMBEDDED).absolute())
-    return str(CHECKPOINT)
+        return str(Path(name).absolute())
+    return str(EMBEDDED[name])

@@ -175,6 +175,8 @@ def test_groups_and_benchmarks_are_written_out() -> None:
 
 
 CELLS = {
+    "boards": 19 * 6,
+    "boards-budgets": 75 * 6,
     "shapes": 17 * 5,
     "shapes-blank": 3 * 5,
     "shapes-budgets": 84 * 5,

@@ -119,7 +119,7 @@ def get_geometry(name_or_path: str | Path) -> Geometry:
     Parameters
     ----------
     name_or_path
-        A key of :data:`PRESETS`, ``shapes`` for the embedded checkpoint, a folder with a ``config.json``, or
+        A key of :data:`PRESETS`, an embedded checkpoint such as ``shapes``, a folder with a ``config.json``, or
         a config file. Nothing is downloaded, and no code of the checkpoint is run.
 
     Raises
@@ -131,8 +131,8 @@ def get_geometry(name_or_path: str | Path) -> Geometry:
     if isinstance(found, Geometry):
         return found
     path = Path(name_or_path)
-    if str(name_or_path) == EMBEDDED:
-        return Geometry.from_config(found, EMBEDDED)
+    if str(name_or_path) in EMBEDDED:
+        return Geometry.from_config(found, str(name_or_path))
     return Geometry.from_config(found, name=path.stem if path.is_file() else path.resolve().name)
 
 
@@ -141,13 +141,13 @@ def geometry_or_config(name_or_path: str | Path) -> Geometry | PreTrainedConfig:
     name, path = str(name_or_path), Path(name_or_path)
     if name in PRESETS:
         return PRESETS[name]
-    if name == EMBEDDED:
+    if name in EMBEDDED:
         path = Path(checkpoint(name))
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"the folder {name} has no config.json.")
     if not path.exists():
         raise ValueError(
-            f"unknown geometry {name!r}{suggest(name, list(PRESETS))} Valid: {', '.join(PRESETS)}, {EMBEDDED}, a "
+            f"unknown geometry {name!r}{suggest(name, list(PRESETS))} Valid: {', '.join([*PRESETS, *EMBEDDED])}, a "
             "folder with a config.json, or a config file."
         )
     try:

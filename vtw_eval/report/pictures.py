@@ -12,9 +12,13 @@ from typing import Any
 
 from vtw_eval.record.cell import Sample
 from vtw_eval.report.render.blocks import Picture
-from vtw_eval.shapes.data import TEST_SETS
+from vtw_eval.shapes import data as shapes
+from vtw_eval.shapes.boards import data as boards
 
-_PREFIX = "shapes_"
+_MAKERS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
+    **{f"shapes_{name}": maker for name, maker in shapes.TEST_SETS.items()},
+    **{f"boards_{name}": maker for name, maker in boards.TEST_SETS.items()},
+}
 
 
 def picture_of(task: str, sample: Sample) -> Picture | None:
@@ -32,8 +36,7 @@ def picture_of(task: str, sample: Sample) -> Picture | None:
     Picture or None
         None for tasks of others, and where the picture drawn is not the one that was shown.
     """
-    name = task.lower()
-    maker = TEST_SETS.get(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else None
+    maker = _MAKERS.get(task.lower())
     if maker is None or not sample.doc_id.isdecimal():
         return None
     rows = _rows(maker)
@@ -48,6 +51,6 @@ def picture_of(task: str, sample: Sample) -> Picture | None:
     return Picture(png, str(row["question"])) if sample.group in (digest, pair) else None
 
 
-@lru_cache(maxsize=len(TEST_SETS))
+@lru_cache(maxsize=len(_MAKERS))
 def _rows(maker: Callable[[], list[dict[str, Any]]]) -> list[Mapping[str, Any]]:
     return list(maker())

@@ -14,8 +14,8 @@ from vtw_eval.record.cell import CellSpec
 
 TEXT_TOKENS = 66
 """Of a prompt: the mean of LLaVA-1.5 on MME (VTW, Table 2)."""
-_SHAPES_TEXT = 25
-"""The embedded model has no system prompt."""
+_EMBEDDED_TEXT = {"shapes": 25, "boards": 17}
+"""The embedded models have no system prompt."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _estimate(pretrained: str, method: str) -> Estimate | None:
 
 def text_tokens(pretrained: str) -> int:
     """Return how many text tokens a usual prompt of a checkpoint has."""
-    return _SHAPES_TEXT if pretrained == "shapes" else TEXT_TOKENS
+    return _EMBEDDED_TEXT.get(pretrained, TEXT_TOKENS)
 
 
 @cache
