@@ -1,4 +1,4 @@
-"""Names of checkpoints: folders, ids of the Hub, :data:`EMBEDDED` ones such as ``shapes``; and what the papers' ones are.
+"""Names of checkpoints: folders, ids of the Hub, :data:`EMBEDDED` ones; and what the papers' ones are.
 
 VTW: https://arxiv.org/abs/2405.05803 (k: Tables 2, 3 and 8; eta: its code). DyVTE: https://arxiv.org/abs/2411.19628.
 """

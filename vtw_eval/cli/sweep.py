@@ -96,8 +96,8 @@ def sweep(
     with user_errors("sweep", (PlanError, StoreError, HarnessImportError, OSError)):
         if status is not None:
             typer.echo(status_table(Store(status)))
-            for curve in curve_folders(status):
-                typer.echo(f"\nCurve {curve.name}:\n{status_table(Store(curve))}")
+            for folder in curve_folders(status):
+                typer.echo(f"\nCurve {folder.name}:\n{status_table(Store(folder))}")
             outdated_cells(Store(status).entries(), keep, lambda reason: typer.echo(f"next start: {reason}"))
             return
         if plan is None:

@@ -216,7 +216,7 @@ class _Engine:
         return (), kwargs
 
     def _go_on(self, reduction: Reduction) -> None:
-        """Hook the layers for a cache that was filled in an earlier ``with`` block; a prefill has hooked them else.
+        """Put hooks on the layers for a cache that an earlier ``with`` block has filled; a prefill puts them itself.
 
         Raises
         ------
