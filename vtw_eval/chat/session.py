@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
-from transformers.cache_utils import Cache
 
 from vtw_eval.chat.model import ChatModel
 from vtw_eval.chat.stream import Listener, Stop
@@ -280,11 +279,10 @@ def _end(tokens: Sequence[int], ends: Sequence[int], limit: int) -> Ended:
     return "end" if tokens[-1] in ends else "length" if len(tokens) >= limit else "stopped"
 
 
-def _memory(cache: Cache, total: int) -> tuple[int, float]:
+def _memory(cache: Any, total: int) -> tuple[int, float]:
     """Return the bytes of keys and values, and what they would be with all tokens of a sequence."""
     held, full = 0, 0.0
-    layers: list[Any] = [layer for layer in cache.layers if has_keys(layer)]
-    for layer in layers:
+    for layer in filter(has_keys, cache.layers):
         own = sum(part.nelement() * part.element_size() for part in (layer.keys, layer.values))
         window = getattr(layer, "sliding_window", None)
         held += own
