@@ -4,6 +4,7 @@
 # setup.cfg allows, in .venv-latest). An interrupted run goes on where it was.
 #
 #   ./run_all.sh                  the embedded shapes model on the CPU, no downloads of weights or data (under 10 min)
+#   PROFILE=boards ./run_all.sh   the embedded boards model, harder pictures, on the CPU (under 15 min)
 #   PROFILE=paper ./run_all.sh    Tables 2 and 8 of the VTW paper (needs the Hub and a GPU)
 #   PROFILE=video ./run_all.sh    Table 3, Video-LLaVA (the same; first: vtw-eval prepare-tgif)
 #   ./run_all.sh --limit 40       the first documents of each task only; tables go to runs/ instead of results/
@@ -15,11 +16,11 @@ set -euo pipefail
 cd "$(dirname "$0")"
 profile=${PROFILE:-shapes}
 case $profile in
-shapes) plans=(shapes) ;;
+shapes | boards) plans=("$profile") ;;
 paper) plans=(vtw-table2 vtw-table8) ;;
 video) plans=(vtw-table3) ;;
 *)
-    echo "run_all.sh: unknown PROFILE=$profile: choose shapes, paper or video." >&2
+    echo "run_all.sh: unknown PROFILE=$profile: choose shapes, boards, paper or video." >&2
     exit 2
     ;;
 esac
