@@ -15,7 +15,11 @@ _SHAPES = Path(__file__).parent / "shapes"
 CHECKPOINT = _SHAPES / "checkpoint"
 """Folder of the embedded checkpoint ``shapes``."""
 
-EMBEDDED: Mapping[str, Path] = {"shapes": CHECKPOINT, "boards": _SHAPES / "boards" / "checkpoints" / "llava"}
+EMBEDDED: Mapping[str, Path] = {
+    "shapes": CHECKPOINT,
+    "boards": _SHAPES / "boards" / "checkpoints" / "llava",
+    "boards_qwen2_vl": _SHAPES / "boards" / "checkpoints" / "qwen2_vl",
+}
 """What embedded checkpoints are called wherever a checkpoint is named, and their folders."""
 
 _LLAVA_1_5 = r"llava-v?1\.5"

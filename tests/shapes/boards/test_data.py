@@ -53,6 +53,7 @@ def test_mme_pairs(rows):
         assert (yes["answer"], no["answer"]) == ("Yes", "No")
         assert yes["question_id"] == no["question_id"] == f"{yes['category']}/{yes['question_id'].split('/')[1]}"
     assert set(Counter(row["category"] for row in rows["mme"]).values()) == {24}
+    assert set(Counter(row["category"] for row in rows["mme"][:20]).values()) == {4}
 
 
 def test_pope_settings(rows):

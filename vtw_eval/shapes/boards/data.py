@@ -99,7 +99,10 @@ def _pair(category: str, scene: Scene, rng: np.random.Generator) -> tuple[Questi
 
 
 def mme_rows() -> Rows:
-    """Make 1,200 questions in MME's form: a Yes/No pair about each of 120 images for each of five kinds."""
+    """Make 1,200 questions in MME's form: a Yes/No pair about each of 120 images for each of five kinds.
+
+    Kinds take turns, so that the first ones of the set are of all kinds.
+    """
     rows: Rows = []
     for category in MME:
         for number, rng, scene in _scenes(f"mme {category}", 120):
@@ -120,7 +123,7 @@ def mme_rows() -> Rows:
                 }
                 for question in pair
             ]
-    return rows
+    return sorted(rows, key=lambda row: str(row["image_id"]).partition("/")[2])
 
 
 def pope_rows() -> Rows:
