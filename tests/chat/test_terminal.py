@@ -133,12 +133,14 @@ def test_somebody_who_watches_sees_the_answer_once(model: ChatModel, picture: Pa
 
 
 def test_control_c_ends_an_answer_only() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin with Ctrl-C ignored
     with interrupted() as stopped:
         assert not stopped()
         os.kill(os.getpid(), signal.SIGINT)
         assert stopped()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_words(model: ChatModel, picture: Path) -> None:

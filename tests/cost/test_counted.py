@@ -113,7 +113,7 @@ def test_tables_for_people() -> None:
 
 def test_what_is_not_explained_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     real = counted.exact_prefill_flops
-    monkeypatch.setattr(counted, "exact_prefill_flops", lambda *given: real(*given) + 2)
+    monkeypatch.setattr(counted, "exact_prefill_flops", lambda *given, **named: real(*given, **named) + 2)
     out = invoke("--config", str(CHECKPOINT), "--method", "baseline")
     assert out.exit_code == 1
     assert "not explained" in out.stderr and "decoder: fvcore" in out.stderr and "see the error" in out.stdout

@@ -358,7 +358,7 @@ def test_tiles_are_those_of_lmms_eval(size: tuple[int, int], monkeypatch: pytest
             {"model_type": "llavaonevision1_5", "auto_map": {"AutoConfig": "configuration.Config"}},
             "It runs code of its own, which is known for internvl_chat only: take one in transformers' format.",
         ),
-        ({"model_type": "blip"}, r"but llava_vtw opens llava, llava_next, llava_onevision\.$"),
+        ({"model_type": "gpt2"}, r"but llava_vtw opens llava, llava_next, llava_onevision\.$"),
     ],
 )
 def test_why_a_checkpoint_is_not_opened(tmp_path: Path, config: dict[str, Any], reason: str) -> None:

@@ -197,7 +197,8 @@ def test_every_preset_is_known_to_the_tests() -> None:
     assert presets() == sorted(CELLS)
 
 
-@pytest.mark.parametrize("name", sorted(CELLS))
+# The methods of boards-budgets are those of shapes-budgets, and take a minute to be set to their budgets.
+@pytest.mark.parametrize("name", sorted(CELLS.keys() - {"boards-budgets"}))
 def test_a_preset_expands(name: str) -> None:
     cells = resolve(read_plan(find_plan(name))).cells()
     assert len(cells) == CELLS[name]

@@ -47,8 +47,8 @@ class Killer(Display):
         self.nodes: set[str] = set()
         super().__init__(Console(quiet=True))
 
-    def started(self, worker: int, spec: CellSpec) -> None:
-        super().started(worker, spec)
+    def started(self, worker: int, spec: CellSpec, others: int = 0) -> None:
+        super().started(worker, spec, others)
         if worker == 0 and not self.killed:
             self.killed.append(0)
             threading.Thread(target=self._kill, daemon=True).start()
