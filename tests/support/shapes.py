@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vtw_eval.shapes.data import ShapesSample
+from vtw_eval.shapes.asking import Sample
 from vtw_eval.shapes.questions import prompt
 
 
@@ -25,7 +25,7 @@ class Answers:
         return (self.log_probs.exp() * (self.log_probs - reduced.log_probs)).sum(-1).mean().item()
 
 
-def encode(processor: Any, samples: Sequence[ShapesSample]) -> Any:
+def encode(processor: Any, samples: Sequence[Sample[Any]]) -> Any:
     """Turn samples into one left-padded batch of model inputs."""
     contents = [[{"type": "image"}, {"type": "text", "text": prompt(sample.question)}] for sample in samples]
     texts = [
@@ -37,7 +37,7 @@ def encode(processor: Any, samples: Sequence[ShapesSample]) -> Any:
 
 @torch.inference_mode()
 def answer(
-    model: Any, processor: Any, samples: Sequence[ShapesSample], method: AbstractContextManager[Any] | None = None
+    model: Any, processor: Any, samples: Sequence[Sample[Any]], method: AbstractContextManager[Any] | None = None
 ) -> Answers:
     """Answer questions in one batch, with a method installed or with the unchanged model."""
     inputs = encode(processor, samples)

@@ -6,17 +6,17 @@ that the scoring code of the benchmark it imitates reads.
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vtw_eval.files import cache_home
-from vtw_eval.shapes import questions, scenes
+from vtw_eval.shapes import asking, questions, scenes
 from vtw_eval.shapes.arrow import Rows, hash_of, kept, png
+from vtw_eval.shapes.asking import Sample, generators, samples, until_asked
 from vtw_eval.shapes.questions import OPEN, Question, ask, ask_color, ask_count, ask_exist, exist_text
 from vtw_eval.shapes.scenes import KINDS, Scene, render, sample_scene
 
@@ -24,49 +24,12 @@ SEED = 20240605
 """Seed of the test sets."""
 
 
-@dataclass(frozen=True)
-class ShapesSample:
-    """A test scene, its image (uint8, [64, 64, 3]) and a question about it."""
+def held_out(type: str, count: int, seed: int = SEED) -> list[Sample[Scene]]:
+    """Return held-out questions about shapes, of one of :data:`vtw_eval.shapes.questions.TYPES`.
 
-    scene: Scene
-    image: np.ndarray
-    question: Question
-
-
-def held_out(type: str, count: int, seed: int = SEED) -> list[ShapesSample]:
-    """Return held-out questions of one type, one per scene; number ``i`` does not depend on ``count``.
-
-    Parameters
-    ----------
-    type
-        One of :data:`vtw_eval.shapes.questions.TYPES`.
-    count
-        How many.
-    seed
-        Seed of the scenes.
-
-    Returns
-    -------
-    list of ShapesSample
-        Scenes that do not allow such a question are skipped.
+    See :func:`vtw_eval.shapes.asking.samples`; images are [64, 64, 3].
     """
-    samples = []
-    for number in range(count):
-        rng = np.random.default_rng([seed, zlib.crc32(type.encode()), number])
-        while True:
-            scene = sample_scene(rng, test=True)
-            question = ask(type, scene, rng)
-            if question is not None:
-                break
-        samples.append(ShapesSample(scene, render(scene, rng), question))
-    return samples
-
-
-def _scenes(name: str, count: int) -> Iterator[tuple[int, np.random.Generator, Scene]]:
-    """Yield number, generator and scene of each image of a test set."""
-    for number in range(count):
-        rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), number])
-        yield number, rng, sample_scene(rng, test=True)
+    return samples(type, count, seed, sample_scene, ask, render)
 
 
 def _mme_question(category: str, scene: Scene, rng: np.random.Generator, answer: bool) -> Question:
@@ -82,9 +45,9 @@ def _mme_question(category: str, scene: Scene, rng: np.random.Generator, answer:
 def mme_rows() -> Rows:
     """Make 1,200 questions in MME's form: for each of 200 images a Yes/No pair on existence, count and color."""
     rows: Rows = []
-    for number, rng, scene in _scenes("mme", 200):
-        while ask_color(scene, rng, True) is None:  # MME needs its pairs: every image must allow every category
-            scene = sample_scene(rng, test=True)
+    for number, rng in generators(SEED, "mme", 200):
+        # MME needs its pairs: every image must allow every category.
+        scene, _ = until_asked(partial(sample_scene, rng, test=True), partial(ask_color, rng=rng, answer=True))
         image = png(render(scene, rng))
         for category in ("existence", "count", "color"):
             for answer in (True, False):
@@ -107,7 +70,7 @@ def pope_rows() -> Rows:
     ``random`` asks about any absent kind, ``popular`` about an absent one of the twelve kinds that are most frequent in
     this test set, ``adversarial`` about an absent kind whose colour and shape are there.
     """
-    images = list(_scenes("pope", 200))
+    images = [(number, rng, sample_scene(rng, test=True)) for number, rng in generators(SEED, "pope", 200)]
     frequency = Counter(item.kind for _, _, scene in images for item in scene.items)
     popular = sorted(KINDS, key=lambda kind: (-frequency[kind], KINDS.index(kind)))[: len(KINDS) // 2]
     rows: Rows = []
@@ -188,7 +151,7 @@ TEST_SETS: dict[str, Callable[[], Rows]] = {
 
 def fingerprint() -> str:
     """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
-    return hash_of((scenes.__file__, questions.__file__, __file__))
+    return hash_of((asking.__file__, scenes.__file__, questions.__file__, __file__))
 
 
 def dataset_path(name: str, cache: Path | None = None) -> Path:

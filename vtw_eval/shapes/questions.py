@@ -198,6 +198,14 @@ def ask_open(type: str, scene: Scene, rng: np.random.Generator) -> Question | No
     return Question(type, f"What shape is the {item.color} object?", item.shape)
 
 
+def with_options(question: Question, values: Sequence[str], rng: np.random.Generator) -> Question:
+    """Return an open question as one with four options: its answer and three others of some values, in any order."""
+    wrong = [value for value in values if value != question.answer]
+    options = [question.answer, *rng.permutation(wrong)[: len(_LETTERS) - 1].tolist()]
+    options = [options[i] for i in rng.permutation(len(options))]
+    return Question("choice", question.text, _LETTERS[options.index(question.answer)], tuple(options))
+
+
 def ask_choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Ask an open question with four options; None if the kind drawn cannot be asked about this scene."""
     type = OPEN[int(rng.integers(len(OPEN)))]
@@ -205,10 +213,7 @@ def ask_choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     if question is None:
         return None
     values = {"open_color": tuple(COLORS), "open_shape": SHAPES, "open_count": _NUMBERS}[type]
-    wrong = [value for value in values if value != question.answer]
-    options = [question.answer, *rng.permutation(wrong)[: len(_LETTERS) - 1].tolist()]
-    options = [options[i] for i in rng.permutation(len(options))]
-    return Question("choice", question.text, _LETTERS[options.index(question.answer)], tuple(options))
+    return with_options(question, values, rng)
 
 
 def ask(type: str, scene: Scene, rng: np.random.Generator) -> Question | None:

@@ -84,6 +84,13 @@ def in_test_half(text: str) -> bool:
     return int.from_bytes(digest, "big") % _BUCKETS == _TEST_BUCKET
 
 
+def draw_number(rng: np.random.Generator, low: int, high: int, most: int) -> int:
+    """Draw a number of items, uniform from ``low`` to ``high``; ValueError unless they lie within 1 and ``most``."""
+    if not 1 <= low <= high <= most:
+        raise ValueError(f"the number of items must satisfy 1 <= low <= high <= {most}, got {low} and {high}")
+    return int(rng.integers(low, high + 1))
+
+
 def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, *, test: bool = False) -> Scene:
     """Draw a scene: number of items uniform, then cells without replacement, colours and shapes independently.
 
@@ -106,10 +113,8 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
     ValueError
         If the numbers of items are out of range.
     """
-    if not 1 <= low <= high <= GRID * GRID:
-        raise ValueError(f"the number of items must satisfy 1 <= low <= high <= {GRID * GRID}, got {low} and {high}")
     names = tuple(COLORS)
-    count = int(rng.integers(low, high + 1))
+    count = draw_number(rng, low, high, GRID * GRID)
     while True:  # the number of items is kept, so that the split does not bend its distribution
         cells = sorted(rng.choice(GRID * GRID, size=count, replace=False).tolist())
         colors = rng.integers(len(names), size=count)
@@ -130,6 +135,31 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "cross":
         return (np.minimum(abs(u), abs(v)) <= 0.32) & (np.maximum(abs(u), abs(v)) <= 1)
     raise ValueError(f"unknown shape {shape!r}; known shapes: {', '.join(SHAPES)}")
+
+
+def draw_shape(image: np.ndarray, shape: str, x: float, y: float, half: float, tint: np.ndarray) -> None:
+    """Draw a shape, in place.
+
+    Parameters
+    ----------
+    image
+        Float, [rows, columns, 3].
+    shape
+        One of :data:`SHAPES`.
+    x, y, half
+        Its centre and half its width, in pixels; it lies within the image.
+    tint
+        Its colour, [3].
+    """
+    top, left = int(y - half), int(x - half)
+    part = image[top : int(y + half) + 1, left : int(x + half) + 1]  # a view, cut at the edges
+    height, width = part.shape[:2]
+    down, right = (  # subsample positions in pixels
+        start + (np.arange(size * SUBSAMPLES) + 0.5) / SUBSAMPLES for start, size in ((top, height), (left, width))
+    )
+    fine = inside(shape, (right[None] - x) / half, (down[:, None] - y) / half)
+    cover = fine.reshape(height, SUBSAMPLES, width, SUBSAMPLES).mean(axis=(1, 3))[..., None]
+    part += cover * (tint - part)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:

@@ -166,8 +166,8 @@ def test_frames_show_what_happens_and_how_far_the_video_is(tmp_path, through_gif
 def rows():
     """Each test set, from a few videos."""
     with pytest.MonkeyPatch.context() as patch:
-        scenes = data._scenes
-        patch.setattr(data, "_scenes", lambda name, count: scenes(name, 6))
+        every = data.generators
+        patch.setattr(data, "generators", lambda seed, name, count: every(seed, name, 6))
         yield {name: make for name, make in ((n, tuple(m())) for n, m in data.TEST_SETS.items())}
 
 

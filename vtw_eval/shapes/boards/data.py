@@ -7,18 +7,19 @@ nearly so; ``image_id`` tells which rows share one.
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vtw_eval.files import cache_home
+from vtw_eval.shapes import asking
 from vtw_eval.shapes import questions as wording
 from vtw_eval.shapes import scenes as kinds
 from vtw_eval.shapes.arrow import Rows, hash_of, kept, png
+from vtw_eval.shapes.asking import Sample, ask_each, generators, question_columns, samples, until_asked
 from vtw_eval.shapes.boards import questions, scenes
 from vtw_eval.shapes.boards.questions import (
     OPEN,
@@ -47,49 +48,12 @@ MME = {
 """MME's names of its kinds of question, and who asks them; each at most 200 points of the score."""
 
 
-@dataclass(frozen=True)
-class BoardSample:
-    """A test scene, its image (uint8, [128, 128, 3]) and a question about it."""
+def held_out(type: str, count: int, seed: int = SEED) -> list[Sample[Scene]]:
+    """Return held-out questions about boards, of one of :data:`~vtw_eval.shapes.boards.questions.TYPES`.
 
-    scene: Scene
-    image: np.ndarray
-    question: Question
-
-
-def held_out(type: str, count: int, seed: int = SEED) -> list[BoardSample]:
-    """Return held-out questions of one type, one per scene; number ``i`` does not depend on ``count``.
-
-    Parameters
-    ----------
-    type
-        One of :data:`vtw_eval.shapes.boards.questions.TYPES`.
-    count
-        How many.
-    seed
-        Seed of the scenes.
-
-    Returns
-    -------
-    list of BoardSample
-        Scenes that do not allow such a question are skipped.
+    See :func:`vtw_eval.shapes.asking.samples`; images are [128, 128, 3].
     """
-    samples = []
-    for number in range(count):
-        rng = np.random.default_rng([seed, zlib.crc32(type.encode()), number])
-        while True:
-            scene = sample_scene(rng, test=True)
-            question = ask(type, scene, rng)
-            if question is not None:
-                break
-        samples.append(BoardSample(scene, render(scene, rng), question))
-    return samples
-
-
-def _scenes(name: str, count: int, low: int = 1) -> Iterator[tuple[int, np.random.Generator, Scene]]:
-    """Yield number, generator and scene of each image of a test set."""
-    for number in range(count):
-        rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), number])
-        yield number, rng, sample_scene(rng, low, test=True)
+    return samples(type, count, seed, sample_scene, ask, render)
 
 
 def _pair(category: str, scene: Scene, rng: np.random.Generator) -> tuple[Question, Question] | None:
@@ -105,11 +69,9 @@ def mme_rows() -> Rows:
     """
     rows: Rows = []
     for category in MME:
-        for number, rng, scene in _scenes(f"mme {category}", 120):
-            pair = _pair(category, scene, rng)
-            while pair is None:  # MME needs its pairs
-                scene = sample_scene(rng, test=True)
-                pair = _pair(category, scene, rng)
+        for number, rng in generators(SEED, f"mme {category}", 120):
+            # MME needs its pairs.
+            scene, pair = until_asked(partial(sample_scene, rng, test=True), partial(_pair, category, rng=rng))
             name = f"{category}/{number:04d}.png"
             image = png(render(scene, rng))
             rows += [
@@ -133,11 +95,8 @@ def pope_rows() -> Rows:
     test set, ``adversarial`` about absent kinds that are easy to confuse with what is there, as far as there are enough
     of them. As in POPE the questions for Yes are the same in all settings.
     """
-    images = [
-        (number, rng, scene)
-        for number, rng, scene in _scenes("pope", 120, low=3)
-        if len({item.kind for item in scene.items}) >= 3
-    ][:80]
+    scenes_drawn = [(number, rng, sample_scene(rng, 3, test=True)) for number, rng in generators(SEED, "pope", 120)]
+    images = [each for each in scenes_drawn if len({item.kind for item in each[2].items}) >= 3][:80]
     frequency = Counter(item.kind for _, _, scene in images for item in scene.items)
     popular = sorted(KINDS, key=lambda kind: (-frequency[kind], KINDS.index(kind)))[: len(KINDS) // 2]
     rows: Rows = []
@@ -171,38 +130,15 @@ def pope_rows() -> Rows:
     return rows
 
 
-def _asked(types: Sequence[str], scene: Scene, rng: np.random.Generator) -> list[Question] | None:
-    """Ask a question of each type, no two alike; None if the scene does not allow them all."""
-    asked: list[Question] = []
-    for type in types:
-        question = ask(type, scene, rng)
-        if question is None or question.text in {earlier.text for earlier in asked}:
-            return None
-        asked.append(question)
-    return asked
-
-
 def _rows(name: str, types: Sequence[str], images: int) -> Rows:
     """Make rows of an image with a question of each type; a scene that does not allow them all is drawn again."""
     rows: Rows = []
-    for number, rng, scene in _scenes(name, images):
-        asked = _asked(types, scene, rng)
-        while asked is None:
-            scene = sample_scene(rng, test=True)
-            asked = _asked(types, scene, rng)
+    for number, rng in generators(SEED, name, images):
+        scene, asked = until_asked(partial(sample_scene, rng, test=True), partial(ask_each, ask, types, rng=rng))
         image = png(render(scene, rng))
         for question in asked:
-            row = {
-                "question_id": str(len(rows)),
-                "image_id": f"{number:04d}",
-                "category": question.type.removeprefix("open_"),
-                "question": question.text,
-                "answer": question.answer,
-                "image": image,
-            }
-            if question.options:
-                row |= {"options": list(question.options), "answer": str("ABCD".index(question.answer))}
-            rows.append(row)
+            row = {"question_id": str(len(rows)), "image_id": f"{number:04d}", "image": image}
+            rows.append(row | question_columns(question))
     return rows
 
 
@@ -239,7 +175,7 @@ TEST_SETS: dict[str, Callable[[], Rows]] = {
 
 def fingerprint() -> str:
     """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
-    return hash_of((kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__))
+    return hash_of((asking.__file__, kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__))
 
 
 def dataset_path(name: str, cache: Path | None = None) -> Path:

@@ -13,7 +13,15 @@ from itertools import combinations
 import numpy as np
 
 from vtw_eval.shapes.boards.scenes import MARKS, SIZES, Item, Scene
-from vtw_eval.shapes.questions import CAPTION_PROMPT, Question, absent_kinds, exist_text, pick, yes_no
+from vtw_eval.shapes.questions import (
+    CAPTION_PROMPT,
+    Question,
+    absent_kinds,
+    exist_text,
+    pick,
+    with_options,
+    yes_no,
+)
 from vtw_eval.shapes.scenes import COLORS, SHAPES
 
 YES_NO = ("exist", "count", "color", "position", "mark")
@@ -38,7 +46,6 @@ SIDES: dict[str, tuple[int, int]] = {
 }
 """Relations and the step, (rows, columns), from an object to its neighbour on that side."""
 _OPPOSITE = dict(zip(SIDES, ("on the right of", "on the left of", "below", "above"), strict=True))
-_LETTERS = "ABCD"
 
 
 def caption_text(scene: Scene) -> str:
@@ -201,10 +208,7 @@ def ask_choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     if question is None:
         return None
     values = dict(zip(OPEN, (tuple(COLORS), SHAPES, NUMBERS, MARKS, ROWS, ROWS), strict=True))[type]
-    wrong = [value for value in values if value != question.answer]
-    options = [question.answer, *rng.permutation(wrong)[: len(_LETTERS) - 1].tolist()]
-    options = [options[i] for i in rng.permutation(len(options))]
-    return Question("choice", question.text, _LETTERS[options.index(question.answer)], tuple(options))
+    return with_options(question, values, rng)
 
 
 def ask_relate(scene: Scene, rng: np.random.Generator) -> Question | None:

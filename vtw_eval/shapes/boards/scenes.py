@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtw_eval.shapes.scenes import COLORS, SHAPES, SUBSAMPLES, in_test_half, inside
+from vtw_eval.shapes.scenes import COLORS, SHAPES, draw_number, draw_shape, in_test_half
 
 GRID = 4
 """Cells per side of the image."""
@@ -127,10 +127,8 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
     ValueError
         If the numbers of items are out of range.
     """
-    if not 1 <= low <= high <= GRID * GRID:
-        raise ValueError(f"the number of items must satisfy 1 <= low <= high <= {GRID * GRID}, got {low} and {high}")
     sizes, colors = tuple(SIZES), tuple(COLORS)  # small, large
-    count = int(rng.integers(low, high + 1))
+    count = draw_number(rng, low, high, GRID * GRID)
     while True:  # the number of items is kept, so that the split does not bend its distribution
         cells = sorted(rng.choice(GRID * GRID, size=count, replace=False).tolist())
         drawn = rng.integers((len(sizes), len(colors), len(SHAPES), len(MARKS)), size=(count, 4)).tolist()
@@ -177,22 +175,6 @@ def _draw_mark(image: np.ndarray, placed: Placed) -> None:
     image[top : top + height, left : left + width][glyph] = _INK
 
 
-def _draw(image: np.ndarray, placed: Placed, tint: np.ndarray) -> None:
-    """Draw an item, in place."""
-    half = placed.half
-    top, left = int(placed.y - half), int(placed.x - half)
-    part = image[top : int(placed.y + half) + 1, left : int(placed.x + half) + 1]  # a view, cut at the edges
-    height, width = part.shape[:2]
-    down, right = (  # subsample positions in pixels
-        start + (np.arange(size * SUBSAMPLES) + 0.5) / SUBSAMPLES for start, size in ((top, height), (left, width))
-    )
-    fine = inside(placed.item.shape, (right[None] - placed.x) / half, (down[:, None] - placed.y) / half)
-    cover = fine.reshape(height, SUBSAMPLES, width, SUBSAMPLES).mean(axis=(1, 3))[..., None]
-    part += cover * (tint - part)
-    if placed.item.mark:
-        _draw_mark(image, placed)
-
-
 def _ground(rng: np.random.Generator) -> np.ndarray:
     """Draw a grey ground with a slope and short strokes on it that are brighter or darker."""
     slope = np.linspace(-1, 1, IMAGE_SIZE) * rng.uniform(-20, 20)
@@ -222,7 +204,10 @@ def paint(placed: Sequence[Placed], rng: np.random.Generator) -> np.ndarray:
     """
     image = _ground(rng)
     for each in placed:
-        _draw(image, each, np.array(COLORS[each.item.color]) + rng.uniform(-18, 18, size=3))
+        tint = np.array(COLORS[each.item.color]) + rng.uniform(-18, 18, size=3)
+        draw_shape(image, each.item.shape, each.x, each.y, each.half, tint)
+        if each.item.mark:
+            _draw_mark(image, each)
     image += 5 * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 

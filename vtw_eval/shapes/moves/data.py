@@ -7,21 +7,22 @@ them, ``path`` names a row's. ``video_id`` tells which rows share one.
 from __future__ import annotations
 
 import io
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vtw_eval.files import cache_home
+from vtw_eval.shapes import asking
 from vtw_eval.shapes import questions as wording
 from vtw_eval.shapes import scenes as kinds
 from vtw_eval.shapes.arrow import Rows, hash_of, kept
+from vtw_eval.shapes.asking import ask_each, generators, question_columns, until_asked
 from vtw_eval.shapes.moves import questions, scenes
 from vtw_eval.shapes.moves.questions import ask
-from vtw_eval.shapes.moves.scenes import Scene, render, sample_scene
-from vtw_eval.shapes.questions import Question
+from vtw_eval.shapes.moves.scenes import render, sample_scene
 
 SEED = 20261129
 """Seed of the test sets."""
@@ -39,32 +40,11 @@ def gif(frames: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _scenes(name: str, count: int) -> Iterator[tuple[int, np.random.Generator, Scene]]:
-    """Yield number, generator and scene of each video of a test set."""
-    for number in range(count):
-        rng = np.random.default_rng([SEED, zlib.crc32(name.encode()), number])
-        yield number, rng, sample_scene(rng, test=True)
-
-
-def _asked(types: Sequence[str], scene: Scene, rng: np.random.Generator) -> list[Question] | None:
-    """Ask a question of each type, no two alike; None if the scene does not allow them all."""
-    asked: list[Question] = []
-    for type in types:
-        question = ask(type, scene, rng)
-        if question is None or question.text in {earlier.text for earlier in asked}:
-            return None
-        asked.append(question)
-    return asked
-
-
 def _rows(name: str, types: Sequence[str], videos: int) -> Rows:
     """Make rows of a video with a question of each type; a scene that does not allow them all is drawn again."""
     rows: Rows = []
-    for number, rng, scene in _scenes(name, videos):
-        asked = _asked(types, scene, rng)
-        while asked is None:
-            scene = sample_scene(rng, test=True)
-            asked = _asked(types, scene, rng)
+    for number, rng in generators(SEED, name, videos):
+        scene, asked = until_asked(partial(sample_scene, rng, test=True), partial(ask_each, ask, types, rng=rng))
         video = gif(render(scene, rng))
         for question in asked:
             row = {
@@ -73,13 +53,8 @@ def _rows(name: str, types: Sequence[str], videos: int) -> Rows:
                 "test_set": name,
                 "path": f"videos/{number:04d}.gif",
                 "file": video,
-                "category": question.type,
-                "question": question.text,
-                "answer": question.answer,
             }
-            if question.options:
-                row |= {"options": list(question.options), "answer": str("ABCD".index(question.answer))}
-            rows.append(row)
+            rows.append(row | question_columns(question))
     return rows
 
 
@@ -120,7 +95,7 @@ TEST_SETS: dict[str, Callable[[], Rows]] = {
 
 def fingerprint() -> str:
     """Return a hash of the code that makes the test sets, so that changed code never reads stale data."""
-    return hash_of((kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__))
+    return hash_of((asking.__file__, kinds.__file__, wording.__file__, scenes.__file__, questions.__file__, __file__))
 
 
 def dataset_path(name: str, cache: Path | None = None) -> Path:

@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 
 from vtw_eval.shapes.moves.scenes import ACTIONS, DIRECTIONS, TIMES, Item, Scene
-from vtw_eval.shapes.questions import Question, absent_kinds, pick, yes_no
+from vtw_eval.shapes.questions import Question, absent_kinds, pick, with_options, yes_no
 from vtw_eval.shapes.scenes import COLORS, SHAPES
 
 OPEN = ("actor", "action", "direction", "repeat")
@@ -29,7 +29,6 @@ VERBS = {
     "rest": "rests",
 }
 """Actions, as they are told of an object."""
-_LETTERS = "ABCD"
 
 
 def names(item: Item, scene: Scene, hidden: str = "") -> list[str]:
@@ -120,10 +119,7 @@ def ask_choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     question = ask(pick(rng, OPEN), scene, rng)
     if question is None:
         return None
-    wrong = [value for value in _values(question) if value != question.answer]
-    options = [question.answer, *rng.permutation(wrong)[: len(_LETTERS) - 1].tolist()]
-    options = [options[i] for i in rng.permutation(len(options))]
-    return Question("choice", question.text, _LETTERS[options.index(question.answer)], tuple(options))
+    return with_options(question, _values(question), rng)
 
 
 def ask(type: str, scene: Scene, rng: np.random.Generator) -> Question | None:

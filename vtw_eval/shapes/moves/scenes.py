@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from vtw_eval.shapes.scenes import CELL, COLORS, GRID, IMAGE_SIZE, KINDS, SUBSAMPLES, in_test_half, inside
+from vtw_eval.shapes.scenes import CELL, COLORS, GRID, IMAGE_SIZE, KINDS, draw_number, draw_shape, in_test_half
 
 FRAMES = 8
 """Frames of a video."""
@@ -135,9 +135,7 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
     ValueError
         If the numbers of items are out of range.
     """
-    if not 1 <= low <= high <= 2 * MAX_ITEMS:
-        raise ValueError(f"the number of items must satisfy 1 <= low <= high <= {2 * MAX_ITEMS}, got {low} and {high}")
-    count = int(rng.integers(low, high + 1))
+    count = draw_number(rng, low, high, 2 * MAX_ITEMS)
     while True:
         kinds = [KINDS[i] for i in rng.choice(len(KINDS), size=count, replace=False)]
         items: list[Item] = []
@@ -154,18 +152,6 @@ def sample_scene(rng: np.random.Generator, low: int = 1, high: int = MAX_ITEMS, 
         scene = Scene(tuple(items))
         if is_test_scene(scene) == test:
             return scene
-
-
-def _draw(image: np.ndarray, shape: str, x: float, y: float, half: float, tint: np.ndarray) -> None:
-    """Draw a shape, in place; its centre in pixels."""
-    at = (np.arange(IMAGE_SIZE * SUBSAMPLES) + 0.5) / SUBSAMPLES
-    rows, columns = (np.abs(at - c) < half + 1 for c in (y, x))
-    rows, columns = (each.reshape(-1, SUBSAMPLES).any(1).repeat(SUBSAMPLES) for each in (rows, columns))
-    fine = inside(shape, (at[columns][None] - x) / half, (at[rows][:, None] - y) / half)
-    height, width = (side // SUBSAMPLES for side in fine.shape)
-    cover = fine.reshape(height, SUBSAMPLES, width, SUBSAMPLES).mean(axis=(1, 3))[..., None]
-    part = image[np.ix_(rows[::SUBSAMPLES], columns[::SUBSAMPLES])]
-    image[np.ix_(rows[::SUBSAMPLES], columns[::SUBSAMPLES])] = part + cover * (tint - part)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -195,7 +181,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         for item, (half, x, y, tint) in zip(scene.items, looks, strict=True):
             if (cell := item.cells[time]) != HIDDEN:
                 row, column = divmod(cell, GRID)
-                _draw(image, item.shape, CELL * column + x, CELL * row + y, half, tint)
+                draw_shape(image, item.shape, CELL * column + x, CELL * row + y, half, tint)
         image[:BAR] = 20
         image[:BAR, : IMAGE_SIZE * (time + 1) // FRAMES] = 235
     frames += 4 * rng.standard_normal(frames.shape, dtype=np.float32)
