@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText
 
+from vtw_eval.shapes.boards.making.check import print_by_layers
 from vtw_eval.shapes.boards.making.families.check import accuracy
 from vtw_eval.shapes.boards.making.families.family import Family
 from vtw_eval.shapes.boards.making.families.internvl import InternVL
@@ -45,12 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     family = FAMILIES[kind]()
     model = AutoModelForImageTextToText.from_pretrained(options.checkpoint, attn_implementation="eager")
-    print(f"| layers | {' | '.join(family.types)} |")
-    print(f"|---|{'---|' * len(family.types)}")
-    for layers in range(len(model.model.language_model.layers), -1, -1):
-        shares = accuracy(family, model, options.shown, layers, autocast=False)
-        cells = (f"{100 * shares[type]:.1f}" if type in shares else "-" for type in family.types)
-        print(f"| {layers} | {' | '.join(cells)} |", flush=True)
+    seen = partial(accuracy, family, model, options.shown, autocast=False)
+    print_by_layers(family.types, len(model.model.language_model.layers), lambda layers: seen(layers=layers))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from vtw_eval import VTW
 from vtw_eval.shapes import check
 from vtw_eval.shapes.boards.making.check import hidden_from
 from vtw_eval.shapes.boards.making.families import qwen2_vl
-from vtw_eval.shapes.boards.making.families.family import thinned
 from vtw_eval.shapes.boards.making.families.images import Form, sample_part
 from vtw_eval.shapes.boards.making.families.internvl import InternVL
 from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL, TokenForm
 from vtw_eval.shapes.boards.making.families.train import FamilyTrainer
-from vtw_eval.shapes.boards.making.thinning import thin_pass
+from vtw_eval.shapes.boards.making.thinning import thin_pass, thinned
 from vtw_eval.shapes.boards.scenes import CELL, Item, Placed, is_test_scene
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION, Size
 from vtw_eval.shapes.making.staged import run

@@ -7,8 +7,9 @@ means, and all questions about an image are answered in one packed pass.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vtw_eval.shapes.boards.making.recipe import draw
 from vtw_eval.shapes.boards.questions import TYPES, ask
 from vtw_eval.shapes.boards.scenes import sample_scene
 from vtw_eval.shapes.making.packing import answer_logits, answers_right, pack
+from vtw_eval.shapes.questions import Question
 
 _BATCH = 16
 
@@ -84,7 +86,7 @@ def accuracy(
         decoding would give all of it.
     """
     rng = np.random.default_rng([seed, 2])
-    right: dict[str, list[bool]] = {type: [] for type in TYPES}
+    answered: list[tuple[Question, bool]] = []
     for _ in range(0, scenes, _BATCH):
         chosen = [sample_scene(rng, test=True) for _ in range(_BATCH)]
         pixels, _placed = draw(chosen, rng)
@@ -95,9 +97,26 @@ def accuracy(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), hidden_from(model, first, vision):
             logits = answer_logits(model, pixels, batch)
         flat = [question for row in rows for question in row]
-        for question, ok in zip(flat, answers_right(logits, batch).tolist(), strict=True):
-            right[question.type].append(ok)
+        answered += zip(flat, answers_right(logits, batch).tolist(), strict=True)
+    return share_by_type(TYPES, answered)
+
+
+def share_by_type(types: Sequence[str], answered: Iterable[tuple[Question, bool]]) -> dict[str, float]:
+    """Return the share of right answers, 0 to 1, by question type in a given order; types not asked are left out."""
+    right: dict[str, list[bool]] = {type: [] for type in types}
+    for question, ok in answered:
+        right[question.type].append(ok)
     return {type: round(float(np.mean(oks)), 4) for type, oks in right.items() if oks}
+
+
+def print_by_layers(types: Sequence[str], layers: int, accuracy: Callable[[int], Mapping[str, float]]) -> None:
+    """Print a table of accuracies in %, by question type, with all layers down to none that see what is shown."""
+    print(f"| layers | {' | '.join(types)} |")
+    print(f"|---|{'---|' * len(types)}")
+    for number in range(layers, -1, -1):
+        shares = accuracy(number)
+        cells = (f"{100 * shares[type]:.1f}" if type in shares else "-" for type in types)
+        print(f"| {number} | {' | '.join(cells)} |", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,11 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     model = LlavaForConditionalGeneration.from_pretrained(options.checkpoint, attn_implementation="eager")
     tokenizer = AutoProcessor.from_pretrained(options.checkpoint).tokenizer
-    print(f"| layers | {' | '.join(TYPES)} |")
-    print(f"|---|{'---|' * len(TYPES)}")
-    for layers in range(len(model.model.language_model.layers), -1, -1):
-        shares = accuracy(model, tokenizer, options.scenes, layers, autocast=False)
-        print(f"| {layers} | {' | '.join(f'{100 * share:.1f}' for share in shares.values())} |", flush=True)
+    seen = partial(accuracy, model, tokenizer, options.scenes, autocast=False)
+    print_by_layers(TYPES, len(model.model.language_model.layers), lambda layers: seen(layers=layers))
 
 
 if __name__ == "__main__":

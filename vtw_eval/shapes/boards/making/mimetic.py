@@ -37,21 +37,17 @@ found; take what the word before has found, so that two words name one object; t
 
 
 @torch.no_grad()
-def begin_as_lookup(
-    decoder: Any, vocabulary: Mapping[str, int], frequencies: torch.Tensor, generator: torch.Generator
-) -> None:
+def begin_as_lookup(decoder: Any, vocabulary: Mapping[str, int], generator: torch.Generator) -> None:
     """Set word embeddings, attention and the last norm of a decoder, in place.
 
     Parameters
     ----------
     decoder
         A Llama or Qwen2 whose queries and keys have biases, without grouped heads; its width exceeds that of a head by
-        at least two.
+        at least two. Some pairs of a head's dimensions should turn fast (0.05 radians a token and more, for the order
+        of words), most slowly (less than 0.02, to find what is alike at any distance).
     vocabulary
         Words and their ids.
-    frequencies
-        By how many radians a token each pair of a head's dimensions turns, [head size / 2]: some should be fast (0.05
-        and more, for the order of words), most slow (less than 0.02, to find what is alike at any distance).
     generator
         Source of randomness.
 
@@ -60,7 +56,7 @@ def begin_as_lookup(
     ValueError
         If the decoder has no such biases or is too narrow.
     """
-    first = decoder.layers[0].self_attn
+    first, frequencies = decoder.layers[0].self_attn, decoder.rotary_emb.inv_freq
     width, head = decoder.embed_tokens.weight.shape[1], first.head_dim
     if first.q_proj.bias is None or first.k_proj.bias is None or width < head + 2:
         raise ValueError("a beginning as lookup needs biases of queries and keys, and a width above that of a head")

@@ -46,11 +46,6 @@ def build_config(tokenizer: PreTrainedTokenizerBase, size: Size) -> LlavaConfig:
     )
 
 
-def rotary_frequencies(model: LlavaForConditionalGeneration) -> torch.Tensor:
-    """Return by how many radians a token each pair of a head's dimensions turns."""
-    return model.model.language_model.rotary_emb.inv_freq
-
-
 @torch.no_grad()
 def initialise(model: LlavaForConditionalGeneration, vocabulary: Mapping[str, int], seed: int) -> None:
     """Set all weights, in place: linear layers, then the language model as a search of the image for words.
@@ -66,7 +61,7 @@ def initialise(model: LlavaForConditionalGeneration, vocabulary: Mapping[str, in
     """
     generator = torch.Generator().manual_seed(seed)
     scaled_normal(model, generator, head_std=None)
-    begin_as_lookup(model.model.language_model, vocabulary, rotary_frequencies(model), generator)
+    begin_as_lookup(model.model.language_model, vocabulary, generator)
 
 
 def build_model(

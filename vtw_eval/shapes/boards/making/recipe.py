@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vtw_eval.shapes.boards.making.model import SIZE
+from vtw_eval.shapes.boards.making.thinning import thinned
 from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.questions import OPEN, TYPES, Question, ask
 from vtw_eval.shapes.boards.scenes import (
@@ -225,6 +226,4 @@ def joint_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, list[list[Ques
     if recipe.whole(step):
         return pixels, questions, None
     shown = patch_labels(placed)["color"] >= 0
-    count = min(shown.shape[1], int(shown.sum(1).max()) + int(rng.integers(*recipe.ground, endpoint=True)))
-    order = shown + torch.from_numpy(rng.random(shown.shape))  # objects first, ground in any order
-    return pixels, questions, order.topk(count).indices.sort().values
+    return pixels, questions, thinned(shown, rng, recipe.ground, every=False)

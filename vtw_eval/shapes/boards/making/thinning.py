@@ -4,9 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from vtw_eval.shapes.making.packing import Packed
+
+
+def thinned(shown: torch.Tensor, rng: np.random.Generator, ground: tuple[int, int], every: bool) -> torch.Tensor:
+    """Draw which vision tokens the language model gets.
+
+    Parameters
+    ----------
+    shown
+        True at tokens that show an object, [rows, tokens].
+    rng
+        Source of randomness.
+    ground
+        At least and at most how many others are given beside the most that any row has of these.
+    every
+        Whether all are given.
+
+    Returns
+    -------
+    torch.Tensor
+        Their numbers, ascending, [rows, given].
+    """
+    rows, tokens = shown.shape
+    if every:
+        return torch.arange(tokens).expand(rows, -1)
+    count = min(tokens, int(shown.sum(1).max()) + int(rng.integers(*ground, endpoint=True)))
+    order = shown + torch.from_numpy(rng.random(shown.shape))  # objects first, ground in any order
+    return order.topk(count).indices.sort().values
 
 
 def thin_logits(model: Any, features: torch.Tensor, batch: Packed, given: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ costs half as much: all that show objects, and some ground; the end of it shows 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -21,28 +22,28 @@ from vtw_eval.shapes.boards.making.nearness import word_losses
 from vtw_eval.shapes.boards.making.optimiser import optimisers
 from vtw_eval.shapes.boards.making.recipe import Recipe, joint_batch, vision_batch
 from vtw_eval.shapes.boards.making.thinning import thin_logits
+from vtw_eval.shapes.boards.making.trainer import BoardsTrainer
 from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.processor import build_processor
 from vtw_eval.shapes.boards.scenes import GRID
 from vtw_eval.shapes.making.packing import answer_logits, answer_loss, pack
-from vtw_eval.shapes.making.staged import StagedTrainer, command_line
+from vtw_eval.shapes.making.staged import command_line
 
 
-class Trainer(StagedTrainer):
-    """Trains matrices by Muon and the rest by AdamW; stage ``vision`` changes tower, projector, words and heads only.
+class Trainer(BoardsTrainer):
+    """Trains a LLaVA; stage ``vision`` changes tower, projector, words and heads only."""
 
-    Parameters
-    ----------
-    recipe, autocast
-        As in :class:`~vtw_eval.shapes.making.staged.StagedTrainer`.
-    """
+    def word_values(self) -> Mapping[str, tuple[str, ...]]:
+        """Return what objects are."""
+        return WORDS
 
-    recipe: Recipe
+    def places(self) -> Mapping[str, int]:
+        """Return row and column of a patch's object."""
+        return dict.fromkeys(PLACES, GRID)
 
-    def __init__(self, recipe: Recipe, autocast: bool = True) -> None:
-        super().__init__(recipe, autocast)
-        vocabulary = self.processor.tokenizer.get_vocab()
-        self.words = {name: torch.tensor([vocabulary[word] for word in words]) for name, words in WORDS.items()}
+    def directions(self) -> Mapping[str, torch.Tensor]:
+        """Return where patches should keep row and column."""
+        return place_directions(self.model.model.language_model)
 
     def make_processor(self) -> LlavaProcessor:
         """Return the processor of the model."""
@@ -51,16 +52,6 @@ class Trainer(StagedTrainer):
     def make_model(self) -> LlavaForConditionalGeneration:
         """Return the untrained model."""
         return build_model(self.processor.tokenizer, self.recipe.seed, self.recipe.size)
-
-    def make_heads(self, generator: torch.Generator) -> nn.ModuleDict:
-        """Return a head for the row and one for the column of a patch's object."""
-        heads = {name: nn.Linear(self.recipe.size.width, GRID) for name in PLACES}
-        for head in heads.values():
-            nn.init.normal_(head.weight, std=self.recipe.size.width**-0.5, generator=generator)
-            nn.init.zeros_(head.bias)
-        for name, directions in place_directions(self.model.model.language_model).items():
-            heads[name].weight.data.copy_(directions)
-        return nn.ModuleDict(heads)
 
     def make_optimisers(self, stage: str) -> list[torch.optim.Optimizer]:
         """Return fresh optimisers of a stage: of the matrices, and of all else."""
@@ -74,14 +65,6 @@ class Trainer(StagedTrainer):
             return next((scales[part] for part in scales if part in name), 0.0)
 
         return optimisers(self.module.named_parameters(), scale)
-
-    def set_rates(self) -> None:
-        """Give the optimisers the learning rates of the current step."""
-        rate = self.recipe.rate(self.stage, self.step)
-        matrix_rate = self.recipe.vision_rate if self.stage == "vision" else self.recipe.joint_rate
-        for optimiser, peak in zip(self.optimisers, (matrix_rate, self.recipe.other_rate), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = peak * rate * group["scale"]
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the projected vision tokens of images, [images, patches, width]."""

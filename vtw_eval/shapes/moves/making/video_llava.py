@@ -14,11 +14,12 @@ import torch
 from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
-from vtw_eval.shapes.boards.making.families.family import Family, Shown, scale_linear, thinned
+from vtw_eval.shapes.boards.making.families.family import Family, Shown, scale_linear
 from vtw_eval.shapes.boards.making.families.language import initialise_language, text_settings
 from vtw_eval.shapes.boards.making.families.train import train
 from vtw_eval.shapes.boards.making.model import THETA
 from vtw_eval.shapes.boards.making.recipe import Recipe
+from vtw_eval.shapes.boards.making.thinning import thinned
 from vtw_eval.shapes.boards.making.words import WORDS
 from vtw_eval.shapes.making.model import Size, answering_greedily, sincos_table
 from vtw_eval.shapes.making.staged import STAGES
@@ -141,8 +142,7 @@ class VideoLlava(Family):
                 if question := ask(types[int(rng.integers(len(types)))], scene, rng):
                     questions.append(question)
             shown.questions.append(questions)
-        every = step >= recipe.thin * recipe.joint_steps
-        return shown, thinned(shown.labels["color"] >= 0, rng, recipe.ground, every)
+        return shown, thinned(shown.labels["color"] >= 0, rng, recipe.ground, recipe.whole(step))
 
     def held_out(self, rng: np.random.Generator, rows: int) -> Shown:
         """Return videos from the held-out side with at most one question of each type about each."""

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vtw_eval.shapes.boards.making.check import hidden_from
+from vtw_eval.shapes.boards.making.check import hidden_from, share_by_type
 from vtw_eval.shapes.boards.making.families.family import Family
 from vtw_eval.shapes.boards.making.thinning import thin_pass
 from vtw_eval.shapes.making.packing import answers_right
+from vtw_eval.shapes.questions import Question
 
 _BATCH = 16
 
@@ -42,7 +43,7 @@ def accuracy(
         0 to 1, in the order of the family's types. An answer counts as right if greedy decoding would give all of it.
     """
     rng = np.random.default_rng([seed, 2])
-    right: dict[str, list[bool]] = {type: [] for type in family.types}
+    answered: list[tuple[Question, bool]] = []
     first = len(model.model.language_model.layers) if layers is None else layers
     for _ in range(0, shown, _BATCH):
         step = family.held_out(rng, _BATCH)
@@ -52,6 +53,5 @@ def accuracy(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast), hidden_from(model, first, vision):
             logits, _ = thin_pass(model, family.features(model, step.media), batch, given, family.placeholder)
         flat = [question for row in step.questions for question in row]
-        for question, ok in zip(flat, answers_right(logits, batch).tolist(), strict=True):
-            right[question.type].append(ok)
-    return {type: round(float(np.mean(oks)), 4) for type, oks in right.items() if oks}
+        answered += zip(flat, answers_right(logits, batch).tolist(), strict=True)
+    return share_by_type(family.types, answered)

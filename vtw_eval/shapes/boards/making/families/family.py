@@ -116,33 +116,6 @@ class Family(ABC):
         return replace(batch, position_ids=torch.cat([before, after], dim=-1))
 
 
-def thinned(shown: torch.Tensor, rng: np.random.Generator, ground: tuple[int, int], every: bool) -> torch.Tensor:
-    """Draw which vision tokens the language model gets.
-
-    Parameters
-    ----------
-    shown
-        True at tokens that show an object, [rows, tokens].
-    rng
-        Source of randomness.
-    ground
-        At least and at most how many others are given beside the most that any row has of these.
-    every
-        Whether all are given.
-
-    Returns
-    -------
-    torch.Tensor
-        Their numbers, ascending, [rows, given].
-    """
-    rows, tokens = shown.shape
-    if every:
-        return torch.arange(tokens).expand(rows, -1)
-    count = min(tokens, int(shown.sum(1).max()) + int(rng.integers(*ground, endpoint=True)))
-    order = shown + torch.from_numpy(rng.random(shown.shape))  # objects first, ground in any order
-    return order.topk(count).indices.sort().values
-
-
 @torch.no_grad()
 def scale_linear(module: nn.Module, generator: torch.Generator, layers: int, outputs: Sequence[str]) -> None:
     """Set linear and convolution layers as :func:`~vtw_eval.shapes.making.model.scaled_normal` does, in place.

@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from vtw_eval.shapes.boards.making.families.family import Family, Shown, thinned
+from vtw_eval.shapes.boards.making.families.family import Family, Shown
 from vtw_eval.shapes.boards.making.recipe import Recipe, sample_questions
+from vtw_eval.shapes.boards.making.thinning import thinned
 from vtw_eval.shapes.boards.making.words import PLACES, WORDS
 from vtw_eval.shapes.boards.questions import TYPES, ask
 from vtw_eval.shapes.boards.scenes import CELL, GRID, Placed, Scene, is_test_scene, paint, place, sample_scene

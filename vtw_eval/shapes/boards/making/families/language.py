@@ -35,4 +35,4 @@ def text_settings(tokenizer: PreTrainedTokenizerFast, size: Size) -> dict[str, A
 def initialise_language(decoder: Any, vocabulary: Mapping[str, int], generator: torch.Generator) -> None:
     """Set all weights of a decoder as :func:`~vtw_eval.shapes.boards.making.model.initialise` does, in place."""
     scale_linear(decoder, generator, len(decoder.layers), ("o_proj", "down_proj"))
-    begin_as_lookup(decoder, vocabulary, decoder.rotary_emb.inv_freq, generator)
+    begin_as_lookup(decoder, vocabulary, generator)

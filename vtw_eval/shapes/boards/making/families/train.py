@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -18,14 +18,15 @@ from vtw_eval.shapes.boards.making.nearness import word_losses
 from vtw_eval.shapes.boards.making.optimiser import optimisers
 from vtw_eval.shapes.boards.making.recipe import Recipe
 from vtw_eval.shapes.boards.making.thinning import thin_pass
+from vtw_eval.shapes.boards.making.trainer import BoardsTrainer
 from vtw_eval.shapes.making.packing import answer_loss
-from vtw_eval.shapes.making.staged import StagedTrainer, command_line
+from vtw_eval.shapes.making.staged import command_line
 
 PLACE_WEIGHT = 0.2
 """Loss weight of a place that is read inside the language model."""
 
 
-class FamilyTrainer(StagedTrainer):
+class FamilyTrainer(BoardsTrainer):
     """Trains as :class:`vtw_eval.shapes.boards.making.train.Trainer` does.
 
     Parameters
@@ -36,16 +37,21 @@ class FamilyTrainer(StagedTrainer):
         What is trained.
     """
 
-    recipe: Recipe
-
     def __init__(self, recipe: Recipe, autocast: bool = True, *, family: Family) -> None:
         self.family = family
         super().__init__(recipe, autocast)
-        with torch.no_grad():
-            for name, directions in family.directions(self.model.model.language_model).items():
-                cast(nn.Linear, self.heads[name]).weight.copy_(directions)
-        vocabulary = self.processor.tokenizer.get_vocab()
-        self.words = {name: torch.tensor([vocabulary[w] for w in words]) for name, words in family.words.items()}
+
+    def word_values(self) -> Mapping[str, tuple[str, ...]]:
+        """Return those of the family."""
+        return self.family.words
+
+    def places(self) -> Mapping[str, int]:
+        """Return those of the family."""
+        return self.family.places
+
+    def directions(self) -> Mapping[str, torch.Tensor]:
+        """Return those of the family."""
+        return self.family.directions(self.model.model.language_model)
 
     def about(self) -> dict[str, Any]:
         """Return what a saved state must have in common with this run."""
@@ -58,15 +64,6 @@ class FamilyTrainer(StagedTrainer):
     def make_model(self) -> PreTrainedModel:
         """Return the untrained model."""
         return self.family.build(self.recipe)
-
-    def make_heads(self, generator: torch.Generator) -> nn.ModuleDict:
-        """Return a head for each place."""
-        width = self.recipe.size.width
-        heads = {name: nn.Linear(width, values) for name, values in self.family.places.items()}
-        for head in heads.values():
-            nn.init.normal_(head.weight, std=width**-0.5, generator=generator)
-            nn.init.zeros_(head.bias)
-        return nn.ModuleDict(heads)
 
     def make_optimisers(self, stage: str) -> list[torch.optim.Optimizer]:
         """Return fresh optimisers of a stage: of the matrices, and of all else."""
@@ -81,14 +78,6 @@ class FamilyTrainer(StagedTrainer):
             return 1.0 if stage == "vision" or "projector" in name or "merger" in name else self.recipe.tower_rate
 
         return optimisers(self.module.named_parameters(), scale)
-
-    def set_rates(self) -> None:
-        """Give the optimisers the learning rates of the current step."""
-        rate = self.recipe.rate(self.stage, self.step)
-        matrix_rate = self.recipe.vision_rate if self.stage == "vision" else self.recipe.joint_rate
-        for optimiser, peak in zip(self.optimisers, (matrix_rate, self.recipe.other_rate), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = peak * rate * group["scale"]
 
     def place_losses(self, states: torch.Tensor, labels: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """Return the losses of the heads; places are read where there are any."""
