@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; text in UTF-8."""
     with atomically(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files, by name, into a folder, each whole or not at all."""
+    for name, content in files.items():
+        write_atomically(folder / name, content)
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.layers import numbers_of_layers
 from vtw_eval.cli.model_args import adapter_arguments
-from vtw_eval.files import check_output, write_atomically
+from vtw_eval.files import check_output, write_files
 from vtw_eval.models.adapters import ADAPTERS
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def analyze(
         if problem := device_problem(device):
             raise ValueError(problem)
         methods = [parse_method(spec) for spec in method or ["vtw"]]
-        ks = _numbers(k)
+        ks = numbers_of_layers(k)
         arguments = adapter_arguments("analyze", model_args, device, verify=not no_verify)
         length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         if task is not None:
@@ -93,18 +94,8 @@ def analyze(
         ]
         command = shlex.join(["vtw-eval", *sys.argv[1:]])
         files = analysis_files(found, str(arguments["pretrained"]), command)
-        for name, content in files.items():
-            write_atomically(output / name, content)
+        write_files(output, files)
     typer.echo(f"In {output}: {', '.join(files)}")
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--k {text!r}: write numbers with commas between them, such as 0,4,8.") from None
 
 
 def _of_tasks(

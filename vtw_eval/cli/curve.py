@@ -13,6 +13,8 @@ from typing import Annotated, TextIO
 import typer
 
 from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.layers import numbers_of_layers
+from vtw_eval.files import write_files
 from vtw_eval.models.adapters import ADAPTERS
 
 
@@ -71,7 +73,7 @@ def curve(
 
     kinds = (PlanError, StoreError, HarnessImportError, UpstreamChangedError, ReportError, OSError, ValueError)
     with user_errors("curve", kinds):
-        ks, verify = _numbers(k), not no_verify
+        ks, verify = numbers_of_layers(k), not no_verify
         plan = resolve(
             curve_plan(model, model_args, task, ks, limit=limit, batch_size=batch_size, device=device, verify=verify)
         )
@@ -89,27 +91,11 @@ def curve(
     if len(bad) < len(entries):
         with user_errors("curve", kinds):
             made = curve_files(output, shlex.join(["vtw-eval", *sys.argv[1:]]))
-            _write(output, made)
+            write_files(output, made)
             typer.echo(next(part for part in made[f"{NAME}.md"].decode().split("\n\n") if part.startswith("|")))
             typer.echo(f"\nIn {output}: {', '.join(made)}")
     if bad:
         raise typer.Exit(1)
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    from vtw_eval.files import write_atomically
-
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--k {text!r}: write numbers with commas between them, such as 0,4,8.") from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForImageTextToText,
     LlavaConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     VideoLlavaConfig,
 )
@@ -191,34 +192,33 @@ def tiny_model(num_layers: int, name: str = "") -> PreTrainedModel:
     name
         Of the checkpoint that it stands for.
     """
-    size = {"hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_attention_heads": 1}
-    config = LlavaConfig(
-        text_config={"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": VOCAB, **size},
-        vision_config={"model_type": "clip_vision_model", "num_hidden_layers": _TOWER_LAYERS, **size},
-        image_token_index=IMAGE,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config, attn_implementation=_ATTENTION)
-    model.config._name_or_path = name
+    config = LlavaConfig(**_sizes(num_layers), image_token_index=IMAGE)
+    model = _random(config, name)
     model.model.vision_tower.embeddings.forward = _embedded
-    return model.eval()
+    return model
 
 
 def tiny_video_model(num_layers: int, name: str = "") -> PreTrainedModel:
     """Return a random Video-LLaVA of the same sizes as :func:`tiny_model`; of each frame the CLS token is one token."""
+    config = VideoLlavaConfig(**_sizes(num_layers), image_token_index=IMAGE - 1, video_token_index=IMAGE)
+    model = _random(config, name)
+    model.model.video_tower.embeddings.forward = _embedded
+    return model
+
+
+def _sizes(num_layers: int) -> dict[str, Any]:
     size = {"hidden_size": _WIDTH, "intermediate_size": _WIDTH, "num_attention_heads": 1}
-    config = VideoLlavaConfig(
-        text_config={"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": VOCAB, **size},
-        vision_config={"model_type": "clip_vision_model", "num_hidden_layers": _TOWER_LAYERS, **size},
-        image_token_index=IMAGE - 1,
-        video_token_index=IMAGE,
-    )
+    return {
+        "text_config": {"model_type": "llama", "num_hidden_layers": num_layers, "vocab_size": VOCAB, **size},
+        "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": _TOWER_LAYERS, **size},
+    }
+
+
+def _random(config: PreTrainedConfig, name: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=_ATTENTION)
     model.config._name_or_path = name
-    model.model.video_tower.embeddings.forward = _embedded
     return model.eval()
 
 

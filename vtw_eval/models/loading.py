@@ -126,8 +126,9 @@ def find_adapter(pretrained: str, revision: str = "main", adapters: Mapping[str,
     found = next((name for name, adapter in adapters.items() if adapter.family_of(model_type)), None)
     if found is None:
         known = ", ".join(sorted(t for one in adapters.values() for family in one.families for t in family.model_types))
-        why = f" It is not supported: {REFUSED[model_type]}." if model_type in REFUSED else ""
-        raise ValueError(f"{pretrained} is a checkpoint of type {model_type!r}, but {known} can be opened.{why}")
+        raise ValueError(
+            f"{pretrained} is a checkpoint of type {model_type!r}, but {known} can be opened.{_refusal(model_type)}"
+        )
     return found
 
 
@@ -145,13 +146,17 @@ def _read_config(options: Options) -> dict[str, Any]:
     return config
 
 
+def _refusal(model_type: str) -> str:
+    return f" It is not supported: {REFUSED[model_type]}." if model_type in REFUSED else ""
+
+
 def _wrong_family(adapter: str, pretrained: str, config: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> str:
     model_type = str(config.get("model_type"))
     known = ", ".join(sorted(t for family in adapters[adapter].families for t in family.model_types))
     better = next((name for name, other in adapters.items() if other.family_of(model_type)), None)
     advice = f" Use --model {better} for it." if better else ""
     if model_type in REFUSED:
-        advice = f" It is not supported: {REFUSED[model_type]}."
+        advice = _refusal(model_type)
     elif model_type in DECODER_TESTED:
         advice = " No adapter opens it: use methods in Python on it."
     elif not better and "auto_map" in config:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from vtw_eval.files import write_atomically
+from vtw_eval.files import write_atomically, write_files
 from vtw_eval.report.errors import ReportError
 
 Form = Literal["markdown", "latex", "csv", "html"]
@@ -80,8 +80,7 @@ def write_report(output: Path, text: str, files: Mapping[str, bytes], plots: str
         if other.suffix.lower() in _REPORTS and other.is_file() and other.name != output.name
     }
     changed = {Path(name).stem for name, content in files.items() if _differs(folder / name, content)}
-    for name, content in files.items():
-        write_atomically(folder / name, content)
+    write_files(folder, files)
     write_atomically(output, text)
     kept = {Path(name).stem for name in files}.union(*others.values())
     for stem in before - kept:
