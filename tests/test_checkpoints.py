@@ -15,7 +15,7 @@ from vtw_eval import DyVTE
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT, EMBEDDED, KNOWN, checkpoint, is_llava_1_5, known
 from vtw_eval.cli import app
-from vtw_eval.cost.bench.run import Bench
+from vtw_eval.cost.bench.found import Bench
 from vtw_eval.cost.bench.subject import load_subject
 from vtw_eval.cost.presets import PRESETS, get_geometry
 from vtw_eval.methods.dyvte import train as train_gates

@@ -20,15 +20,17 @@ from tests.support.checkpoints import make_checkpoint
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.checkpoints import CHECKPOINT
 from vtw_eval.cli import app
+from vtw_eval.cost.bench.choosing import every_method, without_repeats
+from vtw_eval.cost.bench.found import Bench
 from vtw_eval.cost.bench.memory import peak_bytes
-from vtw_eval.cost.bench.run import Bench, BenchOutcome, BenchPlan, measure, parse_methods, run_once
+from vtw_eval.cost.bench.run import BenchOutcome, BenchPlan, measure, parse_methods, run_once
 from vtw_eval.cost.bench.subject import Subject, make_prompt, random_subject
-from vtw_eval.cost.bench.table import setting_table
+from vtw_eval.cost.bench.table import choice_table, setting_table
 from vtw_eval.cost.bench.timing import CudaClock, HostClock, clock_for, interleaved, paired_ratios, spread
 from vtw_eval.cost.exact import exact_prefill_flops
 from vtw_eval.cost.geometry import Geometry, VisionGeometry
 from vtw_eval.cost.presets import get_geometry
-from vtw_eval.methods import VTW, Baseline, make_method, parse_method
+from vtw_eval.methods import METHODS, VTW, Baseline, make_method, parse_method
 
 CPU = torch.device("cpu")
 TINY = Geometry(
@@ -60,19 +62,23 @@ def flops_by_hand(tokens: list[int]) -> float:
 
 
 class Ticks:
-    """A clock on which every mark is one second after the one before."""
+    """A clock on which every mark is one second after the one before, and every note a quarter of one."""
 
     def __init__(self, look: Callable[[], Any] = lambda: None) -> None:
-        self.now = 0
+        self.now = 0.0
         self.look = look
         self.seen: list[Any] = []
 
-    def mark(self) -> int:
+    def mark(self) -> float:
         self.now += 1
         self.seen.append(self.look())
         return self.now
 
-    def seconds(self, begin: int, end: int) -> float:
+    def note(self) -> float:
+        self.now += 0.25
+        return self.now
+
+    def seconds(self, begin: float, end: float) -> float:
         return float(end - begin)
 
 
@@ -159,8 +165,34 @@ def test_marks_enclose_the_phases_of_a_run(subject: Subject) -> None:
     assert clock.seen[0] == []
     assert new == [["tower"], *[["decoder", "head"]] * 4]
     timings = outcome.timings
-    assert (timings.vision, timings.prefill, timings.steps) == (1.0, 1.0, (1.0, 1.0, 1.0))
-    assert (timings.first_token, timings.step, timings.total) == (2.0, 1.0, 5.0)
+    assert (timings.vision, timings.prefill, timings.steps) == (1.0, 1.5, (1.0, 1.0, 1.0))
+    assert (timings.first_token, timings.step, timings.total) == (2.5, 1.0, 5.5)
+    assert timings.choice == 0.25
+
+
+def test_a_choice_is_what_runs_once_more_and_nothing_else(subject: Subject) -> None:
+    log: list[str] = []
+
+    class Logged(Ticks):
+        def note(self) -> float:
+            log.append("note")
+            return super().note()
+
+    def noted(what: str) -> Callable[..., None]:
+        return lambda *_: log.append(what)
+
+    layers = find_anatomy(subject.model).layers
+    handles = [layer.register_forward_hook(noted(f"layer {i}")) for i, layer in enumerate(layers)]
+    handles += [layer.self_attn.k_proj.register_forward_hook(noted(f"keys {i}")) for i, layer in enumerate(layers)]
+    prompt = make_prompt(subject, rows=2, text=TEXT, vision=VISION, seed=0)
+    outcome = run_once(subject, prompt, parse_method("fastv,k=2,r=0.5"), 2, Logged())
+    for handle in handles:
+        handle.remove()
+    before = ["keys 0", "layer 0", "keys 1", "layer 1"]
+    prefill = [*before, "note", "keys 1", "note", "keys 2", "layer 2", "keys 3", "layer 3"]
+    assert log[: len(prefill)] == prefill and "note" not in log[len(prefill) :]
+    # Two rows of 16 tokens: k on all, q and v on one, one query and all keys; 32 wide, keys and values 16.
+    assert outcome.choice_flops == 2 * 2 * (16 * 32 * 16 + 32 * (32 + 16) + 16 * 32)
 
 
 def test_the_baseline_is_the_model_without_hooks(subject: Subject) -> None:
@@ -242,11 +274,44 @@ def test_measured_rows(subject: Subject) -> None:
     assert base.prefill_flops == 2 * flops_by_hand([16] * 4)
     assert vtw.prefill_flops_ratio == flops_by_hand([16, 7, 7, 7]) / flops_by_hand([16] * 4)
     assert fastv.prefill_flops_ratio == flops_by_hand([16, 16, 12, 12]) / flops_by_hand([16] * 4)  # 4.5 of 9 is 5
-    assert vtw.ratios is not None and vtw.ratios.prefill.median == 1.0
-    assert vtw.prefill_over_flops == pytest.approx(1 / vtw.prefill_flops_ratio)
+    assert vtw.ratios is not None and vtw.ratios.prefill.median == 1.5
+    assert vtw.prefill_over_flops == pytest.approx(1.5 / vtw.prefill_flops_ratio)
+    assert base.choice is base.choice_share is None and base.ratios is not None and base.ratios.choice is None
+    assert fastv.choice is not None and fastv.choice_share is not None and vtw.ratios.choice is not None
+    assert (fastv.choice.median, fastv.choice_share.median, vtw.ratios.choice.median) == (0.25, 0.25 / 1.5, 0.25)
+    assert vtw.choice_flops == 0 and fastv.choice_flops
+    lines = choice_table(setting).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| baseline", "| vtw,k=1", "| fastv,k=2"]
+    assert "| 250 ms [250, 250] | 16.67 % [16.67, 16.67] | 25.00 % [25.00, 25.00] | 0.00 % |" in lines[3]
+    share = 100 * fastv.choice_flops / base.prefill_flops
+    assert lines[4].endswith(f"| {share:.2f} % |")
     assert sorted(vtw.runs) == [0, 1, 2]
     assert base.kv_bytes == 2 * 2 * 4 * 2 * 8 * 64 and vtw.kv_bytes == 2 * 2 * 4 * 2 * 8 * 37
     assert base.peak_bytes is not None and vtw.peak_bytes is not None and base.peak_bytes > vtw.peak_bytes > 0
+
+
+def test_many_methods_stand_one_below_the_other(subject: Subject) -> None:
+    plan = BenchPlan(
+        methods=parse_methods([f"vtw,k={k}" for k in range(4)], 4), text=TEXT, vision=VISION, rounds=1, warmup=0
+    )
+    [setting] = measure(subject, plan, clock=Ticks())
+    beside = [line.split(" | ") for line in setting_table(setting, 0).splitlines()]
+    rows = [setting.rows[0], *[row for row in setting.rows[1:] for _ in range(2)]]
+    below = [line.split(" | ") for line in setting_table(setting.model_copy(update={"rows": rows}), 0).splitlines()]
+    assert beside[0][1:3] == ["baseline", "vtw,k=0"] and [line[0] for line in below[2:4]] == ["| baseline", "| vtw,k=0"]
+    place = below[0].index("Decoder prefill")
+    [prefills] = [line for line in beside if line[0] == "| Decoder prefill"]
+    assert below[3][place] == below[4][place] == prefills[2]
+
+
+def test_all_methods_are_those_that_the_model_takes(subject: Subject) -> None:
+    methods, left_out = every_method(subject.model)
+    assert {*methods, *left_out} == {*METHODS} - {"baseline"} and not {*methods} & {*left_out}
+    assert "needs gates trained for" in left_out["dyvte"] and "give order=" in left_out["shortv"]
+    assert methods["fastv"] == make_method("fastv") and "visionzip" in methods
+    named = parse_methods(["fastv,k=1", "vtw,k=1", "vtw,k=2", "fastv+vtw"], 4)
+    chosen = without_repeats(methods, named)
+    assert list(chosen)[-4:] == list(named) and "vtw" not in chosen and "fastv" not in chosen and "first" in chosen
 
 
 def test_no_memory_for_one_method_is_reported_and_the_others_go_on(subject: Subject) -> None:
@@ -440,6 +505,20 @@ def test_command_end_to_end(subject: Subject, tmp_path: Path, monkeypatch: pytes
     assert f"/ {exact:.3f} = " in text and "Made by `vtw-eval bench --geometry shape --method vtw`." in text
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["environment"] in text
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", "bench.md"}
+
+
+def test_the_command_takes_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {key: METHODS[key] for key in ("baseline", "vtw", "fastv", "shortv", "vscan")}
+    monkeypatch.setattr("vtw_eval.cost.bench.choosing.METHODS", some)
+    result = invoke(
+        *("--model", str(CHECKPOINT), "--device", "cpu", "--method", "fastv,k=3", "--method", "all", "--text", "9"),
+        *("--output-tokens", "2", "--repeats", "1", "--warmup", "0", "--no-verify", "-o", str(tmp_path)),
+    )
+    assert result.exit_code == 0, result.output
+    found = Bench.model_validate_json((tmp_path / "bench.json").read_text())
+    assert [row.method for row in found.settings[0].rows] == ["baseline", "vtw", "vscan", "fastv,k=3"]
+    assert list(found.left_out) == ["shortv"] and "- shortv: shortv has a published list" in result.output
+    assert "| of the unchanged prefill |" in result.output and "Choice: all that a method does" in result.output
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.report.made import make_store
 from tests.report.test_report import markdown_tables, run
-from vtw_eval.cost.bench.run import Bench, BenchRow, Ratios, Setting
+from vtw_eval.cost.bench.found import Bench, BenchRow, Ratios, Setting
 from vtw_eval.cost.bench.timing import Spread
 
 

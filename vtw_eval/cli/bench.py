@@ -12,6 +12,7 @@ import typer
 from vtw_eval.cli.app import app, user_errors
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from transformers import PreTrainedConfig
 
     from vtw_eval.cost.bench.run import BenchPlan
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog="Example: vtw-eval bench --geometry llava-0.5b --device cpu --method "
-    "vtw --method fastv,k=2,r=0.5 -o results/bench"
+    epilog="Examples: vtw-eval bench --geometry llava-0.5b --device cpu --method "
+    "vtw --method fastv,k=2,r=0.5 -o results/bench; what choosing takes, of all methods: vtw-eval bench "
+    "--geometry llava-0.5b --method all --output-tokens 2 --repeats 5 -o choice"
 )
 def bench(
     geometry: Annotated[
@@ -31,7 +33,10 @@ def bench(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Method spec, such as vtw,k=16; several times for several. The baseline is always there."),
+        typer.Option(
+            help="Method spec, such as vtw,k=16; several times for several; all for all methods that the model takes, "
+            "with the defaults of those that are not named beside it. The baseline is always there."
+        ),
     ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 66,
     vision: Annotated[int | None, typer.Option(help="Vision tokens. Default: of one image.")] = None,
@@ -53,11 +58,15 @@ def bench(
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for bench.json and bench.md.")] = None,
 ) -> None:
-    """Measure latency and memory of methods beside their FLOPs, interleaved, as ratios to the unchanged model."""
+    """Measure latency and memory of methods beside their FLOPs, interleaved, as ratios to the unchanged model.
+
+    The last table shows what choosing takes: time of each method's choices, and its share of the decoder prefill.
+    """
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from vtw_eval.cost.bench.choosing import every_method, without_repeats
     from vtw_eval.cost.bench.run import (
         BenchPlan,
         bench_of,
@@ -76,6 +85,7 @@ def bench(
     with user_errors("bench", (ValueError, OSError, RuntimeError, ImportError)):
         if (geometry is None) == (model is None):
             raise ValueError("give one of --geometry NAME and --model CHECKPOINT.")
+        named = [spec for spec in method or [] if spec != "all"]
         if threads is not None:
             torch.set_num_threads(threads)
         where = pick_device(device)
@@ -83,12 +93,17 @@ def bench(
         kind = parse_dtype(dtype or ("bfloat16" if where.type == "cuda" else "float32"))
         if geometry is not None:
             shape = get_geometry(geometry)
-            chosen = parse_methods(method or [], shape.layers)  # a mistake is told before the weights are made
+            chosen = parse_methods(named, shape.layers)  # a mistake is told before the weights are made
             subject = random_subject(shape, kind, where, seed)
         else:
             assert model is not None
             subject = load_subject(model, kind, where)
-            chosen = parse_methods(method or [], subject.geometry.layers)
+            chosen = parse_methods(named, subject.geometry.layers)
+        left_out: dict[str, str] = {}
+        if "all" in (method or []):
+            every, left_out = every_method(subject.model)
+            chosen = without_repeats(every, chosen)
+            left_out = {key: why for key, why in left_out.items() if key not in {one.key for one in chosen.values()}}
         tokens = subject.geometry.vision_tokens if vision is None else vision
         if tokens is None:
             raise ValueError(f"{subject.geometry.name} has no fixed number of vision tokens: give --vision.")
@@ -103,11 +118,6 @@ def bench(
             warmup=warmup,
             seed=seed,
         )
-        verdict = skipped("--no-verify") if no_verify else _verify(subject.model.config, plan)
-        if compiled:
-            if not warmup:
-                raise ValueError("--compile needs --warmup 1 or more: the first run of each method compiles.")
-            compile_layers(subject)
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -115,10 +125,17 @@ def bench(
             TimeRemainingColumn(),
             console=Console(stderr=True),
         ) as progress:
+            verdict = skipped("--no-verify") if no_verify else _verify(subject.model.config, plan, progress)
+            if compiled:
+                if not warmup:
+                    raise ValueError("--compile needs --warmup 1 or more: the first run of each method compiles.")
+                compile_layers(subject)
             task = progress.add_task("runs", total=plan.runs)
             settings = measure(subject, plan, advance=lambda: progress.advance(task))
         command = shlex.join(["vtw-eval", *sys.argv[1:]])
-        found = bench_of(subject, plan, settings, compiled=compiled, command=command, verdict=str(verdict))
+        found = bench_of(
+            subject, plan, settings, compiled=compiled, command=command, verdict=str(verdict), left_out=left_out
+        )
         document = bench_markdown(found)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -129,14 +146,16 @@ def bench(
         raise typer.Exit(1)
 
 
-def _verify(config: PreTrainedConfig, plan: BenchPlan) -> Verdict:
+def _verify(config: PreTrainedConfig, plan: BenchPlan, progress: Progress) -> Verdict:
     """Compare each method of a plan with masked attention, under each of its attention implementations."""
     from vtw_eval.verify.verdict import verify_config
 
-    found = [
-        verify_config(config, method, attention) for attention in plan.attentions for method in plan.named.values()
-    ]
-    return found[-1]
+    pairs = [(attention, method) for attention in plan.attentions for method in plan.named.values()]
+    task = progress.add_task("checks", total=len(pairs))
+    for attention, method in pairs:
+        verdict = verify_config(config, method, attention)
+        progress.advance(task)
+    return verdict
 
 
 def _numbers(text: str) -> list[int]:

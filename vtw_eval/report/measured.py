@@ -17,7 +17,7 @@ from vtw_eval.report.render.blocks import Inline
 from vtw_eval.tables import Table
 
 if TYPE_CHECKING:
-    from vtw_eval.cost.bench.run import Bench, BenchRow, Setting
+    from vtw_eval.cost.bench.found import Bench, BenchRow, Setting
     from vtw_eval.cost.bench.timing import Spread
 
 
@@ -73,7 +73,7 @@ def read_measured(texts: Sequence[str], tables: Sequence[ModelTable]) -> list[Me
 
 
 def _read(file: Path) -> Bench:
-    from vtw_eval.cost.bench.run import Bench
+    from vtw_eval.cost.bench.found import Bench
 
     try:
         return Bench.model_validate_json(file.read_bytes())

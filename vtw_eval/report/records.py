@@ -12,7 +12,7 @@ from vtw_eval.report.measured import Measured, measurements
 from vtw_eval.report.tables import equal
 
 if TYPE_CHECKING:
-    from vtw_eval.cost.bench.run import BenchRow
+    from vtw_eval.cost.bench.found import BenchRow
 
 _HEADERS = (
     "model",

@@ -7,133 +7,29 @@ after another, and each is divided by the baseline of the same round.
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import DynamicCache
 
 from vtw_eval.anatomy import find_anatomy
+from vtw_eval.cost.bench.choosing import TimedChoice
+from vtw_eval.cost.bench.found import BASELINE, Bench, BenchRow, Ratios, Setting, Timings
 from vtw_eval.cost.bench.memory import peak_bytes
 from vtw_eval.cost.bench.subject import BenchPrompt, Subject, make_prompt
 from vtw_eval.cost.bench.timing import Clock, Spread, clock_for, interleaved, paired_ratios, spread
+from vtw_eval.cost.choice import choice_flops
 from vtw_eval.cost.exact import exact_decode_flops, exact_prefill_flops
+from vtw_eval.cost.geometry import Geometry
 from vtw_eval.cost.kv import kv_cache_bytes
+from vtw_eval.engine import Trace
 from vtw_eval.engine.calls import with_cache
 from vtw_eval.methods import Baseline, Method, parse_method
 from vtw_eval.runtime import device_name, environment_line, free_memory, is_out_of_memory
 from vtw_eval.versions import UpstreamChangedError
-
-BASELINE = "baseline"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Timings(_Strict):
-    """Seconds of one run."""
-
-    vision: float
-    """Vision tower, projector and embedding of the prompt."""
-    prefill: float
-    """Decoder on the prompt, head on its last token."""
-    steps: tuple[float, ...]
-    """Each decode step."""
-
-    @property
-    def first_token(self) -> float:
-        """Time to the first token."""
-        return self.vision + self.prefill
-
-    @property
-    def step(self) -> float:
-        """Median over the decode steps."""
-        return statistics.median(self.steps)
-
-    @property
-    def total(self) -> float:
-        """From the images to the last token."""
-        return self.first_token + sum(self.steps)
-
-
-class Ratios(_Strict):
-    """A method over the baseline of the same round; median and quartiles over rounds."""
-
-    vision: Spread | None
-    """None where the vision tower is not timed, as for the first token."""
-    prefill: Spread
-    first_token: Spread | None
-    step: Spread
-
-
-class BenchRow(_Strict):
-    """One method in one setting."""
-
-    method: str
-    """As it was asked for."""
-    status: Literal["done", "out of memory", "failed"]
-    error: str = ""
-    spec: str = ""
-    """The method as sweeps spell it, with all parameters. Empty in older files."""
-    vision: Spread | None = None
-    """Seconds, as the three that follow; None where the vision tower is not timed, as for the first token and the
-    tokens per second, which begin at the image."""
-    prefill: Spread | None = None
-    first_token: Spread | None = None
-    step: Spread | None = None
-    tokens_per_second: Spread | None = None
-    peak_bytes: int | None = None
-    """Peak of what a run allocates on top of the weights."""
-    kv_bytes: int | None = None
-    """Of the real cache after the prefill."""
-    prefill_flops: float | None = None
-    """Exact FLOPs of the decoder on the batch, head on the last token."""
-    decode_flops: float | None = None
-    """Exact FLOPs of a decode step of the batch, mean over steps."""
-    tokens_per_layer: list[float] = []
-    """Mean over the rows of the batch."""
-    ratios: Ratios | None = None
-    prefill_flops_ratio: float | None = None
-    decode_flops_ratio: float | None = None
-    prefill_over_flops: float | None = None
-    """Prefill time ratio over FLOPs ratio: 1 is the limit of what removing tokens can give."""
-    runs: dict[int, Timings] = {}
-    """Timings by round."""
-
-
-class Setting(_Strict):
-    """A batch size and an attention implementation."""
-
-    batch: int
-    attention: str
-    text: int
-    vision: int
-    output_tokens: int
-    rows: list[BenchRow]
-
-
-class Bench(_Strict):
-    """Everything that a benchmark found, and on what."""
-
-    version: Literal[1] = 1
-    subject: str
-    note: str
-    model_bytes: int
-    device: str
-    dtype: str
-    threads: int
-    rounds: int
-    warmup: int
-    seed: int
-    compiled: bool
-    command: str
-    environment: str
-    settings: list[Setting]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +127,8 @@ class BenchOutcome:
     """Long ``[rows, layers]``, from the trace."""
     updated_per_layer: torch.Tensor
     """The same of tokens that the layers updated."""
+    choice_flops: int = 0
+    """Of the batch, see :func:`vtw_eval.cost.choice.choice_flops`."""
 
 
 BenchRunner = Callable[[Subject, BenchPrompt, Method, int, Clock], BenchOutcome]
@@ -254,7 +152,8 @@ def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_token
     """
     model, mask = subject.model, prompt.mask
     plain = method == Baseline()
-    install = nullcontext() if plain else method(model, vision_mask=prompt.vision, prompt_ids=prompt.ids)
+    timed = TimedChoice(method=method, clock=clock)
+    install = nullcontext() if plain else timed(model, vision_mask=prompt.vision, prompt_ids=prompt.ids)
     with install as trace:
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         start = clock.mark()
@@ -276,11 +175,19 @@ def run_once(subject: Subject, prompt: BenchPrompt, method: Method, output_token
             vision=clock.seconds(start, seen),
             prefill=clock.seconds(seen, marks[0]),
             steps=tuple(clock.seconds(a, b) for a, b in itertools.pairwise(marks)),
+            choice=None if plain else timed.seconds(),
         ),
         kv_bytes,
         tokens if trace is None else trace.tokens_per_layer,
         tokens if trace is None else trace.updated_per_layer,
+        0 if trace is None else _choice_flops(trace, subject.geometry),
     )
+
+
+def _choice_flops(trace: Trace, geometry: Geometry) -> int:
+    """Return the FLOPs of the choices of a method that was timed."""
+    assert isinstance(trace.method, TimedChoice)
+    return sum(choice_flops(replace(trace, method=trace.method.method), geometry).values())
 
 
 @dataclass
@@ -331,7 +238,14 @@ def measure(
 
 
 def bench_of(
-    subject: Subject, plan: BenchPlan, settings: list[Setting], *, compiled: bool, command: str, verdict: str
+    subject: Subject,
+    plan: BenchPlan,
+    settings: list[Setting],
+    *,
+    compiled: bool,
+    command: str,
+    verdict: str,
+    left_out: Mapping[str, str] | None = None,
 ) -> Bench:
     """Put what was measured together with what it was measured on.
 
@@ -345,6 +259,8 @@ def bench_of(
         That asked for it.
     verdict
         Whether the methods were verified.
+    left_out
+        Methods that the model does not take, with the reason, where all were asked for.
     """
     return Bench(
         subject=subject.geometry.name,
@@ -360,6 +276,7 @@ def bench_of(
         command=command,
         environment=f"{environment_line()}; methods {verdict}",
         settings=settings,
+        left_out=dict(left_out or {}),
     )
 
 
@@ -455,6 +372,9 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
         first_token=spread([t.first_token for t in runs.values()]) if timed else None,
         step=spread([t.step for t in runs.values()]),
         tokens_per_second=spread([batch * output_tokens / t.total for t in runs.values()]) if timed else None,
+        choice=_spread([t.choice for t in runs.values()]),
+        choice_share=_spread([None if t.choice is None else t.choice / t.prefill for t in runs.values()]),
+        choice_flops=outcome.choice_flops,
         peak_bytes=measured.peak,
         kv_bytes=outcome.kv_bytes,
         prefill_flops=prefill,
@@ -470,11 +390,15 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
         ours, theirs = ({i: getattr(t, phase) for i, t in of.items()} for of in (runs, base.runs))
         return spread(paired_ratios(ours, theirs))
 
+    choices = {i: t.choice for i, t in runs.items() if t.choice is not None}
+    prefills = {i: t.prefill for i, t in base.runs.items()}
+
     ratios = Ratios(
         vision=ratio("vision") if timed else None,
         prefill=ratio("prefill"),
         first_token=ratio("first_token") if timed else None,
         step=ratio("step"),
+        choice=_spread(paired_ratios(choices, prefills)),
     )
     return row.model_copy(
         update={
@@ -484,6 +408,12 @@ def _row(name: str, measured: _Measured, base: _Measured, subject: Subject, batc
             "prefill_over_flops": ratios.prefill.median / (prefill / base_prefill),
         }
     )
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    """Return the spread of what was measured, None if nothing was."""
+    known = [value for value in values if value is not None]
+    return spread(known) if known else None
 
 
 def _flops(outcome: BenchOutcome, subject: Subject, output_tokens: int) -> tuple[float, float]:

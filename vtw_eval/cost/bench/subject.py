@@ -114,7 +114,7 @@ def llava_config(geometry: Geometry) -> LlavaConfig:
         text_config=text,
         vision_config=tower,
         image_token_index=geometry.vocab - 1,
-        vision_feature_layer=-1,
+        vision_feature_layer=-2 if isinstance(tower, CLIPVisionConfig) else -1,  # as published LLaVAs do
         vision_feature_select_strategy="full" if _takes_all(geometry.vision) else "default",
     )
 

@@ -1,20 +1,31 @@
-"""A benchmark in Markdown: one table per setting, laid out like Table 4 of the VTW paper."""
+"""A benchmark in Markdown: per setting a table laid out like Table 4 of the VTW paper, and what choosing takes."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
-from vtw_eval.cost.bench.run import BASELINE, Bench, BenchRow, Setting
+from vtw_eval.cost.bench.found import BASELINE, Bench, BenchRow, Setting
 from vtw_eval.cost.bench.timing import Spread
 from vtw_eval.cost.units import bytes_text, flops_unit
 from vtw_eval.tables import Table, markdown
+
+_SIDE_BY_SIDE = 8
+"""Methods that fit side by side; more stand one below the other."""
 
 _NOTES = """\
 Times are medians over rounds with quartiles in brackets, `(0.63x)` is the median of the ratios to the baseline within
 a round: all methods run in every round, in an order drawn anew. Each phase ends with a synchronisation of the device.
 {first}Decode step: median over the steps of a run, with
 a growing KV cache; nothing stops at an end-of-text token. FLOPs: `exact`, decoder with the head on the last token.
-The baseline is the model without hooks. Last two rows: the time ratio over the FLOPs ratio; 1.00 is the limit.
+The baseline is the model without hooks. Prefill and decode time / FLOPs: the time ratio over the FLOPs ratio; 1.00 is
+the limit.
+"""
+
+_CHOICE_NOTES = """\
+Choice: all that a method does in the prefill when it is asked which tokens go on, that is what runs once more for it to
+read, similarities and ranks, states that it merges; not the moving of tokens. It is part of the decoder prefill of the
+same run. FLOPs of the choice: its matrix products, which `Prefill FLOPs` leave out, over the unchanged prefill's.
 """
 
 
@@ -38,11 +49,20 @@ def bench_markdown(bench: Bench) -> str:
             "",
             *(f"- {row.method}: {row.status}: {row.error}" for row in setting.rows if row.status != "done"),
             *([""] if any(row.status != "done" for row in setting.rows) else []),
+            *([choice_table(setting), ""] if any(row.choice is not None for row in setting.rows) else []),
+        ]
+    if bench.left_out:
+        lines += [
+            "Methods that this model does not take:",
+            "",
+            *(f"- {name}: {reason}" for name, reason in bench.left_out.items()),
+            "",
         ]
     timed = any(row.first_token is not None for setting in bench.settings for row in setting.rows)
+    chosen = any(row.choice is not None for setting in bench.settings for row in setting.rows)
     first = "First token: vision tower, projector, embedding and decoder prefill. " if timed else ""
     lines += [
-        _NOTES.format(first=first) + _memory_note(bench),
+        _NOTES.format(first=first) + _memory_note(bench) + (_CHOICE_NOTES if chosen else ""),
         f"Made by `{bench.command}`.",
         "",
         f"Environment: {bench.environment}.",
@@ -52,7 +72,7 @@ def bench_markdown(bench: Bench) -> str:
 
 
 def setting_table(setting: Setting, model_bytes: int) -> str:
-    """Return the table of a setting: methods are columns, quantities rows.
+    """Return the table of a setting: methods are columns and quantities rows, the other way round if there are many.
 
     Parameters
     ----------
@@ -91,7 +111,52 @@ def setting_table(setting: Setting, model_bytes: int) -> str:
         for label, cell in columns
         if not done or any(cell(row) for row in done)  # what was not measured claims no row
     ]
-    return markdown(Table(["", *(row.method for row in setting.rows)], rows))
+    table = [["", *(row.method for row in setting.rows)], *rows]
+    if len(setting.rows) > _SIDE_BY_SIDE:
+        table = [list(column) for column in zip(*table, strict=True)]
+    return markdown(Table(table[0], table[1:]))
+
+
+def choice_table(setting: Setting) -> str:
+    """Return what choosing takes, a row for each method that was measured, as they were asked for.
+
+    Parameters
+    ----------
+    setting
+        What was measured.
+    """
+    base = next((row for row in setting.rows if row.method == BASELINE and row.status == "done"), None)
+    whole = None if base is None else base.prefill_flops
+    headers = [
+        *("method", "tokens/layer", "Prefill FLOPs", "Decoder prefill", "Choice"),
+        *("of its prefill", "of the unchanged prefill", "FLOPs of the choice"),
+    ]
+    rows = [
+        [
+            row.method,
+            f"{statistics.fmean(row.tokens_per_layer):.1f}",
+            _percent(row.prefill_flops_ratio),
+            _time(row.prefill, _of(row, "prefill")),
+            _time(row.choice, None),
+            _percents(row.choice_share),
+            _percents(_of(row, "choice")),
+            _percent(row.choice_flops / whole if row.choice_flops is not None and whole else None, 2),
+        ]
+        for row in setting.rows
+        if row.status == "done"
+    ]
+    return markdown(Table(headers, rows))
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _percents(share: Spread | None) -> str:
+    if share is None:
+        return ""
+    low, middle, high = (f"{100 * value:.2f}" for value in (share.q1, share.median, share.q3))
+    return f"{middle} % [{low}, {high}]"
 
 
 def _share(
