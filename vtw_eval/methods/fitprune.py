@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import ClassVar
 
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import LayerView, Reads
 from vtw_eval.methods.base import Method, check_share, keep_best
+from vtw_eval.methods.fitprune_recipe import read_recipe
 
 DELETED = (
     *(14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4),
@@ -37,8 +40,9 @@ class FitPrune(Method):
     number of layers, interpolated by depth.
 
     The paper fits such a table to attention statistics of some samples, by a rule (intersection of both averages'
-    lowest) other than the one that its code then chooses by (product). For another model,
-    :func:`vtw_eval.methods.fitprune_fit.fit_table` fits one; other strengths are powers of a table's shares.
+    lowest) other than the one that its code then chooses by (product). For another model, ``vtw-eval fit-fitprune``
+    fits one on a task (:func:`vtw_eval.methods.fitprune_fit.fit_table` in Python); other strengths are powers of a
+    table's shares.
 
     Parameters
     ----------
@@ -47,6 +51,8 @@ class FitPrune(Method):
     table
         Vision tokens of a prompt, then how many of them leave after each layer, joined by dashes, as in ``8-2-0-1-0``.
         The published one unless given.
+    recipe
+        Instead: file that ``vtw-eval fit-fitprune`` has written, of a model with as many layers.
     """
 
     key: ClassVar[str] = "fitprune"
@@ -56,17 +62,46 @@ class FitPrune(Method):
 
     r: float | None = None
     table: str | None = None
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if self.r is not None:
             check_share("r", self.r)
+        if self.recipe is None:
+            self._check_scale()
+        elif self.table is not None:
+            raise ValueError("give table or recipe, not both.")
+
+    def _check_scale(self) -> None:
         left = self._left
         if self.r is not None and left[-1] in (0, left[0]):
-            raise ValueError(f"table={self.table!r} removes all tokens or none, so r={self.r} cannot scale it.")
+            named = f"table={self.table!r}" if self.recipe is None else f"recipe={self.recipe}"
+            raise ValueError(f"{named} removes all tokens or none, so r={self.r} cannot scale it.")
 
-    @property
+    def bind(self, anatomy: Anatomy) -> FitPrune:
+        """Read the recipe, if there is one, and check it against the model.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read, or is of a model with another number of layers.
+        """
+        if self.recipe is not None:
+            layers = len(self._left) - 1
+            if layers != anatomy.num_layers:
+                raise ValueError(
+                    f"recipe={self.recipe} is of a model with {layers} decoder layers, this one has "
+                    f"{anatomy.num_layers}: fit one to it by `vtw-eval fit-fitprune`."
+                )
+            self._check_scale()
+        return self
+
+    @cached_property
     def _left(self) -> tuple[int, ...]:
         """How many tokens of the table's prompt enter each layer, and leave the last one."""
+        if self.recipe is not None:
+            recipe = read_recipe(self.recipe)
+            return tuple(recipe.vision - gone for gone in accumulate(recipe.deleted, initial=0))
         if self.table is None:
             return (_OF, *_LEFT)
         parts = self.table.split("-")

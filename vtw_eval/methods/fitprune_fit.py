@@ -105,8 +105,7 @@ def fit_table(
     >>> str(found.method())                           # doctest: +SKIP
     'fitprune,table=576-14-33-89-...'
     """
-    if not 0 < reduction < 1:
-        raise ValueError(f"reduction={reduction} is out of range: it is a share of the cost, above 0 and below 1.")
+    check_reduction(reduction)
     anatomy = find_anatomy(model)
     received: list[Tensor] = []
     for sample in samples:
@@ -134,6 +133,12 @@ def fit_table(
         low, high = (low, middle) if share(_deleted(received, middle)) <= 1 - reduction else (middle, high)
     found = _deleted(received, high)
     return FittedTable(vision, tuple(found), high, 1 - share(found))
+
+
+def check_reduction(reduction: float) -> None:
+    """Raise ``ValueError`` unless so much of the cost of vision tokens can go."""
+    if not 0 < reduction < 1:
+        raise ValueError(f"reduction={reduction} is out of range: it is a share of the cost, above 0 and below 1.")
 
 
 def _received(model: nn.Module, sample: Mapping[str, Any], allow_untested: bool) -> list[Tensor]:
