@@ -1,7 +1,7 @@
 """The shapes test sets as VLMEvalKit datasets: the documents and the prompts of the lmms-eval tasks, the kit's scores.
 
-Scores are on one scale, that of lmms-eval: shares of 1, but for MME's points. Answers are those that the model gave,
-whatever the kit's tables make of them.
+Boards and moves build on these classes. Scores are on one scale, that of lmms-eval: shares of 1, but for MME's points.
+Answers are those that the model gave, whatever the kit's tables make of them.
 
 VLMEvalKit reads a dataset from a TSV file in its data folder (``$LMUData``, else ``~/LMUData``). These files are made
 on first use. A hash of the code that makes the scenes is in their names, so changed scenes never mix with old ones.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import string
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,8 @@ from vlmeval.dataset.image_yorn import ImageYORNDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
 from vtw_eval.files import write_atomically
-from vtw_eval.shapes.data import TEST_SETS, fingerprint
+from vtw_eval.shapes import data
+from vtw_eval.shapes.arrow import Rows
 from vtw_eval.shapes.questions import LETTER_PROMPT, SHORT_PROMPT
 from vtw_eval.tasks.kit_tables import read_exactly, score_exactly
 from vtw_eval.tasks.shapes.captions import object_f1
@@ -30,13 +32,34 @@ EXACT = {"model": "exact_matching"}
 """The kit's name for scoring without a judge; every shapes answer is a closed one."""
 
 
-def table(name: str) -> pd.DataFrame:
-    """Return a shapes test set in the kit's columns.
+def question_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the kit's cells of a document: ``category``, ``question``, ``answer``, ``A`` to ``D`` for its options.
 
     Parameters
     ----------
-    name
-        One of :data:`vtw_eval.shapes.data.TEST_SETS`.
+    row
+        The document; the answer to one with options is the number of the right one, from 0.
+    """
+    cells: dict[str, Any] = {key: row[key] for key in ("category", "question", "answer") if key in row}
+    if "options" in row:
+        cells.update(zip("ABCD", row["options"], strict=True))
+        cells["answer"] = "ABCD"[int(row["answer"])]
+    return cells
+
+
+def question_text(row: pd.Series, suffix: str) -> str:
+    """Return the question of a row of the kit's, its options and what follows, as lmms-eval's task has them."""
+    options = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD" if letter in row)
+    return f"{row['question']}{options}{suffix}"
+
+
+def table(documents: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return a test set of images in the kit's columns.
+
+    Parameters
+    ----------
+    documents
+        Its rows.
 
     Returns
     -------
@@ -47,30 +70,52 @@ def table(name: str) -> pd.DataFrame:
     """
     first: dict[bytes, int] = {}
     rows = []
-    for index, row in enumerate(TEST_SETS[name]()):
+    for index, row in enumerate(documents):
         png = row["image"]["bytes"]
         place = first.setdefault(png, index)
         image = base64.b64encode(png).decode() if place == index else str(place)
-        kept: dict[str, Any] = {key: row[key] for key in ("category", "question", "answer") if key in row}
-        if "options" in row:
-            kept.update(zip("ABCD", row["options"], strict=True))
-            kept["answer"] = "ABCD"[int(row["answer"])]
-        rows.append({"index": index, **kept, "image_path": f"{place:04d}.png", "image": image})
+        rows.append({"index": index, **question_cells(row), "image_path": f"{place:04d}.png", "image": image})
     return pd.DataFrame(rows)
 
 
-def write_table(frame: pd.DataFrame, file: Path) -> None:
-    """Write a TSV file whole."""
-    write_atomically(file, frame.to_csv(sep="\t", index=False))
+def kept_table(file: Path, make: Callable[[], pd.DataFrame], columns: Iterable[str]) -> pd.DataFrame:
+    """Return a test set's table with every cell a text, made and written to its TSV file if that is not there.
+
+    Parameters
+    ----------
+    file
+        The file; it is written whole.
+    make
+        Makes the table.
+    columns
+        Without these it is no such table.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    if not file.exists():
+        write_atomically(file, make().to_csv(sep="\t", index=False))
+    try:
+        frame = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+        frame[list(columns)]
+    except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{file} is damaged ({error}); delete it, and it is made again.") from error
+    return frame
 
 
-class _ShapesData(ImageBaseDataset):
-    """What the shapes datasets share: file and prompt."""
+class TestSetData(ImageBaseDataset):
+    """What datasets of images share: file and prompt."""
 
     NAME: ClassVar[str]
     """Name in VLMEvalKit."""
     TEST_SET: ClassVar[str]
-    """One of :data:`vtw_eval.shapes.data.TEST_SETS`."""
+    """One of :attr:`MAKERS`."""
+    MAKERS: ClassVar[Mapping[str, Callable[[], Rows]]] = data.TEST_SETS
+    """Makers of the test sets."""
+    FINGERPRINT: ClassVar[Callable[[], str]] = staticmethod(data.fingerprint)
+    """Returns a hash of the code that makes them."""
     SUFFIX: ClassVar[str] = SHORT_PROMPT
     """What follows a question."""
     SHOWN: ClassVar[tuple[str, ...]] = ("Overall",)
@@ -98,17 +143,11 @@ class _ShapesData(ImageBaseDataset):
         ValueError
             If the file is damaged.
         """
-        stem = f"{dataset}-{fingerprint()}"
+        stem = f"{dataset}-{self.FINGERPRINT()}"
         self.img_root = str(Path(LMUDataRoot()) / "images" / stem)
-        file = Path(LMUDataRoot()) / f"{stem}.tsv"
-        if not file.exists():
-            write_table(table(self.TEST_SET), file)
-        try:
-            frame = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
-            frame[["index", "question", "answer", "image", "image_path"]]
-        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
-            raise ValueError(f"{file} is damaged ({error}); delete it, and it is made again.") from error
-        return frame
+        columns = ("index", "question", "answer", "image", "image_path")
+        made = self.MAKERS[self.TEST_SET]
+        return kept_table(Path(LMUDataRoot()) / f"{stem}.tsv", lambda: table(made()), columns)
 
     @classmethod
     def report_primary_metric(cls, metrics: dict[str, Any] | None) -> dict[str, float]:
@@ -121,15 +160,11 @@ class _ShapesData(ImageBaseDataset):
     def build_prompt(self, line: Any) -> list[dict[str, str]]:
         """Return image and text of a row (a row or its number), in that order, as lmms-eval's task has them."""
         row = self.data.iloc[line] if isinstance(line, int) else line
-        options = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD" if letter in row)
         (image,) = self.dump_image(row)
-        return [
-            {"type": "image", "value": image},
-            {"type": "text", "value": f"{row['question']}{options}{self.SUFFIX}"},
-        ]
+        return [{"type": "image", "value": image}, {"type": "text", "value": question_text(row, self.SUFFIX)}]
 
 
-class ShapesMME(_ShapesData, ImageYORNDataset):
+class ShapesMME(TestSetData, ImageYORNDataset):
     """MME's form; the kit's MME score over existence, count and color, at most 600."""
 
     NAME = "Shapes_MME"
@@ -143,7 +178,7 @@ class ShapesMME(_ShapesData, ImageYORNDataset):
             return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
 
 
-class ShapesPOPE(_ShapesData, ImageYORNDataset):
+class ShapesPOPE(TestSetData, ImageYORNDataset):
     """POPE's form; the kit's POPE score: F1 of "yes", 0 to 1, under ``Overall``."""
 
     NAME = "Shapes_POPE"
@@ -163,7 +198,7 @@ class ShapesPOPE(_ShapesData, ImageYORNDataset):
         return percent.assign(**{str(name): numbers[name] / 100 for name in numbers})
 
 
-class ShapesAI2D(_ShapesData, ImageMCQDataset):
+class ShapesAI2D(TestSetData, ImageMCQDataset):
     """AI2D's form; the kit's accuracy over multiple-choice questions, 0 to 1."""
 
     NAME = "Shapes_AI2D"
@@ -181,12 +216,8 @@ def plain(text: str) -> str:
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
-class ShapesVQA(_ShapesData):
-    """One-word answers; share of exact matches, 0 to 1, together and by category."""
-
-    NAME = "Shapes_VQA"
-    TEST_SET = "vqa"
-    TYPE = "VQA"
+class WordScores:
+    """Scores of one-word answers, for datasets of which every number is a share of 1."""
 
     def scores(self, prediction: str, row: pd.Series) -> dict[str, float]:
         """Return the scores of one answer, 0 to 1."""
@@ -214,6 +245,14 @@ class ShapesVQA(_ShapesData):
         return means
 
 
+class ShapesVQA(WordScores, TestSetData):
+    """One-word answers; share of exact matches, 0 to 1, together and by category."""
+
+    NAME = "Shapes_VQA"
+    TEST_SET = "vqa"
+    TYPE = "VQA"
+
+
 class ShapesCaption(ShapesVQA):
     """Captions; share of exact matches and mean F1 of the named objects, 0 to 1."""
 
@@ -228,5 +267,5 @@ class ShapesCaption(ShapesVQA):
         return {"Overall": float(plain(prediction) == plain(answer)), "object_f1": object_f1(prediction, answer)}
 
 
-SHAPES_DATASETS: tuple[type[_ShapesData], ...] = (ShapesMME, ShapesPOPE, ShapesAI2D, ShapesVQA, ShapesCaption)
+SHAPES_DATASETS: tuple[type[TestSetData], ...] = (ShapesMME, ShapesPOPE, ShapesAI2D, ShapesVQA, ShapesCaption)
 """The datasets of this module."""

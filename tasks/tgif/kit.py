@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from vlmeval.dataset.video_base import VideoBaseDataset
 from vlmeval.smp import dump, get_intermediate_file_path
 
 from vtw_eval.tasks.kit_tables import read_exactly
+from vtw_eval.tasks.kit_variant import Variant
 from vtw_eval.tasks.tgif.data import TABLE, VIDEOS, prepared, video_path
 from vtw_eval.tasks.tgif.scoring import scores
 
@@ -99,15 +99,5 @@ class TGIFQA(VideoBaseDataset):
         return {"exact_match": metrics["exact_match"]} if metrics and "exact_match" in metrics else {}
 
 
-class _Variant(partial[TGIFQA]):
-    """A named form of a dataset, of the type that the kit expects in its table.
-
-    Its ``run`` calls it with all options of the command line, none of which is meant for the dataset.
-    """
-
-    def __call__(self, *_: Any, **__: Any) -> TGIFQA:
-        return super().__call__()
-
-
-TGIF_VARIANTS = {"TGIF-QA_8frame": _Variant(TGIFQA, nframe=8)}
+TGIF_VARIANTS = {"TGIF-QA_8frame": Variant(TGIFQA, nframe=8)}
 """By name; 8 frames as in VTW's Table 3."""

@@ -37,6 +37,16 @@ _SHAPES: Mapping[str, tuple[Column, ...]] = {
     "Shapes_MME": (Column("mme (of 600)", ("perception",)),),
     "Shapes_POPE": (Column("pope F1", ("Overall",)),),
     "Shapes_VQA": (Column("vqa", ("Overall",)),),
+    "Boards_AI2D": (Column("ai2d", ("Overall",)),),
+    "Boards_Caption": (Column("caption EM", ("Overall",)), Column("caption F1", ("object_f1",))),
+    "Boards_GQA": (Column("gqa", ("Overall",)),),
+    "Boards_MME": (Column("mme (of 1000)", ("perception",)),),
+    "Boards_POPE": (Column("pope F1", ("Overall",)),),
+    "Boards_VQA": (Column("vqa", ("Overall",)),),
+    **{
+        f"Moves_{name}": (Column(name.lower(), ("Overall",)),)
+        for name in ("FrameQA", "Count", "Action", "Order", "Choice")
+    },
 }
 
 
