@@ -33,6 +33,9 @@ ROWS = [["t3", "i", "t2"], ["t5", "I", "t2"], ["t1", "i", "i", "t2"]]
 QUESTIONS = [[[20, 30, 40, 50], [22, 33, 44, 55, 66, 77, 88, 99, 11], [21], [20, 30, 40, 50]], [], [[20], [33, 44]]]
 """Of each row: of different lengths, one of a single token, one twice; one row is asked nothing."""
 
+PACKED = [0, 2, 0], [QUESTIONS[0][:3], QUESTIONS[2], QUESTIONS[0][3:]]
+"""The same in rows, two of which begin with the same prefix."""
+
 NEW = 5
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
 
@@ -59,9 +62,9 @@ def three_ways(name: str, model: Any, method: Method, kind: MaskKind | None) -> 
         rows = generate_behind(model, prefix, [row for row, _ in flat], [question for _, question in flat], GREEDY)
         if kind is None:
             return wanted, rows, None
-        packed = answer_packed(model, prefix, QUESTIONS, kind=kind, max_new_tokens=NEW, eos=[], pad=0)
-    assert [len(answers) for answers in packed] == [4, 0, 2]
-    return wanted, rows, torch.cat(packed)
+        packed = answer_packed(model, prefix, *PACKED, kind=kind, max_new_tokens=NEW, eos=[], pad=0)
+    assert [len(answers) for answers in packed] == [3, 2, 1]
+    return wanted, rows, torch.cat([packed[0], packed[2], packed[1]])
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -97,7 +100,7 @@ def test_an_answer_ends_at_an_end_token() -> None:
     prefix = run_prefix(model, make_inputs("llava", model, ROWS))
 
     def answers(eos: list[int]) -> list[list[int]]:
-        made = answer_packed(model, prefix, QUESTIONS, kind="boolean", max_new_tokens=NEW, eos=eos, pad=7)
+        made = answer_packed(model, prefix, *PACKED, kind="boolean", max_new_tokens=NEW, eos=eos, pad=7)
         return torch.cat(made).tolist()
 
     free = answers([])

@@ -22,8 +22,8 @@ from vtw_eval.models import late, shared
 from vtw_eval.models.begun import begin
 from vtw_eval.models.family import DocumentPrompt
 from vtw_eval.models.runner import Request, Runner
-from vtw_eval.models.shared import Sharer, SharingError
-from vtw_eval.models.sharing import why_alone
+from vtw_eval.models.shared import Sharer
+from vtw_eval.models.sharing import SharingError, why_alone
 
 CASES = [
     *(("llava", method) for method in ("random_k", "dyvte", "random_vision,k=0", "rand,k=2")),

@@ -14,7 +14,7 @@ import torch
 
 from tests.models.test_runner import ADAPTERS, message, runner, video  # noqa: F401  the last two are fixtures
 from tests.support.harness_data import picture, question
-from vtw_eval.models import shared
+from vtw_eval.models import questions
 from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.runner import Answer, DocumentError, Request, Runner
 
@@ -199,17 +199,17 @@ def test_out_of_memory_asks_fewer_questions_then_shows_fewer_images_then_goes_al
     requests = requests_about(load(None)[:9], {"max_new_tokens": 3})
     one_by_one, together = both(made, requests)
     check(one_by_one, together)
-    packed = shared.answer_packed
+    packed = questions.answer_packed
     sizes: list[tuple[int, ...]] = []
     room = {"questions": 1}
 
-    def scarce(model: Any, prefix: Any, own: Any, **more: Any) -> Any:
+    def scarce(model: Any, prefix: Any, rows: Any, own: Any, **more: Any) -> Any:
         sizes.append(tuple(map(len, own)))
         if len(own) > 1 or sizes[-1][0] > room["questions"]:
             raise torch.OutOfMemoryError("no")
-        return packed(model, prefix, own, **more)
+        return packed(model, prefix, rows, own, **more)
 
-    monkeypatch.setattr(shared, "answer_packed", scarce)
+    monkeypatch.setattr(questions, "answer_packed", scarce)
     for room["questions"], first in ((1, [(3, 3), (1, 1), (1,), (1,), (1,)]), (0, [(1,), (1,), (1,)])):
         sizes.clear()
         check(one_by_one, made.answer(requests, progress=False))

@@ -21,8 +21,7 @@ from vtw_eval.engine.turns import Held, TurnError, common, first_turn, next_turn
 from vtw_eval.media import Visual, once
 from vtw_eval.methods import Method
 from vtw_eval.models.family import DocumentPrompt, Encoded, Message, content_of
-from vtw_eval.models.shared import stop_ids
-from vtw_eval.models.sharing import ids_of
+from vtw_eval.models.sharing import ids_of, stop_ids
 from vtw_eval.models.traces import check_trace
 
 Ended = Literal["end", "length", "stopped"]

@@ -1,8 +1,8 @@
-"""Greedy answers to many continuations of a prefix, packed into one row: the prefix is stored once and read once.
+"""Greedy answers to many continuations of a prefix, packed into a row: the prefix is stored once and read once.
 
-A row holds the tokens of all continuations of its prefix. Each sees the prefix and its own, by a 4-D mask, and stands
-at the positions that it would have alone. Continuations end at the right, last tokens of all of them in the last slots,
-so that only these go through the head.
+A row holds the tokens of several continuations of its prefix. Each sees the prefix and its own, by a 4-D mask, and
+stands at the positions that it would have alone. Continuations end at the right, last tokens of all of them in the last
+slots, so that only these go through the head.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _NOBODY = -1
 def answer_packed(
     model: nn.Module,
     prefix: Prefix,
+    rows: Sequence[int],
     own: Sequence[Sequence[Sequence[int]]],
     *,
     kind: MaskKind,
@@ -32,7 +33,7 @@ def answer_packed(
     eos: Sequence[int],
     pad: int,
 ) -> list[Tensor]:
-    """Answer all continuations of prefixes greedily.
+    """Answer continuations of prefixes greedily.
 
     Parameters
     ----------
@@ -40,8 +41,10 @@ def answer_packed(
         The model, with the method of the prefix installed; full attention in all layers.
     prefix
         The prefixes; they can be used again.
+    rows
+        Which prefix each row begins with; several may begin with the same.
     own
-        Of each prefix: token ids of its continuations, one or more each. A prefix may have none.
+        Of each row: token ids of its continuations, one or more, of one token or more each.
     kind
         Which masks the model's attention takes: "boolean" or "additive".
     max_new_tokens
@@ -54,12 +57,11 @@ def answer_packed(
     Returns
     -------
     list of Tensor
-        Of each prefix: new tokens of its continuations, long ``[continuations, new]``, as wide as the longest of all.
+        Of each row: new tokens of its continuations, long ``[continuations, new]``, as wide as the longest of all.
     """
-    rows = [row for row, continuations in enumerate(own) if continuations]
     device = prefix.ids.device
     index = torch.tensor(rows, device=device)
-    pack = Pack([own[row] for row in rows], prefix.valid[index], device)
+    pack = Pack(own, prefix.valid[index], device)
     cache = select(prefix.cache, index)
     given = {"input_ids": pack.ids}
     owner, order = pack.owner, pack.order
@@ -89,9 +91,7 @@ def answer_packed(
             # Not as ids: an answer may hold the id of a placeholder, which shows nothing.
             given = {"inputs_embeds": embed(tokens)}
             owner, order = pack.last, order[:, -pack.most :] + 1
-    new = torch.stack(made, dim=2)
-    found = dict(zip(rows, new, strict=True))
-    return [found[row][: len(each)] if each else new[0, :0] for row, each in enumerate(own)]
+    return [new[: len(each)] for new, each in zip(torch.stack(made, dim=2), own, strict=True)]
 
 
 class Pack:

@@ -14,8 +14,8 @@ from vtw_eval.methods import Method
 from vtw_eval.models.failures import Failures
 from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.runner import Answer, Request, answer_lengths
-from vtw_eval.models.shared import SharedAnswer, stop_ids
-from vtw_eval.models.sharing import digest
+from vtw_eval.models.shared import SharedAnswer
+from vtw_eval.models.sharing import digest, stop_ids
 from vtw_eval.models.traces import Counts
 from vtw_eval.record.book import Entry, key_of
 from vtw_eval.verify.verdict import Verdict

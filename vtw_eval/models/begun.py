@@ -22,8 +22,8 @@ from vtw_eval.engine.view import asked_layers
 from vtw_eval.methods import Method
 from vtw_eval.models.family import DocumentPrompt, Encoded
 from vtw_eval.models.late import need_of, unchanged_for
-from vtw_eval.models.shared import SharedAnswer, Sharer, SharingError
-from vtw_eval.models.sharing import Split, prefix_inputs
+from vtw_eval.models.shared import SharedAnswer, Sharer
+from vtw_eval.models.sharing import SharingError, Split, prefix_inputs
 
 Answers = list[list[SharedAnswer] | SharingError]
 """By image: its answers, or why there are none."""

@@ -23,8 +23,8 @@ from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Encoded
 from vtw_eval.models.remembered import Remembered
 from vtw_eval.models.runner import Answer, Numbered, Request, Runner, left_alone, named
-from vtw_eval.models.shared import Sharer, SharingError
-from vtw_eval.models.sharing import why_alone
+from vtw_eval.models.shared import Sharer
+from vtw_eval.models.sharing import SharingError, why_alone
 from vtw_eval.models.traces import Counts
 from vtw_eval.models.warm import Warm
 from vtw_eval.record.book import Book, Entry, Together

@@ -19,9 +19,17 @@ from vtw_eval.methods.vtw.search import search_layer
 from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Encoded
+from vtw_eval.models.questions import at_once
 from vtw_eval.models.runner import Answer, Numbered, Request, Runner, answer_lengths, left_alone, named
-from vtw_eval.models.shared import SharedAnswer, Sharer, SharingError, stop_ids
-from vtw_eval.models.sharing import PACKED_TOKENS, Split, fits_windows, prefix_inputs, split, told_by_config, why_alone
+from vtw_eval.models.shared import SharedAnswer, Sharer
+from vtw_eval.models.sharing import (
+    SharingError,
+    Split,
+    prefix_inputs,
+    stop_ids,
+    told_by_config,
+    why_alone,
+)
 from vtw_eval.models.traces import Counts
 from vtw_eval.record.costs import TimedCosts
 
@@ -52,26 +60,13 @@ class CurveSharer(Sharer):
     ks: Sequence[int] = ()
     kind: MaskKind = "boolean"
 
-    def _split(self, encoded: Encoded, row: int, prompts: Sequence[DocumentPrompt]) -> Split:
-        """Cut a prompt that is alone before its last token; others as usual."""
-        if len(prompts) > 1:
-            return super()._split(encoded, row, prompts)
-        ids = encoded.inputs["input_ids"][row][encoded.inputs["attention_mask"][row].bool()].tolist()
-        cut = split([ids], frozenset(self.anatomy.vision_token_ids))
-        if cut is None:
-            raise SharingError("no text stands behind the image")
-        if not fits_windows(self.anatomy, len(ids) + int(self.arguments["max_new_tokens"])):
-            raise SharingError("a sliding window is shorter than the prompt and its answer")
-        return cut
-
     def _answered(
         self, encoded: Encoded, shown: Sequence[Sequence[DocumentPrompt]], splits: Sequence[Split]
     ) -> list[list[SharedAnswer]]:
         inputs = prefix_inputs(encoded.inputs, [each.length for each in splits])
         beginnings = begin(self.anatomy, inputs, self.ks)
         most = max(len(each.own) for each in splits)
-        longest = max(len(tokens) for each in splits for tokens in each.own)
-        questions = min(max(PACKED_TOKENS // longest, 1), most, self.state.questions or most)
+        questions = min(at_once(splits), self.state.questions or most)
         chunks = run_in_batches(range(most), questions, partial(self._chunk, beginnings, splits), self._fewer)
         by_number = list(chunks)
         vision = self.anatomy.is_vision(beginnings.prefix.ids) & beginnings.prefix.valid
@@ -291,7 +286,7 @@ class CurveRunner(Runner):
 
     def _compare(self, sharer: CurveSharer, request: Request, prompt: DocumentPrompt) -> None:
         """Compare a document at one k with a run of its own; in half precision, answers may differ by rounding."""
-        if not self.ks or self.family.model.dtype.itemsize < 4:
+        if not self.ks or not self.family.exact:
             return
         place = len(self.ks) // 2
         encoded, method = self.family.encode([prompt]), VTW(k=self.ks[place]).bind(self.anatomy)

@@ -30,9 +30,10 @@ from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
 from vtw_eval.models.prefetch import AHEAD, Ahead, Preparer, Ready
-from vtw_eval.models.shared import SharedAnswer, Sharer, Sharing, SharingError, stop_ids
-from vtw_eval.models.sharing import digest, why_alone
+from vtw_eval.models.shared import SharedAnswer, Sharer, Sharing
+from vtw_eval.models.sharing import SharingError, digest, stop_ids, why_alone
 from vtw_eval.models.traces import Counts, check_trace, counts_of
+from vtw_eval.models.weights import described
 from vtw_eval.record.costs import TimedCosts
 from vtw_eval.runtime import free_memory, is_out_of_memory
 from vtw_eval.verify.verdict import Verdict, skipped, verify
@@ -148,7 +149,7 @@ class Runner:
         log(
             f"{adapter}: method {self.method} on {self.options.pretrained} ({self.family.model_type}, "
             f"{self.anatomy.num_layers} decoder layers, {self.family.model.dtype}, batch size {self.batch_size}), "
-            f"{self.verdict}"
+            f"{self.verdict}{'; ' if (weights := described(self.family.model)) else ''}{weights}"
         )
 
     def exchange(self, method: Method) -> None:
@@ -264,13 +265,10 @@ class Runner:
         """Answer those requests of a group that can share a pass over their images; the others are left."""
         asked = groups((item for item in group if item[1].media), key=lambda item: (item[1].task, item[1].media))
         asked = sorted((items for items in asked if len(items) > 1), key=len, reverse=True)
-        if self.options.sharing == "off" or not asked:
-            return
         request = group[0][1]
-        method, arguments = self._method(request), self.family.generation(request.generation)
-        if reason := why_alone(self.family, self.anatomy, method, arguments):
-            self._tell_alone(reason)
+        if not asked or not self.shares(request):
             return
+        method, arguments = self._method(request), self.family.generation(request.generation)
         sharer = Sharer(self.family, self.anatomy, method, arguments, self.sharing, self.log)
         preparer = self._prepares()
         if preparer is None:
@@ -283,6 +281,15 @@ class Runner:
             for items, answers in zip(asked, batches, strict=True):
                 preparer.forget([request for _, request in items])
                 yield from answers.items()
+
+    def shares(self, request: Request) -> bool:
+        """Tell whether requests like this one that show the same share a pass; if not, the log says once why."""
+        if self.options.sharing == "off":
+            return False
+        arguments = self.family.generation(request.generation)
+        if reason := why_alone(self.family, self.anatomy, self._method(request), arguments):
+            self._tell_alone(reason)
+        return not reason
 
     def _tell_alone(self, reason: str) -> None:
         if reason not in self.sharing.told:
@@ -353,7 +360,7 @@ class Runner:
                 continue
             if shown := digest(prompt):
                 # Equal images are kept once.
-                prompt = replace(prompt, images=first.setdefault(shown, prompt).images)
+                prompt = prompt.holding(first.setdefault(shown, prompt))
                 found.setdefault(shown, []).append((place, request, prompt))
         return list(found.values())
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from vtw_eval.anatomy import Anatomy
 from vtw_eval.engine import Trace
 from vtw_eval.engine.entry import UnchangedPrefix
-from vtw_eval.engine.masks import MaskKind
-from vtw_eval.engine.packed import answer_packed
-from vtw_eval.engine.prefix import Prefix, PrefixError, generate_behind, run_prefix
+from vtw_eval.engine.prefix import Prefix, PrefixError, run_prefix
 from vtw_eval.methods import Method
 from vtw_eval.models.batching import run_in_batches
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.late import answer_late, need_of, unchanged_for
-from vtw_eval.models.sharing import PACKED_TOKENS, Split, fits_windows, ids_of, packing, prefix_inputs, split
+from vtw_eval.models.questions import Continuation
+from vtw_eval.models.sharing import SharingError, Split, fits_windows, ids_of, packing, prefix_inputs, split
+from vtw_eval.models.soundness import check_choice, check_late
 from vtw_eval.models.traces import Counts, check_trace, counts_of
 
 
@@ -53,10 +53,6 @@ class SharedAnswer:
     """Of its prompt, as if it had been alone."""
     notes: tuple[str, ...]
     """What encoding added to the notes on the media."""
-
-
-class SharingError(Exception):
-    """Prompts cannot share what they begin with; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,16 @@ class Sharer:
         vision = frozenset(self.anatomy.vision_token_ids)
         inputs = encoded.inputs
         first = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+        rows = [first] if len(prompts) == 1 else self._ids(first, prompts, vision)
+        cut = split(rows, vision)
+        if cut is None:
+            raise SharingError("questions stand in front of the image, or right behind it")
+        if not fits_windows(self.anatomy, cut.longest + int(self.arguments["max_new_tokens"])):
+            raise SharingError("a sliding window is shorter than the prompt and its answer")
+        return cut
+
+    def _ids(self, first: list[int], prompts: Sequence[DocumentPrompt], vision: frozenset[int]) -> list[list[int]]:
+        """Return token ids of prompts about an image, given those of the first one."""
         rows = ids_of(self.family, first, [prompt.text for prompt in prompts], vision)
         if rows is None:
             raise SharingError("prompts about one image differ in front of it")
@@ -133,12 +139,7 @@ class Sharer:
             if ids != rows[-1]:
                 raise SharingError("the processor makes other tokens of a question than the tokenizer")
             self.state.compared = True
-        cut = split(rows, vision)
-        if cut is None:
-            raise SharingError("questions stand in front of the image, or right behind it")
-        if not fits_windows(self.anatomy, cut.longest + int(self.arguments["max_new_tokens"])):
-            raise SharingError("a sliding window is shorter than the prompt and its answer")
-        return cut
+        return rows
 
     def _answered(
         self, encoded: Encoded, shown: Sequence[Sequence[DocumentPrompt]], splits: Sequence[Split]
@@ -191,7 +192,8 @@ class Sharer:
         """
         inputs = prefix_inputs(encoded.inputs, [each.length for each in splits])
         check_trace(trace, Encoded(inputs), [prompts[0] for prompts in shown])
-        self._once(partial(self._check_choice, trace, shown[0], splits[0]))
+        longest = max(range(len(shown[0])), key=lambda number: len(splits[0].own[number]))
+        self._once(partial(check_choice, self.family, self.method, trace, splits[0].length, shown[0][longest]))
 
     def answer_behind(
         self, trace: Trace, tokens: Sequence[Sequence[Tensor]], encoded: Encoded, splits: Sequence[Split]
@@ -260,7 +262,8 @@ class Sharer:
         check_trace(late.trace, Encoded(dict(late.inputs)), prompts)
         tokens = late.tokens.cpu()
         # The shortest prompt of the batch, the last one: the most padding stands between its parts.
-        self._once(partial(self._check_late, late.trace, tokens, len(places) - 1, prompts[-1]))
+        check = partial(check_late, self.family, self.method, self.arguments, late.trace, tokens)
+        self._once(partial(check, len(places) - 1, prompts[-1]))
         notes = encoded.notes or ((),) * len(splits)
         counts = counts_of(late.trace, 1)
         return [SharedAnswer(tokens[i], counts[i], notes[image]) for i, image in enumerate(rows)]
@@ -276,87 +279,14 @@ class Sharer:
             raise
         self.state.sound.add(str(self.method))
 
-    def _check_late(self, trace: Trace, tokens: Tensor, row: int, prompt: DocumentPrompt) -> None:
-        """Check that the method keeps the same of a row's prompt alone, and that it is answered alike.
-
-        In half precision, where borders of a choice move with the batch, as many tokens have to be left in each layer.
-
-        Raises
-        ------
-        SharingError
-            If it does not.
-        """
-        whole = self.family.encode([prompt])
-        with torch.no_grad(), self._installed(whole.inputs) as full:
-            alone = self.family.generate(whole, self.arguments)[0].cpu()
-        same = torch.equal(full.tokens_per_layer[0], trace.tokens_per_layer[row])
-        if same and self.family.model.dtype.itemsize >= 4:
-            assert trace.reduction is not None and full.reduction is not None, "both have run"
-            mine, only = trace.reduction.prompt.valid[row], full.reduction.prompt.valid[0]
-            same = all(
-                torch.equal(trace.kept(i)[row, mine], full.kept(i)[0, only]) for i in range(self.anatomy.num_layers)
-            )
-            new = min(len(alone), tokens.shape[1])  # a batch goes on until its last answer has ended
-            same = same and torch.equal(alone[:new], tokens[row, :new])
-        if not same:
-            raise SharingError(f"{self.method} does something else to a prompt alone than to one that enters late")
-
-    def _check_choice(self, trace: Trace, prompts: Sequence[DocumentPrompt], cut: Split) -> None:
-        """Check that the method keeps the same of the first prefix as of the longest whole prompt.
-
-        Raises
-        ------
-        SharingError
-            If it does not: then what it removes depends on the question, whatever it says.
-        """
-        longest = max(range(len(prompts)), key=lambda number: len(cut.own[number]))
-        whole = self.family.encode([prompts[longest]])
-        with torch.no_grad(), self._installed(whole.inputs) as full:
-            run_prefix(self.family.model, whole.inputs)
-        for layer in range(self.anatomy.num_layers):
-            alone, before = full.kept(layer)[0], trace.kept(layer)[0, -cut.length :]
-            if not torch.equal(alone[: cut.length], before) or not bool(alone[cut.length :].all()):
-                raise SharingError(f"{self.method} keeps other tokens of an image when a question follows")
-
     def _installed(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Trace]:
         return self.method(self.family.model, prompt_ids=inputs["input_ids"])
 
     def generate(self, prefix: Prefix, splits: Sequence[Split]) -> list[list[Tensor]]:
         """Return new tokens of each question about each image, under the method that is installed."""
         kind = packing(self.family, self.anatomy)
-        most = max(len(each.own) for each in splits)
-        longest = max(len(tokens) for each in splits for tokens in each.own)
-        questions = 1 if kind is None else max(PACKED_TOKENS // longest, 1)
-        questions = min(questions, most, self.state.questions or most)
-        process = (
-            partial(self._expanded, prefix, splits) if kind is None else partial(self._packed, prefix, splits, kind)
-        )
-        by_number = list(run_in_batches(range(most), questions, process, self._fewer))
-        # Of each number: the answers about the images that have so many questions.
-        tokens: list[list[Tensor]] = [[] for _ in splits]
-        for number, rows in enumerate(by_number):
-            having = [i for i, each in enumerate(splits) if number < len(each.own)]
-            for image, answer in zip(having, rows, strict=True):
-                tokens[image].append(answer.cpu())
-        return tokens
-
-    def _packed(
-        self, prefix: Prefix, splits: Sequence[Split], kind: MaskKind, numbers: Sequence[int]
-    ) -> list[list[Tensor]]:
-        """Answer the questions of some numbers about all images, those about one image in one row."""
-        own = [[each.own[n] for n in numbers if n < len(each.own)] for each in splits]
-        eos, pad = stop_ids(self.arguments)
-        new = int(self.arguments["max_new_tokens"])
-        made = answer_packed(self.family.model, prefix, own, kind=kind, max_new_tokens=new, eos=eos, pad=pad)
-        return [[rows[i] for rows in made if i < len(rows)] for i in range(len(numbers))]
-
-    def _expanded(self, prefix: Prefix, splits: Sequence[Split], numbers: Sequence[int]) -> list[list[Tensor]]:
-        """Answer the questions of some numbers about all images, each in a row of its own."""
-        asked = [[(i, each.own[n]) for i, each in enumerate(splits) if n < len(each.own)] for n in numbers]
-        flat = [question for questions in asked for question in questions]
-        images, own = [image for image, _ in flat], [tokens for _, tokens in flat]
-        made = iter(generate_behind(self.family.model, prefix, images, own, self.arguments))
-        return [[next(made) for _ in questions] for questions in asked]
+        behind = Continuation(self.family.model, self.arguments, kind, self.state.questions, self._fewer)
+        return behind.answers(prefix, splits)
 
     def _fewer(self, questions: int) -> None:
         self.state.questions = questions
@@ -365,11 +295,3 @@ class Sharer:
     def _fewer_prompts(self, prompts: int) -> None:
         self.state.prompts = prompts
         self.log(f"out of memory: going on with {prompts} prompts at a time")
-
-
-def stop_ids(arguments: Mapping[str, Any]) -> tuple[list[int], int]:
-    """Return the ids that end an answer, and the one behind it, as ``generate`` takes them."""
-    eos = arguments["eos_token_id"]
-    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pad = arguments.get("pad_token_id")
-    return ends, (ends[0] if ends else 0) if pad is None else pad

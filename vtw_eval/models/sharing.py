@@ -17,6 +17,7 @@ from vtw_eval.engine.masks import MaskKind, mask_kind
 from vtw_eval.families import BIDIRECTIONAL
 from vtw_eval.methods import Method
 from vtw_eval.models.family import DocumentPrompt, Family
+from vtw_eval.models.weights import bits
 
 _PLAIN = {
     *("max_new_tokens", "max_length", "use_cache", "do_sample", "temperature", "top_p", "top_k", "num_beams"),
@@ -27,8 +28,9 @@ _PLAIN = {
 _REPEATS = "repetition_penalty"
 """A logits processor that needs rows of their own, but sees the same tokens in them as alone."""
 
-PACKED_TOKENS = 1024
-"""Tokens of questions in one row at the start; a mask of their square is made."""
+
+class SharingError(Exception):
+    """Prompts cannot share what they begin with; the message says why."""
 
 
 def why_alone(family: Family[Any], anatomy: Anatomy, method: Method, arguments: Mapping[str, Any]) -> str:
@@ -53,8 +55,9 @@ def why_alone(family: Family[Any], anatomy: Anatomy, method: Method, arguments: 
         return f"what {method} removes may depend on the question, and on what the vision tower makes of each prompt"
     if not method.question_independent and method.frozen_layers(anatomy.num_layers):
         return f"{method} leaves vision tokens of whole prompts as they are"
-    if family.options.batch_size == 1 and family.model.dtype.itemsize < 4:
-        return "in half precision it would round otherwise, as batches do: batch_size=2 or more allows both"
+    if family.options.batch_size == 1 and not family.exact:
+        how = "in half precision" if bits(family.model) is None else "with quantized weights"
+        return f"{how} it would round otherwise, as batches do: batch_size=2 or more allows both"
     if not arguments["use_cache"]:
         return "without a KV cache nothing is kept of a prefix"
     if arguments["do_sample"]:
@@ -88,8 +91,11 @@ def fits_windows(anatomy: Anatomy, tokens: int) -> bool:
 
 
 def digest(prompt: DocumentPrompt) -> bytes:
-    """Return a hash of what a prompt shows: the pixels of its images, the places of its videos; empty for nothing."""
-    if not prompt.images and not prompt.videos:
+    """Return a hash of what a prompt shows: the pixels of its images, the places of its videos, and how.
+
+    Empty for a prompt that shows nothing.
+    """
+    if not prompt.images and not prompt.video_count:
         return b""
     found = hashlib.blake2b(digest_size=16)
     for image in prompt.images:
@@ -99,6 +105,8 @@ def digest(prompt: DocumentPrompt) -> bytes:
         found.update(repr(image.getpalette() if image.mode == "P" else None).encode())
     for video in prompt.videos:
         found.update(repr((os.path.realpath(video), os.path.getsize(video))).encode())
+    for part in prompt.beside():
+        found.update(part)
     return found.digest()
 
 
@@ -117,7 +125,7 @@ class Split:
         return self.length + max(map(len, self.own))
 
 
-def split(rows: Sequence[Sequence[int]], vision: frozenset[int]) -> Split | None:
+def split(rows: Sequence[list[int]], vision: frozenset[int]) -> Split | None:
     """Cut prompts behind their longest common beginning.
 
     Parameters
@@ -132,13 +140,18 @@ def split(rows: Sequence[Sequence[int]], vision: frozenset[int]) -> Split | None
     Split or None
         None if a vision token, or the text token behind the last one, is not in common.
     """
+    one, other = min(rows), max(rows)  # what these two begin with, all between them do
     shortest = min(map(len, rows)) - 1
-    common = next((i for i in range(shortest) if any(row[i] != rows[0][i] for row in rows)), shortest)
-    needed = 2 + max((i for row in rows for i, id_ in enumerate(row) if id_ in vision), default=-1)
-    return Split(common, [list(row[common:]) for row in rows]) if common >= needed else None
+    common = next((i for i in range(shortest) if one[i] != other[i]), shortest)
+    needed = 2 + max((i for i, id_ in enumerate(one) if id_ in vision), default=-1)
+    if common < needed or any(not vision.isdisjoint(row[common:]) for row in rows):
+        return None
+    return Split(common, [row[common:] for row in rows])
 
 
-def ids_of(family: Family[Any], first: Sequence[int], texts: Sequence[str], vision: frozenset[int]) -> Any:
+def ids_of(
+    family: Family[Any], first: Sequence[int], texts: Sequence[str], vision: frozenset[int]
+) -> list[list[int]] | None:
     """Return the token ids of prompts that show the same, from those of the first one.
 
     The processor is spared: images become tokens once, and the texts behind them by the tokenizer alone.
@@ -193,3 +206,11 @@ def prefix_inputs(inputs: Mapping[str, Any], lengths: Sequence[int]) -> dict[str
             filler = value.gather(1, starts + takes - 1) if name == "input_ids" else torch.zeros_like(value[:, :1])
             made[name] = torch.where(places >= 0, value.gather(1, index), filler)
     return made
+
+
+def stop_ids(arguments: Mapping[str, Any]) -> tuple[list[int], int]:
+    """Return the ids that end an answer, and the one behind it, as ``generate`` takes them."""
+    eos = arguments["eos_token_id"]
+    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    pad = arguments.get("pad_token_id")
+    return ends, (ends[0] if ends else 0) if pad is None else pad
