@@ -1,17 +1,32 @@
-"""Checkpoints of random weights whose prompts are as long as those of published models."""
+"""Checkpoints of random weights whose prompts are as long as those of published models.
+
+Their tokenizers know every word of the loads, as those of published models do, and as many tokens as LLaVA-1.5's: a
+question would else be three times as long, and a head a hundred times smaller.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, CLIPImageProcessor, LlavaProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
-from tests.support.checkpoints import CHATML_TEMPLATE, LLAVA_TEMPLATE, make_tokenizer, save
+from tests.benchmarks.loads import SAID, WORDS
+from tests.support.checkpoints import CHATML_TEMPLATE, CORPUS, LLAVA_TEMPLATE, make_tokenizer, save
 
 PATCH = 14
+
+VOCABULARY = 32000
+"""Tokens of a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,14 @@ def make_checkpoint(family: str, folder: Path, size: Size, dtype: torch.dtype) -
     processor.save_pretrained(folder)
 
 
+def _tokenizer(extra: Mapping[str, str], specials: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Make a tokenizer that knows the words of the loads, and names of numbers that stand in no text."""
+    words = [f"{word} {word}" for word in (*SAID.format("").split(), *WORDS)]
+    tokenizer = make_tokenizer(extra, specials, corpus=[*CORPUS, *words], size=1000)
+    tokenizer.add_tokens([f"<{number}>" for number in range(VOCABULARY - len(tokenizer))])
+    return tokenizer
+
+
 def _text(size: Size, model_type: str, vocabulary: int, **more: Any) -> dict[str, Any]:
     return {
         "model_type": model_type,
@@ -82,7 +105,7 @@ def _text(size: Size, model_type: str, vocabulary: int, **more: Any) -> dict[str
 
 
 def _llava(size: Size) -> tuple[dict[str, Any], Any]:
-    tokenizer = make_tokenizer({"image_token": "<image>"})
+    tokenizer = _tokenizer({"image_token": "<image>"})
     processor = LlavaProcessor(
         CLIPImageProcessor(size={"shortest_edge": size.side}, crop_size={"height": size.side, "width": size.side}),
         tokenizer,
@@ -116,7 +139,7 @@ def _qwen2_vl(size: Size) -> tuple[dict[str, Any], Any]:
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     marks = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-    tokenizer = make_tokenizer({"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}, marks)
+    tokenizer = _tokenizer({"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}, marks)
     template = CHATML_TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
         "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
     )
@@ -153,7 +176,7 @@ def _internvl(size: Size) -> tuple[dict[str, Any], Any]:
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    tokenizer = make_tokenizer(marks, ("<|im_start|>", "<|im_end|>"))
+    tokenizer = _tokenizer(marks, ("<|im_start|>", "<|im_end|>"))
     side = size.side // 2
     tile, tokens = {"height": side, "width": side}, (side // PATCH // 2) ** 2
     processor = InternVLProcessor(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,22 @@ CORPUS = (
 )
 
 
-def make_tokenizer(extra: Mapping[str, str], specials: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level BPE tokenizer whose named extra tokens become attributes, as in published multimodal tokenizers."""
+def make_tokenizer(
+    extra: Mapping[str, str], specials: tuple[str, ...] = (), *, corpus: Sequence[str] = CORPUS, size: int = 320
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE tokenizer whose named extra tokens become attributes, as in published multimodal tokenizers.
+
+    It learns at most ``size`` tokens of the corpus and bytes, beside those that are named.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     named = ["<pad>", "<s>", "</s>", *dict.fromkeys((*extra.values(), *specials))]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        CORPUS,
+        corpus,
         trainers.BpeTrainer(
-            vocab_size=320 + len(named), special_tokens=named, initial_alphabet=alphabet, show_progress=False
+            vocab_size=size + len(named), special_tokens=named, initial_alphabet=alphabet, show_progress=False
         ),
     )
     return PreTrainedTokenizerFast(
