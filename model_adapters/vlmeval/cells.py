@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import tempfile
@@ -20,7 +19,9 @@ from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.errors import DatasetError
 from vtw_eval.model_adapters.vlmeval.evaluate import evaluate
 from vtw_eval.model_adapters.vlmeval.models import CLASSES
-from vtw_eval.record.cell import Aggregate, CellSpec, Metric, Sample
+from vtw_eval.model_adapters.vlmeval.rows import alone, media_groups
+from vtw_eval.models.weights import told_of
+from vtw_eval.record.cell import Aggregate, CellSpec, Metric, Sample, shortened
 from vtw_eval.record.costs import TimedCosts
 from vtw_eval.record.metrics import aggregate, scale_of
 from vtw_eval.sweep.costs import CostModel
@@ -38,14 +39,14 @@ _SCORES = ("score", "hit", "eval_score")
 
 
 class KitModel:
-    """A checkpoint behind one of our adapters, under VLMEvalKit, which asks one question at a time.
+    """A checkpoint behind one of our adapters, under VLMEvalKit.
 
     Parameters
     ----------
     spec
         A cell of the checkpoint.
     settings
-        Device; the batch size does not matter here.
+        Device and batch size.
     """
 
     def __init__(self, spec: CellSpec, settings: Settings) -> None:
@@ -53,7 +54,9 @@ class KitModel:
         options: dict[str, Any] = {**spec.model_args, "pretrained": checkpoint(spec.pretrained), "method": "baseline"}
         if settings.device:
             options["device"] = settings.device
-        self.model = CLASSES[spec.adapter](verify=settings.verify, **options)
+        if settings.sharing == "off":
+            options["sharing"] = "off"
+        self.model = CLASSES[spec.adapter](verify=settings.verify, batch_size=settings.batch_size, **options)
         self.runner = self.model.runner
         self.costs = CostModel(self.runner.family.model.config, self.runner.family.model.dtype)
         self._shown: dict[str, dict[str, str]] = {}
@@ -70,7 +73,7 @@ class KitModel:
         def count(_: int, __: int) -> None:
             nonlocal answered
             answered += 1
-            progress(answered, total)
+            progress(min(answered, total), total)
 
         self.runner.on_answer = count
         with tempfile.TemporaryDirectory() as folder:
@@ -82,10 +85,13 @@ class KitModel:
         environment = {
             "ms-vlmeval": version("ms-vlmeval"),
             "device": str(self.runner.family.device),
-            "batch_size": "1",
+            "batch_size": str(self.runner.batch_size),
             "dtype": str(self.runner.family.model.dtype).removeprefix("torch."),
+            **told_of(self.runner.family.model),
             "methods": str(self.runner.verdict),
         }
+        if None in seconds:
+            environment["sharing"] = "images"
         costs = self.costs.of(samples, seconds)
         undefined = {name: str(value) for name, value in result.metrics.items() if not math.isfinite(value)}
         read = data_read([Path(LMUDataRoot()) / f"{spec.task}.tsv", *read_by(spec.task)])
@@ -107,23 +113,6 @@ class KitModel:
                 raise ValueError(f"VLMEvalKit cannot build the dataset {dataset!r}.")
             self._shown[dataset] = media_groups(built.data)
         return self._shown[dataset]
-
-
-def media_groups(data: pd.DataFrame) -> dict[str, str]:
-    """Return a name for what each question shows, by its index; questions on one image share it.
-
-    Parameters
-    ----------
-    data
-        A dataset's table. An image is base64 text, or the index of another row that has it.
-    """
-    indices = [str(index) for index in data["index"]]
-    for column in ("image", "image_path", "video"):
-        if column in data:
-            values = dict(zip(indices, (str(value) for value in data[column]), strict=True))
-            whole = {index: values.get(value, value) for index, value in values.items()}
-            return {index: hashlib.sha256(value.encode()).hexdigest()[:16] for index, value in whole.items()}
-    return {index: f"document {index}" for index in indices}
 
 
 def read_scored_answers(files: Sequence[Path], closed: bool = True) -> pd.DataFrame | None:
@@ -284,6 +273,8 @@ def _sample(
         target=target.lower() if read else target,
         answer=writable(str(row["prediction"])),
         prediction=prediction,
+        question=shortened(_text(row.get("question"))),
+        media="" if groups[index] == alone(index) else groups[index],
         scores=dict(scores),
         costs=costs and costs.untimed(),
     )

@@ -49,6 +49,9 @@ Answers to multiple-choice and yes-or-no questions are scored by exact matching 
 VLMEvalKit keeps answers in spreadsheets, which change texts such as "=5", "NA" and "007", and reads options such as
 "None" as missing. What it changes is counted and named, also in status.json under "noted"; with media=upright among
 --model-args it reads and scores what stands there. *_answers.jsonl holds the answers as the model gave them.
+Questions about one image share one pass over it and have no latency then; sharing=off among --model-args answers each
+for itself. batch_size=8 takes eight images at a time; without it, half precision shares nothing, to round as the kit
+does.
 The exit status is 1 when a dataset failed.
 """
 

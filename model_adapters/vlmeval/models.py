@@ -14,10 +14,12 @@ from vtw_eval.media import once
 from vtw_eval.model_adapters.vlmeval.adapters import KIT_ADAPTERS
 from vtw_eval.model_adapters.vlmeval.pictures import TablePictures
 from vtw_eval.model_adapters.vlmeval.prompts.base import KitFamily, KitQuestion, Part, kit_family
+from vtw_eval.model_adapters.vlmeval.rows import ImageRows, Known, Rows, VideoRows, has_rows
 from vtw_eval.models.adapters import Adapter
+from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.options import parse_options
-from vtw_eval.models.runner import Request, Runner
+from vtw_eval.models.runner import Answer, Request, Runner
 from vtw_eval.runtime import pick_device
 
 
@@ -61,6 +63,9 @@ def check_arguments(adapter: str, arguments: dict[str, Any]) -> None:
 class VTWKitModel(BaseModel):
     """A model with a method installed, under VLMEvalKit.
 
+    The kit asks one question at a time. Where its dataset is known, the questions to come about the same image are
+    answered with the first of them, if that changes no answer (``sharing``).
+
     Parameters
     ----------
     arguments
@@ -94,12 +99,21 @@ class VTWKitModel(BaseModel):
         self.INTERLEAVE = self.family.interleaves
         self.pictures: TablePictures | None = None
         """Stands before the image dataset that is asked about."""
+        self.rows: Rows | None = None
+        """Of the dataset that is asked about."""
         self.reset_frames()
 
     def set_dump_image(self, dump_image_func: Any) -> None:
         """Take the function by which a dataset writes its pictures, and stand between the two."""
         self.pictures = TablePictures.of(dump_image_func, self.runner.options.media)
+        known = self.pictures is not None and has_rows(self.pictures.dataset)
+        self.rows = ImageRows(self.pictures, self) if self.pictures is not None and known else None
         super().set_dump_image(dump_image_func if self.pictures is None else self.pictures.dump_image)
+
+    def show_videos(self, dataset: Any) -> None:
+        """Take the video dataset that is asked about next."""
+        self.pictures = None
+        self.rows = VideoRows(dataset, self) if has_rows(dataset) else None
 
     def reset_frames(self) -> None:
         """Forget what the last video dataset asked for.
@@ -140,25 +154,67 @@ class VTWKitModel(BaseModel):
         """
         self.runner.refuse_search("VLMEvalKit, which asks one question at a time")
         question = KitQuestion(message, dataset, self.nframe, self.fps)
-        row = self.pictures.asked() if self.pictures else ""
+        index = self.rows.asked() if self.rows else ""
+        answer = self._known(index, question) or self._answered(index, question)
+        costs = answer.costs.to_dict()
+        if dataset is None or question.of_video:
+            return CostedAnswer(answer.text, costs)
+        return {"prediction": answer.text, "extra_records": costs}
+
+    def _known(self, index: str, question: KitQuestion) -> Answer | None:
+        """Return the answer to a row, if it was made with that to another."""
+        if self.rows is None:
+            return None
+        foreseen = self.rows.foreseen
+        answer = self.rows.take(index, question, self.runner.method)
+        if foreseen and not self.rows.foreseen:
+            self.runner.log(
+                f"{question.dataset}: one question after another: VLMEvalKit asks others than its table lets expect"
+            )
+        return answer
+
+    def _answered(self, index: str, question: KitQuestion) -> Answer:
+        """Answer a row together with those to come that show the same, whose answers are kept."""
+        asked = [(index, question)]
+        requests = [self._request(index, question)]
+        if self.rows is not None and (places := self.rows.behind(index, self.runner.batch_size)):
+            if self.runner.batch_size > 1 or self.runner.shares(requests[0]):
+                asked += self.rows.questions(places)
+            requests += [self._request(*each) for each in asked[1:]]
+        answers = self._answers(requests)
+        if self.rows is not None:
+            for place, (row, other) in enumerate(asked[1:], start=1):
+                if place in answers:
+                    self.rows.known[row] = Known(other, self.runner.method, answers[place])
+        return answers[0]
+
+    def _answers(self, requests: Sequence[Request]) -> Mapping[int, Answer]:
+        """Return answers by place, that of the first request among them; what else fails does so in its turn."""
+        try:
+            return dict(enumerate(self.runner.answer(requests, progress=False)))
+        except DocumentError as error:
+            if 0 in error.answers:
+                return error.answers
+            if len(requests) == 1:
+                raise
+        return self._answers(requests[:1])
+
+    def _request(self, index: str, question: KitQuestion) -> Request:
+        """Return the request for an answer to a question, which may be a row's."""
         notes = self.pictures.notes_on(question.values("image")) if self.pictures else ()
 
         def build(family: Family[Any]) -> DocumentPrompt:
             prompt = kit_family(family).kit_prompt(question)
             return replace(prompt, notes=once([*notes, *prompt.notes]))
 
-        request = Request(
-            name=row or _name(question),
-            length=0,
+        return Request(
+            name=(self.rows.name(index) if self.rows and index else "") or _name(question),
+            length=sum(map(len, question.values("text"))),
             generation=self.family.options.generation,
             build=build,
-            task=dataset or "",
+            task=question.dataset or "",
+            media=self.rows.media.get(index, "") if self.rows else "",
         )
-        (answer,) = self.runner.answer([request], progress=False)
-        costs = answer.costs.to_dict()
-        if dataset is None or question.of_video:
-            return CostedAnswer(answer.text, costs)
-        return {"prediction": answer.text, "extra_records": costs}
 
 
 def _name(question: KitQuestion) -> str:

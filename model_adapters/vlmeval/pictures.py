@@ -53,17 +53,20 @@ class TablePictures:
     @contextmanager
     def asking(self, line: Any) -> Iterator[None]:
         """Note that a row is asked about next; errors within name it."""
-        index = line if isinstance(line, int | str) else line["index"]
+        index = str(line if isinstance(line, int | str) else line["index"])
         self._asked = ""
-        name = f"{self.dataset.dataset_name}, index {index}"
-        with document_errors(name):
+        with document_errors(self.name(index)):
             yield
-        self._asked = name
+        self._asked = index
 
     def asked(self) -> str:
-        """Return how messages call the row that is asked about, empty if that is not known, and forget it."""
-        name, self._asked = self._asked, ""
-        return name
+        """Return the index of the row that is asked about, empty if that is not known, and forget it."""
+        index, self._asked = self._asked, ""
+        return index
+
+    def name(self, index: str) -> str:
+        """Return how messages call a row."""
+        return f"{self.dataset.dataset_name}, index {index}"
 
     def notes_on(self, paths: Sequence[str]) -> tuple[str, ...]:
         """Return how dumped pictures differ from what a viewer shows of the table's."""

@@ -45,7 +45,7 @@ from vtw_eval.model_adapters.vlmeval.files import (
     unfinished,
     write_costs,
 )
-from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, replace_scoring
+from vtw_eval.model_adapters.vlmeval.patches import VLMEVALKIT, replace_model, replace_scoring
 from vtw_eval.model_adapters.vlmeval.scoring import (
     GUESSED,
     OPEN_AS_CHOICE,
@@ -445,6 +445,34 @@ def _telling_media(given: Mapping[str, Any]) -> Iterator[list[Any]]:
             asked[0].runner.tell_media()
 
 
+@contextmanager
+def _showing(given: Mapping[str, Any]) -> Iterator[None]:
+    """Let our model know the video dataset that it is asked about, also if the kit is yet to make it of its name.
+
+    Of an image dataset the kit tells it itself.
+    """
+    from vlmeval.config import supported_VLM
+
+    from vtw_eval.model_adapters.vlmeval.models import VTWKitModel
+
+    model, name, dataset = given.get("model"), given["model_name"], given["dataset"]
+    if isinstance(model, VTWKitModel):
+        model.show_videos(dataset)
+    maker = supported_VLM.get(name)
+    if not isinstance(model, str) or maker is None:
+        yield
+        return
+
+    def make(**arguments: Any) -> Any:
+        made = maker(**arguments)
+        if isinstance(made, VTWKitModel):
+            made.show_videos(dataset)
+        return made
+
+    with replace_model(name, make):
+        yield
+
+
 def _keeping_costs(original: Callable[..., Any], kit: Session) -> Callable[..., Any]:
     """Write the costs of a process's answers beside its part of the answers, which become text."""
 
@@ -459,7 +487,7 @@ def _keeping_costs(original: Callable[..., Any], kit: Session) -> Callable[..., 
         if kit.table.exists():
             rows = read_predictions(kit.table)
             earlier = dict(zip(rows["index"], rows["prediction"], strict=True))
-        with _telling_media(given) as asked:
+        with _telling_media(given) as asked, _showing(given):
             model = asked[0] = original(out_file=out_file, **given)
         if not Path(out_file).exists():  # all answers were there before
             return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_metrics_follow_from_the_samples(store: Store) -> None:
     for cell in store.cells():
         samples = store.samples(cell)
         assert len(samples) == 8
+        assert all(sample.question and re.fullmatch("[0-9a-f]{16}", sample.media) for sample in samples)
         for name, metric in cell.metrics.items():
             if metric.aggregate != "other":
                 assert math.isclose(aggregate(metric.aggregate, name, samples), metric.value, abs_tol=1e-6)
@@ -80,6 +82,24 @@ def test_the_same_documents_give_the_same_score_in_both_harnesses(store: Store, 
         pairs = list(zip(store.samples(kit), theirs.samples(lmms), strict=True))
         assert all(a.answer == b.answer and a.category == b.category for a, b in pairs)
         assert len({a.group for a, _ in pairs}) == len({b.group for _, b in pairs}) == 4
+
+
+def test_questions_about_one_image_share_it(store: Store, tmp_path: Path) -> None:
+    for cell in store.cells():
+        shown = [sample.media for sample in store.samples(cell)]
+        shares = len(set(shown)) < len(shown)
+        assert cell.costs is not None
+        assert (cell.environment.get("sharing"), cell.costs.latency_s is None) == ("images" if shares else None, shares)
+    (shared,) = (c for c in store.cells() if (c.spec.method, c.spec.task) == ("vtw,k=2", "Shapes_MME"))
+    assert "sharing" in shared.environment
+    other = Store(tmp_path / "out")
+    other.create(store.index)
+    CellRunner(other, Settings("cpu", sharing="off")).run(shared.spec)
+    (alone,) = other.cells()
+    assert alone.costs is not None
+    assert (alone.environment.get("sharing"), alone.costs.latency_s is None) == (None, False)
+    assert other.samples(alone) == store.samples(shared)
+    assert alone.metrics == shared.metrics
 
 
 def test_images_are_told_apart_through_references() -> None:

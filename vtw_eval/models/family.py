@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vtw_eval.media import Visual, is_video, once, open_picture
 from vtw_eval.models.options import Options
+from vtw_eval.models.weights import bits
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -35,6 +36,19 @@ class DocumentPrompt:
     def video_count(self) -> int:
         """Number of videos."""
         return len(self.videos)
+
+    @property
+    def held(self) -> tuple[object, ...]:
+        """The media that are opened, in their order."""
+        return self.images
+
+    def holding(self, other: Self) -> Self:
+        """Return the prompt with the opened media of another that shows the same, so that they are kept once."""
+        return replace(self, images=other.images)
+
+    def beside(self) -> Iterator[bytes]:
+        """Yield what tells apart how prompts are shown, beside the pixels of images and the files of videos."""
+        yield from ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +203,15 @@ class Family(ABC, Generic[AnyOptions]):
     def device(self) -> torch.device:
         """Where inputs go."""
         return self.model.device if self.place is None else self.place
+
+    @property
+    def exact(self) -> bool:
+        """Whether what stands beside a prompt changes no answer but by float32's rounding.
+
+        In half precision it does, and with quantized weights: their products round so, and those of 8 bits take
+        channels apart in which any token of the batch is large.
+        """
+        return self.model.dtype.itemsize >= 4 and bits(self.model) is None
 
     @property
     def takes_paths(self) -> bool:

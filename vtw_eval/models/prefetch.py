@@ -192,7 +192,7 @@ class Preparer(Generic[AnyAsked]):
 
 def _same(one: DocumentPrompt, other: DocumentPrompt) -> bool:
     """Whether prompts say the same about the very same pictures."""
-    pictures = list(map(id, one.images)) == list(map(id, other.images))
+    pictures = list(map(id, one.held)) == list(map(id, other.held))
     return pictures and (one.text, one.videos, one.notes) == (other.text, other.videos, other.notes)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
@@ -26,6 +26,9 @@ Row = Mapping[str, Any]
 class KitOptions(Options):
     """Options that all models have under VLMEvalKit, beside those of their adapter.
 
+    The kit asks one question at a time; a ``batch_size`` above 1 counts the images (or rows, where nothing is shared)
+    of its table that are answered together, the one that it asks about first.
+
     Parameters
     ----------
     max_new_tokens
@@ -38,11 +41,6 @@ class KitOptions(Options):
     temperature: float = 0.0
     top_p: float | None = None
     num_beams: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size != 1:
-            raise ValueError(f"batch_size={self.batch_size} is not possible: VLMEvalKit asks one question at a time.")
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -87,6 +85,23 @@ class KitPrompt(DocumentPrompt):
     def video_count(self) -> int:
         """Number of videos."""
         return len(self.clips)
+
+    @property
+    def held(self) -> tuple[object, ...]:
+        """Images, and frames of videos."""
+        return (*self.images, *self.clips)
+
+    def holding(self, other: Self) -> Self:
+        """Return the prompt with the images and the frames of another that shows the same."""
+        return replace(self, images=other.images, clips=other.clips)
+
+    def beside(self) -> Iterator[bytes]:
+        """Yield the frames of videos with all that a processor is told of them, and how images are cut."""
+        yield repr(self.tiles).encode()
+        for clip in self.clips:
+            yield repr(replace(clip, frames=clip.frames[:0])).encode()
+            yield repr(clip.frames.shape).encode()
+            yield clip.frames.tobytes()
 
 
 class KitFamily(ABC):

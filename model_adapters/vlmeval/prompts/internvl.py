@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad as pad_left
 from vlmeval.vlm.internvl import InternVLChat
 from vlmeval.vlm.internvl.utils import build_video_prompt, reorganize_prompt
 
@@ -82,6 +84,28 @@ def mark_images(question: KitQuestion) -> str:
     return build_video_prompt(text, question.dataset) if question.of_video else text
 
 
+def left_padded(rows: Sequence[Encoded], pad: int) -> Encoded:
+    """Put encoded prompts together in a batch.
+
+    Parameters
+    ----------
+    rows
+        One prompt each: ids and a mask, long ``[1, tokens]``, and pixels of as many tiles as it shows, if any.
+    pad
+        The id in front of shorter prompts.
+    """
+    width = max(row.inputs["input_ids"].shape[1] for row in rows)
+    inputs = {
+        name: torch.cat(
+            [pad_left(row.inputs[name], (width - row.inputs[name].shape[1], 0), value=value) for row in rows]
+        )
+        for name, value in (("input_ids", pad), ("attention_mask", 0))
+    }
+    if pixels := [row.inputs["pixel_values"] for row in rows if "pixel_values" in row.inputs]:
+        inputs["pixel_values"] = torch.cat(pixels)
+    return Encoded(inputs)
+
+
 class InternVLPrompts(KitFamily):
     """What both kinds of InternVL checkpoints share."""
 
@@ -149,12 +173,13 @@ class InternVLKit(InternVLPrompts, InternVL):
         return self.render([{"role": "user", "content": content}])
 
     def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
-        """Encode one prompt with its images in tiles."""
+        """Encode a batch with images in tiles, of which the processor knows one bound for all."""
+        most = {prompt.tiles if isinstance(prompt, KitPrompt) else 6 for prompt in prompts}
+        if len(most) > 1:
+            return left_padded([self.encode([prompt]) for prompt in prompts], self.tokenizer.pad_token_id)
         media: dict[str, Any] = {}
         if images := all_images(prompts):
-            (prompt,) = prompts
-            high = prompt.tiles if isinstance(prompt, KitPrompt) else 6
-            media = {"images": images, "min_patches": self.options.min_patches, "max_patches": high}
+            media = {"images": images, "min_patches": self.options.min_patches, "max_patches": most.pop()}
         return self.process(prompts, **media)
 
     def decode(self, tokens: Tensor, generation: Mapping[str, Any]) -> list[str]:

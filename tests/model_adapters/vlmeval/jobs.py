@@ -137,7 +137,9 @@ def kit_jobs(checkpoint: Callable[[str], str], data: Path, scratch: Path) -> dic
     for pair in PAIRS:
         shared = {"datasets": list(pair.datasets)}
         stock = {"model_path": folder(pair.family), **pair.stock_options}
-        ours = {"pretrained": folder(pair.family), "method": "baseline", "device": "cpu", **pair.our_options}
+        # Prompts are compared as they are asked, one by one.
+        ours = {"pretrained": folder(pair.family), "method": "baseline", "device": "cpu", "sharing": "off"}
+        ours |= pair.our_options
         jobs[f"{pair.name}: stock"] = {"class": pair.stock, "arguments": stock, **shared}
         jobs[f"{pair.name}: ours"] = {"class": pair.ours, "arguments": ours, "ours": True, **shared}
     jobs["as in lmms-eval"] = {

@@ -176,7 +176,7 @@ def test_arguments_are_checked_before_loading() -> None:
     for arguments, message in (
         ({}, "llava_vtw needs a checkpoint"),
         ({"pretrained": "a", "model_path": "b"}, "the same option"),
-        ({"pretrained": "a", "batch_size": 4}, "one question at a time"),
+        ({"pretrained": "a", "batch_size": 0}, "must be 1 or more"),
         ({"pretrained": "a", "k": "search"}, "vtw-eval search-k"),
         ({"pretrained": "a", "conversation": "v2"}, "conversation"),
         ({"pretrained": "a", "max_tokens": 4}, "unknown option 'max_tokens' of llava_vtw"),

@@ -86,7 +86,7 @@ def models(checkpoint: Callable[[str], str]) -> Callable[[str], LlavaVTW]:
     def get(media: str = "harness") -> LlavaVTW:
         if media not in made:
             options = {"pretrained": checkpoint("llava"), "method": "baseline", "device": "cpu", "max_new_tokens": 1}
-            made[media] = LlavaVTW(**options, media=media)
+            made[media] = LlavaVTW(**options, media=media, sharing="off")  # what it says is said in turn
         return made[media]
 
     return get
