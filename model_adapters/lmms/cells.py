@@ -29,6 +29,7 @@ from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.book import BookRunner
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.runner import Answer, Runner
+from vtw_eval.models.weights import told_of
 from vtw_eval.record.book import Together
 from vtw_eval.record.cell import CellSpec
 from vtw_eval.sweep.costs import CostModel
@@ -128,6 +129,7 @@ class LmmsModel:
             "device": str(self.model.device),
             "batch_size": str(runner.batch_size),
             "dtype": str(runner.family.model.dtype).removeprefix("torch."),
+            **told_of(runner.family.model),
             "methods": str(runner.verdict),
         }
         if None in self.model.seconds:

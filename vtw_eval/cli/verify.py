@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +11,7 @@ import typer
 from vtw_eval.cli.app import app, user_errors
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig
 
     from vtw_eval.methods import Method
@@ -37,7 +38,9 @@ def verify(
     method: Annotated[
         list[str] | None, typer.Option(help="Method spec, such as vtw,k=16. Repeatable. Default: every method.")
     ] = None,
-    attention: Annotated[str, typer.Option(help="Attention implementations.")] = "sdpa,eager",
+    attention: Annotated[
+        str, typer.Option(help="Attention implementations, by their names in transformers or as OWNER/NAME of the Hub.")
+    ] = "sdpa,eager",
 ) -> None:
     """Compare methods with masked attention on tiny random models, with the packages that are installed.
 
@@ -55,8 +58,9 @@ def verify(
     with user_errors("verify"):
         configs = _configs(model or [], family or [], all_)
         methods = _methods(method or [])
+        devices = _devices(attention.split(","))
     start = time.perf_counter()
-    failures = _table(configs, methods, attention.split(","))
+    failures = _table(configs, methods, devices)
     versions = ", ".join(f"{name} {value}" for name, value in environment().items())
     total = len(configs) * len(methods) * len(attention.split(","))
     typer.echo(
@@ -65,6 +69,7 @@ def verify(
     typer.echo(versions)
     if all_:
         failures += _touch_points()
+        _attentions()
     for failure in failures:
         typer.echo(f"vtw-eval verify: {failure}", err=True)
     if failures:
@@ -97,7 +102,36 @@ def _methods(specs: Sequence[str]) -> list[Method]:
     return [parse_method(spec) for spec in specs or (*METHODS, *_ALSO)]
 
 
-def _table(configs: dict[str, PreTrainedConfig], methods: Sequence[Method], attentions: Sequence[str]) -> list[str]:
+def _devices(attentions: Sequence[str]) -> dict[str, torch.device]:
+    """Return where each attention implementation runs; an error for one that is not served or cannot run here."""
+    import torch
+
+    from vtw_eval.verify.attentions import check_attention, needs_gpu, standing
+
+    gpu = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    devices = {name: gpu if needs_gpu(name) else torch.device("cpu") for name in attentions}
+    for name, device in devices.items():
+        if reason := standing(name, device).refused:
+            raise ValueError(f"attn_implementation={name!r} is not served: {reason}.")
+        check_attention(name, device)
+    return devices
+
+
+def _attentions() -> None:
+    """Print which attention implementations are served, and what those need that cannot run here."""
+    import torch
+
+    from vtw_eval.verify.attentions import names, standing
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    typer.echo("attn_implementation:")
+    for name in names():
+        typer.echo(f"  {name:40}{standing(name, device)}")
+
+
+def _table(
+    configs: dict[str, PreTrainedConfig], methods: Sequence[Method], attentions: Mapping[str, torch.device]
+) -> list[str]:
     """Print a line for each model and attention as soon as it is known; return what differs."""
     from vtw_eval.verify.verdict import VerificationError, verify_config
 
@@ -108,11 +142,11 @@ def _table(configs: dict[str, PreTrainedConfig], methods: Sequence[Method], atte
     head = "".join(f"{number + 1:>5}" for number in range(len(columns)))
     typer.echo(f"\n{'':30}{head}")
     for name, config in configs.items():
-        for attention in attentions:
+        for attention, device in attentions.items():
             typer.echo(f"{name:20}{attention:10}", nl=False)
             for method in methods:
                 try:
-                    verify_config(config, method, attention, fresh=True)
+                    verify_config(config, method, attention, device=device, fresh=True)
                     typer.echo("   ok", nl=False)
                 except VerificationError as error:
                     failures.append(str(error))

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from vtw_eval.engine.calls import SHARED, changed, without_cache
 from vtw_eval.engine.layout import right_aligned
+from vtw_eval.engine.wrappers import replaced
 
 Heads = Literal["mean", "max"]
 _PROBE = "vtw_eval_probe"
@@ -422,23 +423,17 @@ def _on_one_token(projection: nn.Module, place: Tensor, tokens: int) -> Iterator
 
 @contextmanager
 def _on_no_token(projection: nn.Module) -> Iterator[None]:
-    """Let a projection work on no token, and hand out zeros for all."""
-    tokens = 0
+    """Let a projection hand out zeros for all tokens without running: kernels of 4-bit weights end the process on none.
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal tokens
-        tokens = args[0].shape[1]
-        return args[0][:, :0], *args[1:]
+    Whatever its weights are kept in, its output is of its input's type.
+    """
+    width: Any = projection.out_features
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.new_zeros(len(output), tokens, output.shape[-1])
+    def zeros(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden.new_zeros(*hidden.shape[:-1], width)
 
-    handles = (projection.register_forward_pre_hook(before), projection.register_forward_hook(after))
-    try:
+    with replaced(projection, {"forward": zeros}):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> _AtAttentionError:

@@ -260,7 +260,9 @@ class TowerView:
                 flops=sum(2 * len(features) * module.in_features * module.out_features for module in linear),
             )
         )
-        dtype = next(self.tower.projector.parameters()).dtype
+        dtype: Any = next(self.tower.projector.parameters()).dtype
+        if not dtype.is_floating_point:  # quantized weights are integers
+            dtype = self.tower.owner.dtype
         projected: Tensor = self.tower.projector.forward(features[:, 0].to(dtype))
         return projected
 

@@ -14,6 +14,8 @@ from vtw_eval.families import DECODER_TESTED, REFUSED
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.family import Family
 from vtw_eval.models.options import Options
+from vtw_eval.models.weights import add_adapter, quantization, refuse_adapters_inside
+from vtw_eval.verify.attentions import check_attention
 
 
 class NoCheckpointError(ValueError):
@@ -51,18 +53,28 @@ def load(
     family, model_type = family_of(adapter, options, adapters)
     opened = checkpoint(options.pretrained)
     source = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-    placement = {"device_map": options.device_map} if options.device_map else {}
+    config = _read_config(options)
+    quantized = quantization(options, config)
+    bytewise = bool(quantized) or "quantization_config" in config
+    # Quantized weights are made where they stay.
+    where: Any = options.device_map or ({"": device} if bytewise else None)
+    placement = {"device_map": where} if where else {}
+    if options.attn_implementation:
+        check_attention(options.attn_implementation, device)
     attention = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
     model = getattr(transformers, family.auto_class).from_pretrained(
-        opened, dtype=options.torch_dtype, **source, **placement, **attention
+        opened, dtype=options.torch_dtype, **source, **placement, **attention, **quantized
     )
     _check_costs(model, options.pretrained)
-    if not options.device_map:
+    if not where:
         model.to(device)
+    model.eval()
+    if options.peft is not None:
+        add_adapter(model, options)
     processor = getattr(transformers, family.processor_class).from_pretrained(
         opened, **source, **family.processor_arguments(options, model_type, simple)
     )
-    return family(model.eval(), processor, options, simple)
+    return family(model, processor, options, simple)
 
 
 def _check_costs(model: Any, pretrained: str) -> None:
@@ -133,6 +145,7 @@ def find_adapter(pretrained: str, revision: str = "main", adapters: Mapping[str,
 
 
 def _read_config(options: Options) -> dict[str, Any]:
+    refuse_adapters_inside(options)
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(
             checkpoint(options.pretrained), revision=options.revision

@@ -54,6 +54,11 @@ class Options:
         most CPUs: use ``dtype=float32`` there.
     attn_implementation
         "sdpa", "eager", "flash_attention_2", ...; ``None``: what transformers prefers.
+    load_in_8bit, load_in_4bit
+        Keep the weights of linear layers in so many bits (bitsandbytes: LLM.int8, NF4); one of them. Answers then
+        depend on rounding as in half precision, and costs count the same products.
+    peft
+        Folder or Hub id of a LoRA for the checkpoint, which stays beside the weights; costs are those of merged ones.
     trust_remote_code
         Run code that comes with the checkpoint.
     use_cache
@@ -88,6 +93,9 @@ class Options:
     device_map: str | None = None
     dtype: str = "auto"
     attn_implementation: str | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    peft: str | None = None
     trust_remote_code: bool = False
     use_cache: bool = True
     batch_size: int = 1
@@ -102,6 +110,8 @@ class Options:
             raise ValueError(
                 f"dtype={self.dtype!r} is unknown{suggest(self.dtype, DTYPES)} Valid: auto, {', '.join(DTYPES)}."
             )
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("load_in_8bit=True and load_in_4bit=True exclude each other: give one of them.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} is out of range: it must be 1 or more.")
 

@@ -16,6 +16,7 @@ from typing import Any
 from vtw_eval.checkpoints import checkpoint
 from vtw_eval.methods import parse_method
 from vtw_eval.methods.composite import parts_of
+from vtw_eval.models.weights import packages
 from vtw_eval.record.cell import Cell, CellSpec
 from vtw_eval.sweep.harness import find_harness
 from vtw_eval.versions import PACKAGE, engine_hash, environment, installed, source_hash
@@ -82,9 +83,10 @@ def commit() -> str:
 
 
 def checkpoint_read(spec: CellSpec) -> dict[str, str]:
-    """Return a digest of the checkpoint of a cell, by its name; empty where its files are not known."""
-    revision = spec.model_args.get("revision")
-    return _known([f"{spec.pretrained}@{revision}" if revision not in (None, "main") else spec.pretrained])
+    """Return digests of the checkpoint of a cell and of its adapter, by name; none where files are not known."""
+    revision, adapter = spec.model_args.get("revision"), spec.model_args.get("peft")
+    name = f"{spec.pretrained}@{revision}" if revision not in (None, "main") else spec.pretrained
+    return _known([name, *([str(adapter)] if adapter else [])])
 
 
 def fingerprint(spec: CellSpec, read: Mapping[str, str]) -> str:
@@ -98,20 +100,22 @@ def fingerprint(spec: CellSpec, read: Mapping[str, str]) -> str:
         Digest of the checkpoint as it was opened.
     """
     code = {part: value for part, value in code_of(spec).items() if part != "commit"}
-    packages = {**environment(), spec.harness: installed(find_harness(spec.harness).package)}
+    also = {name: installed(name) for name in packages(spec.model_args)}
+    used = {**environment(), **also, spec.harness: installed(find_harness(spec.harness).package)}
     model = [spec.harness, spec.adapter, spec.pretrained, spec.model_args]
-    about = [model, spec.method, method_read(spec), dict(read), code, packages]
+    about = [model, spec.method, method_read(spec), dict(read), code, used]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def method_read(spec: CellSpec) -> dict[str, str]:
-    """Return a digest of each file that the parameters of a cell's method name, such as gates."""
+    """Return a digest of each file and checkpoint that a cell's method names, such as gates."""
     try:
         parts = parts_of(parse_method(spec.method))
     except ValueError:  # not installed any more
         return {}
     values = [getattr(part, f.name) for part in parts for f in fields(part)]
-    return _known([str(value) for value in values if isinstance(value, str | Path) and Path(value).is_file()])
+    names = [str(value) for value in values if isinstance(value, str | Path)]
+    return _known([name for name in names if "/" in name or Path(name).exists()])
 
 
 def data_read(named: Any) -> dict[str, str]:
@@ -206,11 +210,14 @@ def _snapshot(name: str) -> str:
     from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = name.partition("@")
-    try:
-        found = try_to_load_from_cache(repository, "config.json", revision=revision or None)
-    except HFValidationError:
-        return ""
-    return Path(found).parent.name if isinstance(found, str) else ""
+    for file in ("config.json", "adapter_config.json"):
+        try:
+            found = try_to_load_from_cache(repository, file, revision=revision or None)
+        except HFValidationError:
+            return ""
+        if isinstance(found, str):
+            return Path(found).parent.name
+    return ""
 
 
 def inputs_changed(cell: Cell) -> list[str]:
@@ -237,7 +244,7 @@ def code_changed(cell: Cell) -> list[str]:
 
 def packages_changed(cell: Cell) -> list[str]:
     """Return the packages whose installed version is another one than that which made a cell."""
-    names = ("torch", "transformers", find_harness(cell.spec.harness).package)
+    names = ("torch", "transformers", *packages(cell.spec.model_args), find_harness(cell.spec.harness).package)
     return [
         f"{name} {cell.environment[name]} (now {installed(name)})"
         for name in names

@@ -68,6 +68,8 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         Of a checkpoint, or a family's default.
     """
     config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):  # how a checkpoint keeps weights, of which nothing is looked at
+        del config.quantization_config
     text: Any = config.get_text_config(decoder=True)
     apart = text.to_dict().get("per_layer_config") or {}
     if apart:

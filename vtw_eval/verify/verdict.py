@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from vtw_eval.anatomy import check_support, find_anatomy
-from vtw_eval.engine.masks import mask_kind
 from vtw_eval.files import cache_home, write_atomically
 from vtw_eval.methods import Method
 from vtw_eval.methods.sockets import foreign_code
@@ -87,8 +86,8 @@ def verify(model: nn.Module, method: Method) -> Verdict:
         return skipped("code that comes with a checkpoint cannot be made small")
     attention = anatomy.attention or "sdpa"
     config: Any = model.config
-    flash = mask_kind(attention) == "validity"
-    device = next(model.parameters()).device if flash else torch.device("cpu")  # FlashAttention runs on GPUs only
+    own = attention not in ("eager", "sdpa")  # FlashAttention and kernels of the Hub run on GPUs only
+    device = next(model.parameters()).device if own else torch.device("cpu")
     return verify_config(config, method, attention, device=device)
 
 
