@@ -169,8 +169,8 @@ def load_subject(pretrained: str, dtype: torch.dtype, device: torch.device) -> S
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint(pretrained), dtype=dtype)
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(
-            f"{pretrained} is quantized, and what is timed here is unquantized weights: take the checkpoint that it was "
-            "made of, or the seconds of an evaluation."
+            f"{pretrained} is quantized, and what is timed here is unquantized weights: take the checkpoint that it "
+            "was made of, or the seconds of an evaluation."
         )
     model = model.to(device).eval()
     geometry = Geometry.from_config(model.config, pretrained)
