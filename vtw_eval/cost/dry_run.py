@@ -118,7 +118,8 @@ def dry_run(
     check_fixed(run)
     model = tiny_model(num_layers, name) if frames is None else tiny_video_model(num_layers, name)
     anatomy = find_anatomy(model)
-    bound, draws = method.bind(anatomy), run.bind(anatomy).draws()
+    # A method that opens another checkpoint, such as a text tower for this one, keeps as many of a tiny model without.
+    bound, draws = method.stand_in(anatomy).bind(anatomy), run.stand_in(anatomy).bind(anatomy).draws()
     tokens = torch.zeros(len(draws), num_layers, dtype=torch.float64)
     seen, updated = torch.zeros_like(tokens), torch.zeros_like(tokens)
     for (t, text_share), (v, vision_share) in itertools.product(_around(text), _around(vision)):

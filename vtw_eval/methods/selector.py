@@ -47,6 +47,23 @@ class Selector(Scorer):
         """
         raise NotImplementedError
 
+    def pick(self, view: LayerView, row: int, places: Tensor, count: int) -> Tensor:
+        """Return the numbers of the chosen ones of a row's vision tokens, see :meth:`choose`.
+
+        Parameters
+        ----------
+        view
+            What may be looked at.
+        row
+            The row.
+        places
+            Where its vision tokens stand, long ``[tokens]``.
+        count
+            How many, one or more.
+        """
+        features, question = view.hidden[row, places], view.hidden[row, view.instruction[row].to(view.hidden.device)]
+        return self.choose(features, question, count)
+
     def own_flops(self, asked: Asked) -> Mapping[str, int]:
         """Similarities: each vision token of a row with each, ``2 v v hidden``."""
         return {"similarities": sum(2 * v**2 * asked.hidden for v in asked.before.tolist())}
@@ -54,12 +71,10 @@ class Selector(Scorer):
     def score(self, view: LayerView) -> Tensor:
         """Chosen tokens from the first to the last, the others below them."""
         score = torch.zeros(view.vision.shape, device=view.hidden.device)
-        instruction = view.instruction.to(score.device)
         for row, count in enumerate(self.kept(view).tolist()):
             places = view.vision[row].nonzero().flatten().to(score.device)
             if left := min(count, len(places)):
-                features, question = view.hidden[row, places], view.hidden[row, instruction[row]]
-                chosen = places[self.choose(features, question, left)]
+                chosen = places[self.pick(view, row, places, left)]
                 score[row, chosen] = torch.arange(len(chosen), 0, -1, device=score.device, dtype=score.dtype)
         return score
 

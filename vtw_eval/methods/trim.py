@@ -8,35 +8,37 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtw_eval.engine import LayerView, Reads
+from vtw_eval.engine import LayerView
 from vtw_eval.methods.base import largest
+from vtw_eval.methods.clip_scored import PATCHES, ClipScored
 from vtw_eval.methods.image_wise import Image, ImageWise, Picked
 from vtw_eval.methods.outliers import outliers
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRIM(ImageWise):
+class TRIM(ClipScored, ImageWise):
     """Keep vision tokens that resemble the question, and one more, the mean of the others (Song et al., 2024).
 
-    The paper compares patches with the question by CLIP's text tower and takes the least similar ones, since CLIP's
-    patches are to be read so. Checkpoints hold no such tower, and a method sees the prompt's ids, not the question's
-    text that CLIP would read. Here it is the cosine of what enters the decoder, mean over the text behind the last
-    image, and the most similar ones stay. Their number is the code's: those whose softmax over the image is above the
-    third quartile by more than one and a half of the distance between first and third, at least one. The mean, of what
-    enters the decoder instead of the tower's features, stands at the end of the image. Results are therefore not those
-    of the paper, which tunes the model besides.
+    The paper compares patches with the question by CLIP's text tower, by the product of what CLIP projects, and takes
+    the least similar ones, since CLIP's patches are to be read so. Checkpoints hold no such tower: ``text=`` names it.
+    Without it, the cosine of what enters the decoder is taken, mean over the text behind the last image, and the most
+    similar ones stay. Their number is the code's: those whose softmax over the image is above the third quartile by
+    more than one and a half of the distance between first and third, at least one. The mean, of what enters the decoder
+    instead of the tower's features, stands at the end of the image. Results are therefore not those of the paper, which
+    tunes the model besides.
 
     Parameters
     ----------
     r, tokens, position
         As in :class:`~vtw_eval.methods.image_wise.ImageWise`, instead of the number that outliers give; the mean
         counts as one that stays.
+    text
+        CLIP checkpoint whose vision tower the model has, see :class:`~vtw_eval.methods.cdpruner.CDPruner`.
     """
 
     key: ClassVar[str] = "trim"
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.10994"
     reorders: ClassVar[bool] = True
-    reads = Reads.HIDDEN
 
     @property
     def adaptive(self) -> str:
@@ -46,13 +48,17 @@ class TRIM(ImageWise):
         return "trim keeps as many vision tokens as stand out: give r or tokens for a number that is known beforehand."
 
     def look(self, view: LayerView) -> tuple[Tensor, ...]:
-        """Nothing but what enters the decoder."""
-        return ()
+        """Nothing but what enters the decoder; with CLIP, patches of the tower."""
+        return () if self.text is None else (view.tower.features(PATCHES),)
 
     def choose(self, image: Image, count: int) -> Picked:
         """Choose the most similar, and make the mean."""
         hidden, words = image.hidden, image.question
-        score = image.cosines(hidden, words).mean(dim=1).softmax(dim=0) if len(words) else hidden.new_ones(len(hidden))
+        if self.text is not None:
+            score = (-self.clip.compare(image.view, image.row, image.values[0], cosine=False)).softmax(dim=0)
+        else:
+            alike = image.cosines(hidden, words).mean(dim=1) if len(words) else hidden.new_zeros(len(hidden))
+            score = alike.softmax(dim=0)
         kept = largest(score, count - 1 if count else max(int(outliers(score).sum()), 1))
         gone = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
         gone[kept] = False
