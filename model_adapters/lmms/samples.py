@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vtw_eval.record.cell import Aggregate, Metric, Sample
+from vtw_eval.record.cell import Aggregate, Metric, Sample, shortened
 from vtw_eval.record.costs import TimedCosts
 from vtw_eval.record.metrics import f1, is_called_share, mean, mme_points, scale_of
 from vtw_eval.record.reported import label_of, number_of, numbers_of, reported
@@ -30,6 +30,9 @@ _ALONE = frozenset({"mmmu_aggregate_results", "mmbench_aggregate_dev_results_sta
 
 _VIDEO_COLUMNS = ("videoID", "video_id", "video_name", "video", "gif_name")
 """Columns that name the video of a document, the first that a task has counts."""
+
+_ALONE_DOCUMENT = "document "
+"""How names of documents begin of which nobody knows what they show."""
 
 _LONGEST = 200
 """Characters that are shown of what a task reports in place of a number."""
@@ -115,7 +118,7 @@ def convert(
             value=value, aggregate=kind, percent=share, higher_is_better=better.get(metric) is not False
         )
     samples = [
-        _sample(doc, row, pairs.get(doc, task.groups[doc]), facts.get(doc, Record(None)), scores[doc])
+        _sample(doc, row, (pairs.get(doc), task.groups[doc]), facts.get(doc, Record(None)), scores[doc])
         for doc, row in documents.items()
     ]
     return metrics, samples
@@ -230,17 +233,28 @@ def _alone(function: Callable[..., Any] | None, rows: Mapping[int, Any]) -> dict
     return {doc: score / scale for doc, score in alone.items()}
 
 
-def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores: Mapping[str, float]) -> Sample:
+def _sample(
+    doc: int,
+    row: Mapping[str, Any],
+    names: tuple[str | None, str],
+    record: Record,
+    scores: Mapping[str, float],
+) -> Sample:
+    """Return the sample of a document; its names are those of its pair of questions, if any, and of what it shows."""
+    pair, shown = names
     answer = _first(row.get("resps"))
     read = _first(row.get("filtered_resps"))
     counts = (row.get("token_counts") or [None])[0]
+    asked = next(iter(row.get("arguments") or ()), None)  # the context; its pictures are left out
     return Sample(
         doc_id=str(doc),
-        group=group,
+        group=pair or shown,
         category=record.category,
         target=record.target or _text(row.get("target")),
         answer=_text(answer),
         prediction=record.prediction or (_text(read) if read != answer else ""),
+        question=shortened(asked) if isinstance(asked, str) else "",
+        media=digest_of(shown),
         scores=dict(scores),
         costs=TimedCosts.model_validate(counts).untimed() if counts else None,
     )
@@ -249,7 +263,8 @@ def _sample(doc: int, row: Mapping[str, Any], group: str, record: Record, scores
 def unscored_sample(doc: int, group: str, answer: Answer) -> Sample:
     """Return the sample of a document that was answered, but whose task was not scored because another one failed."""
     costs = answer.costs.untimed()
-    return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, scores={}, costs=costs)
+    media = digest_of(group)
+    return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, media=media, scores={}, costs=costs)
 
 
 def _first(value: Any) -> Any:
@@ -279,11 +294,11 @@ def media_groups(dataset: Any, count: int) -> list[str]:
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
-        return [f"document {number}" for number in range(count)]
+        return [f"{_ALONE_DOCUMENT}{number}" for number in range(count)]
     columns = [name for name, feature in dataset.features.items() if _holds_images(feature)]
     video = next((name for name in _VIDEO_COLUMNS if name in dataset.column_names), None)
     if not columns and video is None:
-        return [f"document {number}" for number in range(count)]
+        return [f"{_ALONE_DOCUMENT}{number}" for number in range(count)]
     names = columns or [video]
     rows = dataset.select(range(count)).select_columns(names).with_format("arrow")
     found: list[str] = []
@@ -291,6 +306,11 @@ def media_groups(dataset: Any, count: int) -> list[str]:
         batch = rows[start : min(start + 64, count)].to_pylist()
         found += [_media_name([row[name] for name in names], start + i) for i, row in enumerate(batch)]
     return found
+
+
+def digest_of(name: str) -> str:
+    """Return the digest that a name of :func:`media_groups` is; empty for a document whose media nobody knows."""
+    return "" if name.startswith(_ALONE_DOCUMENT) else name
 
 
 def _holds_images(feature: Any) -> bool:
@@ -309,7 +329,7 @@ def _media_name(values: Sequence[Any], number: int) -> str:
         some = True
         digest.update(part)
         digest.update(b"\0")
-    return digest.hexdigest()[:16] if some else f"document {number}"
+    return digest.hexdigest()[:16] if some else f"{_ALONE_DOCUMENT}{number}"
 
 
 def _leaves(value: Any) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from tests.sweep import conftest
 from vtw_eval.model_adapters.lmms.cells import LmmsModel
 from vtw_eval.record.cell import Cell
+from vtw_eval.shapes.data import TEST_SETS
 from vtw_eval.sweep.display import headline, main_metric
 from vtw_eval.sweep.harness import Settings
 
@@ -21,6 +23,16 @@ SPEC = conftest.SPEC.model_copy(update={"task": "shapes_pope", "limit": 6})
 @pytest.fixture(scope="module")
 def model() -> LmmsModel:
     return LmmsModel(SPEC, Settings("cpu", 6))
+
+
+def test_samples_tell_what_was_asked_shown_and_kept(model: LmmsModel) -> None:
+    spec = SPEC.model_copy(update={"method": "fastv,k=2,r=0.5"})
+    for sample, row in zip(model.evaluate(spec, lambda answered, of: None).samples, TEST_SETS["pope"](), strict=False):
+        assert sample.question.startswith(row["question"]) and len(sample.question) < 200
+        assert sample.media == sample.group == hashlib.sha256(row["image"]["bytes"] + b"\0").hexdigest()[:16]
+        assert sample.costs is not None and len(sample.costs.kept) == 12
+        sets = sample.costs.kept_sets()
+        assert sets is not None and [(one.first, one.last, sum(one.kept)) for one in sets] == [(0, 1, 64), (2, 9, 32)]
 
 
 def broken(_: Sequence[Any]) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from vtw_eval.engine import Trace
+from vtw_eval.engine.layout import Reduction
 from vtw_eval.models.family import DocumentPrompt, Encoded
+from vtw_eval.record.kept import changes_of, pack
 from vtw_eval.versions import UpstreamChangedError
 
 
@@ -26,6 +30,8 @@ class Counts:
     """Vision tokens that did."""
     updated_per_layer: tuple[int, ...] = ()
     """Tokens that each layer updated; empty where these are all that entered it."""
+    kept: str = ""
+    """Which vision tokens entered which layers, see :mod:`vtw_eval.record.kept`."""
 
     def behind(self, text: int) -> Counts:
         """Return those of a prompt that goes on behind this one with some text tokens, none of which goes."""
@@ -54,10 +60,39 @@ def counts_of(trace: Trace, beams: int) -> list[Counts]:
         trace.vision_per_layer.tolist(),
         trace.updated_per_layer.tolist() if trace.frozen else [()] * len(prompt.valid),
     )
-    return [
+    found = [
         Counts(tokens, vision, tuple(layers), tuple(shown), tuple(updated))
         for tokens, vision, layers, shown, updated in list(zip(*parts, strict=True))[::beams]
     ]
+    return [replace(each, kept=kept) for each, kept in zip(found, _kept(trace.reduction, found, beams), strict=True)]
+
+
+def _kept(reduction: Reduction, found: Sequence[Counts], beams: int) -> list[str]:
+    """Return of each prompt which vision tokens entered which layers."""
+    changes = [
+        [layer for layer in changes_of(each.vision_tokens, each.vision_per_layer) if each.vision_per_layer[layer]]
+        for each in found
+    ]
+    # Rows of a batch may change at other layers; what enters one is brought to the CPU once for all of them.
+    masks = {layer: reduction.kept(layer)[::beams].cpu() for layer in sorted(set().union(*changes))}
+    vision = reduction.prompt.vision[::beams].cpu()
+    return [
+        pack(_outlived([masks[layer][row, vision[row]] for layer in own], each.vision_tokens), len(own))
+        for row, (each, own) in enumerate(zip(found, changes, strict=True))
+    ]
+
+
+def _outlived(sets: Sequence[Tensor], vision: int) -> list[int]:
+    """Return how many of some sets, each boolean ``[vision tokens]`` and a part of the one before, a token is in.
+
+    Raises
+    ------
+    ValueError
+        If a token comes back.
+    """
+    if any(bool((after & ~before).any()) for before, after in itertools.pairwise(sets)):
+        raise ValueError("a vision token has come back into a layer after it had left.")
+    return torch.stack(tuple(sets)).sum(dim=0).tolist() if sets else [0] * vision
 
 
 def check_trace(trace: Trace, encoded: Encoded, prompts: Sequence[DocumentPrompt]) -> None:

@@ -27,7 +27,7 @@ class Entry(Strict):
     """Digest of all that decides the answer: the model, the method, the code, the prompt and what it shows."""
     text: str
     output_tokens: int
-    counts: dict[str, int | tuple[int, ...]]
+    counts: dict[str, int | tuple[int, ...] | str]
     """Tokens of the prompt, as costs name them."""
     notes: tuple[str, ...] = ()
     """What encoding the prompt added to the notes on its media."""

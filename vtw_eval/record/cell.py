@@ -20,6 +20,15 @@ MME's sum over categories of 100 (accuracy + share of groups that are wholly rig
 interval can be computed."""
 
 
+LONGEST_QUESTION = 1000
+"""Characters that a sample keeps of a question; a longer one is cut, and ends with three dots."""
+
+
+def shortened(question: str) -> str:
+    """Return a question as a sample keeps it."""
+    return question if len(question) <= LONGEST_QUESTION else f"{question[: LONGEST_QUESTION - 3]}..."
+
+
 class CellSpec(Strict):
     """What is evaluated. Equal specs are the same cell; how fast it runs (device, batch size) does not belong here."""
 
@@ -81,6 +90,11 @@ class Sample(Strict):
     """As the model gave it."""
     prediction: str = ""
     """As the task read it ("yes", "B"), where it tells."""
+    question: str = ""
+    """What was asked, at most :data:`LONGEST_QUESTION` characters; empty where the harness does not tell, and in
+    samples of earlier versions."""
+    media: str = ""
+    """Digest of the pictures or the video as the harness holds them; empty where there are none, or none are known."""
     scores: dict[str, float]
     """By metric: what the document contributes; 1 or 0 for right or wrong."""
     costs: SampleCosts | None = None

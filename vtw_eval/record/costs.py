@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vtw_eval.record.kept import KeptSet, unpack
 from vtw_eval.record.strict import Strict
 
 
@@ -23,6 +24,9 @@ class SampleCosts(Strict):
     """Vision tokens that entered each decoder layer."""
     updated_per_layer: tuple[int, ...] = ()
     """Prompt tokens that each decoder layer updated; empty where these are all that entered it."""
+    kept: str = ""
+    """Which vision tokens entered which layers, see :mod:`vtw_eval.record.kept`; empty where all did that entered any
+    layer, or where an earlier version did not write it."""
     prefill_flops: float
     """FLOPs of the prefill by :func:`vtw_eval.cost.eq1_prefill_flops`."""
     method: str
@@ -35,6 +39,16 @@ class SampleCosts(Strict):
     """Whether the method was compared with masked attention on the installed packages, and on which."""
     media: tuple[str, ...] = ()
     """A short reason for each way in which the model was shown something else than a viewer shows of the media."""
+
+    def kept_sets(self) -> list[KeptSet] | None:
+        """Return which vision tokens entered which layers, None where it is not known.
+
+        Raises
+        ------
+        ValueError
+            If what was written does not fit the numbers of tokens.
+        """
+        return unpack(self.kept, self.vision_tokens, self.vision_per_layer)
 
 
 class TimedCosts(SampleCosts):
