@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vtw_eval.sweep.plan import presets
+
 ROOT = Path(__file__).parents[1]
 
 STAND_IN = """#!/usr/bin/env bash
@@ -49,6 +51,18 @@ def test_results_are_written_when_every_cell_is_done(place: Path) -> None:
     assert run(place, 0).returncode == 0
     assert committed(place) == "new"
     assert (place / "noted").read_text().splitlines()[0] == "sweep shapes -o runs/shapes"
+
+
+def test_all_embedded_models_are_evaluated_by_one_command(place: Path) -> None:
+    assert run(place, 0, profile="").returncode == 0
+    noted = (place / "noted").read_text().splitlines()
+    plans = ["shapes", "boards-table2", "boards-table8", "moves-table3"]
+    assert [line.split()[1] for line in noted if line.startswith("sweep")] == plans
+    assert [line for line in noted if line.startswith("report")] == [
+        f"report runs/{plan} -o results/{plan}/README.md --command ./run_all.sh" for plan in plans
+    ]
+    assert set(plans) <= set(presets())
+    assert all((place / "results" / plan / "README.md").exists() for plan in plans)
 
 
 def test_a_failed_cell_leaves_them_and_reports_beside_the_run(place: Path) -> None:

@@ -177,6 +177,9 @@ def test_groups_and_benchmarks_are_written_out() -> None:
 CELLS = {
     "boards": 19 * 6,
     "boards-budgets": 75 * 6,
+    "boards-table2": 8 * 6,
+    "boards-table8": 2 * 6 * 6,
+    "moves-table3": 6 * 5,
     "shapes": 17 * 5,
     "shapes-blank": 3 * 5,
     "shapes-budgets": 84 * 5,
