@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,13 @@ import torch
 
 from tests.models.test_runner import requests_of, runner, video  # noqa: F401  the last two are fixtures
 from tests.models.test_sharing import load, requests_about
+from vtw_eval.methods import parse_method
+from vtw_eval.models.book import BookRunner
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
+from vtw_eval.models.llava import Llava
 from vtw_eval.models.prefetch import AHEAD, Ahead
 from vtw_eval.models.runner import Answer, DocumentError, Request, Runner
+from vtw_eval.record.book import Book, Together
 
 
 class Opened:
@@ -207,3 +212,40 @@ def test_what_was_not_announced_is_done_in_the_same_thread() -> None:
         assert ahead.take(items[3:]) == "d"
     assert len(set(where)) == 1
     assert where[0] != threading.current_thread().name
+
+
+def test_several_methods_find_documents_ready(
+    runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[str, int]] = []
+    encode = Llava.encode
+
+    def watched(self: Llava, prompts: Sequence[DocumentPrompt]) -> Encoded:
+        calls.append((threading.current_thread().name.partition("_")[0], len(prompts)))
+        return encode(self, prompts)
+
+    monkeypatch.setattr(Llava, "encode", watched)
+    requests, specs = requests_about(load(None)[:12], {"max_new_tokens": 2}), ("baseline", "fastv,k=1")
+    found, own_calls = {}, {}
+    for prefetch in ("off", "on"):
+        made = runner("llava", kind=BookRunner, method=specs[0], batch_size=2, prefetch=prefetch, verify=False)
+        assert isinstance(made, BookRunner)
+        book = Book(tmp_path / prefetch)
+        made.together = Together(book, {spec: spec for spec in specs})
+        calls.clear()
+        found[prefetch], own_calls[prefetch] = [answered(made, requests)], list(calls)
+        made.exchange(parse_method(specs[1]))
+        made.together = Together(book, {specs[1]: specs[1]})
+        found[prefetch].append(answered(made, requests))
+    for plain, ahead in zip(found["off"], found["on"], strict=True):
+        assert [answer.text for answer in ahead[0]] == [answer.text for answer in plain[0]]
+        assert [answer.costs for answer in ahead[0]] == [answer.costs for answer in plain[0]]
+        assert ahead[1] == plain[1]
+    assert found["on"][0][2].threads == {"vtw-eval prefetch"}
+    assert set(found["on"][0][2].times.values()) == {1}
+    groups = {name: [(thread, count) for thread, count in own if count > 1] for name, own in own_calls.items()}
+    assert {thread for thread, _ in groups["off"]} == {"MainThread"}
+    assert groups["on"] == [("vtw-eval prefetch", count) for _, count in groups["off"]]
+    assert made._preparer is not None
+    assert not made._preparer._known
+    assert not alive()

@@ -20,7 +20,8 @@ from vtw_eval.models.asked import Asked, Document, entries_of, entry_of, key_in,
 from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.begun import begin
 from vtw_eval.models.failures import DocumentError
-from vtw_eval.models.family import DocumentPrompt, Encoded
+from vtw_eval.models.family import DocumentPrompt, Encoded, Family
+from vtw_eval.models.prefetch import AHEAD, Ahead, Ready
 from vtw_eval.models.remembered import Remembered
 from vtw_eval.models.runner import Answer, Numbered, Request, Runner, left_alone, named
 from vtw_eval.models.shared import Sharer
@@ -40,6 +41,8 @@ class _Run:
     """The cell's own method first."""
     tell: Callable[[int, Asked], None]
     """Told the place of each answer that is known, and whose it is."""
+    family: Family[Any]
+    """The model's, which encodes what is at hand."""
 
 
 class BookRunner(Runner):
@@ -85,7 +88,7 @@ class BookRunner(Runner):
                     bar.update()
                     self.on_answer(len(known), total)
 
-            run = _Run(together.book, [own, *others], tell)
+            run = _Run(together.book, [own, *others], tell, self.family)
             for group in groups(enumerate(requests), key=lambda item: repr(sorted(item[1].generation.items()))):
                 for place, found in self._by_image(run, group):
                     answers[place] = found
@@ -117,15 +120,46 @@ class BookRunner(Runner):
             return
         images = groups(group, key=lambda item: (item[1].task, item[1].media or f"alone: {item[0]}"))
         images.sort(key=lambda items: (-len(items), -items[0][1].length))
-        for found in run_in_batches(images, self.batch_size, partial(self._images, run, arguments), self._shrink):
-            yield from found.items()
+        with self._images_ahead(run, arguments, group) as ahead:
+            process, tell = partial(self._images, run, arguments, ahead), None if ahead is None else ahead.announce
+            batches = run_in_batches(images, self.batch_size, process, self._shrink, tell, AHEAD)
+            for items, found in zip(images, batches, strict=True):
+                if self._preparer is not None:
+                    self._preparer.forget([request for _, request in items])
+                yield from found.items()
+
+    @contextmanager
+    def _images_ahead(
+        self, run: _Run, arguments: Mapping[str, Any], group: Sequence[Numbered]
+    ) -> Iterator[Ahead[Sequence[Numbered], Ready[Request]] | None]:
+        """Let documents be made ready ahead, unless all of them are remembered, or no method shares pictures."""
+        waits = self._remembered.holds(group) or all(
+            why_alone(self.family, self.anatomy, asked.method, arguments) for asked in run.asked
+        )
+        preparer = None if waits else self._prepares()
+        if preparer is None:
+            yield None
+            return
+        with preparer, Ahead(partial(preparer.shared, least=1 if len(run.asked) > 1 else 2)) as ahead:
+            yield ahead
 
     def _images(
-        self, run: _Run, arguments: Mapping[str, Any], images: Sequence[Sequence[Numbered]]
+        self,
+        run: _Run,
+        arguments: Mapping[str, Any],
+        ahead: Ahead[Sequence[Numbered], Ready[Request]] | None,
+        images: Sequence[Sequence[Numbered]],
     ) -> list[dict[int, Answer]]:
         """Answer all requests about some images with all methods; return the answers of the first one."""
-        own = run.asked[0]
-        prepared = self._known(run, images) or [self._prepared(own, items) for items in images]
+        own, build = run.asked[0], self._build
+        prepared = None
+        if ahead is None:
+            prepared = self._known(run, images)
+        else:  # nothing is opened beside the thread
+            ready = ahead.take(images)
+            build = partial(self._built, {id(request): outcome for request, outcome in ready.prompts})
+            run = replace(run, family=ready.family(self.family))
+        prepared = prepared or [self._prepared(own, items, build) for items in images]
         documents = [document for items in prepared for document in items]
         for asked in run.asked:
             self._tell(run, asked, documents)
@@ -159,7 +193,9 @@ class BookRunner(Runner):
             return None
         return known
 
-    def _prepared(self, own: Asked, items: Sequence[Numbered]) -> list[Document]:
+    def _prepared(
+        self, own: Asked, items: Sequence[Numbered], build: Callable[[Request], DocumentPrompt]
+    ) -> list[Document]:
         """Return the prompts of requests; equal images are kept once."""
         first: dict[str, tuple[Image.Image, ...]] = {}
         found: list[Document] = []
@@ -167,7 +203,7 @@ class BookRunner(Runner):
             if place in own.failed:
                 continue
             try:
-                prompt = self._build(request)
+                prompt = build(request)
                 with named(request):
                     shown = shown_by(prompt)
             except DocumentError as error:
@@ -225,7 +261,7 @@ class BookRunner(Runner):
     ) -> bool:
         """Run what prompts have in common, and answer with one method after the other behind it."""
         requests = [document.request for items in shown for document in items]
-        sharer = Sharer(self.family, self.anatomy, self.method, arguments, self.sharing, self.log)
+        sharer = Sharer(run.family, self.anatomy, self.method, arguments, self.sharing, self.log)
         with named(*requests), torch.no_grad():
             prompts = [[document.request.build(self.family) for document in items] for items in shown]
             begun = begin(sharer, [asked.method for asked in able], prompts)

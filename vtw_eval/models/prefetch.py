@@ -142,8 +142,16 @@ class Preparer(Generic[AnyAsked]):
         prompts = [prompt for _, prompt in made if isinstance(prompt, DocumentPrompt)]
         return self._ready(made, prompts if len(prompts) == len(made) else [])
 
-    def shared(self, groups: Sequence[Sequence[tuple[int, AnyAsked]]]) -> Ready[AnyAsked]:
-        """Make groups of documents ready that may show the same: of each picture the first prompt is encoded."""
+    def shared(self, groups: Sequence[Sequence[tuple[int, AnyAsked]]], least: int = 2) -> Ready[AnyAsked]:
+        """Make groups of documents ready that may show the same: of each picture the first prompt is encoded.
+
+        Parameters
+        ----------
+        groups
+            The documents and their places.
+        least
+            How many have to show a picture for that.
+        """
         made: list[tuple[AnyAsked, Outcome]] = []
         first: list[DocumentPrompt] = []
         for items in groups:
@@ -152,7 +160,7 @@ class Preparer(Generic[AnyAsked]):
                 made.append((request, outcome := self._prompt(request)))
                 if isinstance(outcome, DocumentPrompt) and (key := digest(outcome)):
                     shown.setdefault(key, []).append(outcome)
-            first += [prompts[0] for prompts in shown.values() if len(prompts) > 1]
+            first += [prompts[0] for prompts in shown.values() if len(prompts) >= least]
         return self._ready(made, first)
 
     def forget(self, requests: Sequence[AnyAsked]) -> None:
@@ -193,7 +201,7 @@ class Preparer(Generic[AnyAsked]):
 def _same(one: DocumentPrompt, other: DocumentPrompt) -> bool:
     """Whether prompts say the same about the very same pictures."""
     pictures = list(map(id, one.held)) == list(map(id, other.held))
-    return pictures and (one.text, one.videos, one.notes) == (other.text, other.videos, other.notes)
+    return pictures and (one.text, one.videos) == (other.text, other.videos)
 
 
 def _placed(encoded: Encoded, device: torch.device) -> Encoded:

@@ -41,6 +41,10 @@ class Remembered:
             without = DocumentPrompt(prompt.text, notes=prompt.notes)
             self._known[_key(request)] = without, shown
 
+    def holds(self, items: Sequence[Numbered]) -> bool:
+        """Whether the prompts of all requests are remembered."""
+        return all(_key(request) in self._known for _, request in items)
+
     def find(self, items: Sequence[Numbered], again: Callable[[Request], tuple[str, str]]) -> list[Document] | None:
         """Return documents without media, None if any of them is not remembered, or has changed.
 
