@@ -152,6 +152,20 @@ def asked(count: int, new: int = 3) -> list[Request]:
     return requests_about([("one", [image(1)], question(i)) for i in range(count)], {"max_new_tokens": new})
 
 
+@torch.no_grad()
+def test_eight_bits_round_by_what_stands_beside() -> None:
+    """Why such models count as inexact: one token with a large channel changes how all others are multiplied."""
+    torch.manual_seed(0)
+    linear = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
+    linear.weight = bitsandbytes.nn.Int8Params(torch.randn(64, 64), requires_grad=False, has_fp16_weights=False)
+    linear = linear.to("cpu").eval()
+    tokens = torch.randn(1, 4, 64).clamp(-3, 3)
+    beside = tokens.clone()
+    beside[0, 3, 5] = 20.0
+    assert not torch.equal(linear(tokens)[0, 0], linear(beside)[0, 0])
+    assert torch.equal(linear(tokens)[0, :1], linear(tokens[:, :1])[0])
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_costs_are_those_of_unquantized_weights(bits: int) -> None:
     """Tokens, Eq. 1 and the KV cache, which is in the type of the other weights, do not depend on bits."""
