@@ -24,6 +24,7 @@ from vtw_eval.methods import (
     make_method,
     parse_method,
 )
+from vtw_eval.methods.clip_scored import ClipScored
 from vtw_eval.methods.frames import FrameBudget, FrameMethod, VideoMethod
 from vtw_eval.methods.image_wise import ImageWise
 from vtw_eval.methods.near_budget import NearBudget
@@ -99,6 +100,7 @@ BASES = (
     Method,
     Scorer,
     Selector,
+    ClipScored,
     Staged,
     Composite,
     Wrapped,
