@@ -19,6 +19,7 @@ EMBEDDED: Mapping[str, Path] = {
     "shapes": CHECKPOINT,
     "boards": _SHAPES / "boards" / "checkpoints" / "llava",
     "boards_qwen2_vl": _SHAPES / "boards" / "checkpoints" / "qwen2_vl",
+    "boards_internvl": _SHAPES / "boards" / "checkpoints" / "internvl",
     "moves_video_llava": _SHAPES / "moves" / "checkpoints" / "video_llava",
 }
 """What embedded checkpoints are called wherever a checkpoint is named, and their folders."""
