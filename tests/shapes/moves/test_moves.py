@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vtw_eval.media import is_video
 from vtw_eval.models.video import read_clip, uniform
 from vtw_eval.shapes.moves import data
 from vtw_eval.shapes.moves.making.video_llava import frame_labels
@@ -126,8 +127,8 @@ def test_sampling_stays_on_its_side_of_the_split(test):
         sample_scene(rng, 3, 9)
 
 
-@pytest.mark.parametrize("through_gif", [False, True])
-def test_frames_show_what_happens_and_how_far_the_video_is(tmp_path, through_gif):
+@pytest.mark.parametrize("through_file", [False, True])
+def test_frames_show_what_happens_and_how_far_the_video_is(tmp_path, through_file):
     scene = Scene(
         (
             Item("red", "square", "move", "right", (4, 4, 5, 5, 6, 6, 6, 7)),
@@ -135,11 +136,13 @@ def test_frames_show_what_happens_and_how_far_the_video_is(tmp_path, through_gif
         )
     )
     frames = render(scene, np.random.default_rng(0))
-    if through_gif:  # as the harness's adapter reads it
-        path = tmp_path / "it.gif"
-        path.write_bytes(data.gif(frames))
+    if through_file:  # as the harness's adapter reads it
+        path = tmp_path / "it.avi"
+        path.write_bytes(data.video(frames))
+        assert is_video(str(path))
         clip = read_clip(str(path), uniform(8), "pyav")
         assert clip.total == 8
+        assert np.array_equal(clip.frames, frames)
         frames = clip.frames
     assert frames.shape == (8, 64, 64, 3)
     assert frames.dtype == np.uint8
@@ -189,6 +192,8 @@ def test_lmms_eval_loads_a_task_with_its_videos(name, rows, monkeypatch, tmp_pat
     for doc, row in zip(docs, rows[name], strict=True):
         (path,) = task.doc_to_visual(doc)
         assert Path(path).read_bytes() == row["file"]
+        assert task._visual_to_content(path) == {"type": "video", "url": path}
+        assert is_video(path)
         assert read_clip(path, uniform(8), "pyav").frames.shape == (8, 64, 64, 3)
         text = task.doc_to_text(doc)
         assert text.startswith(doc["question"])

@@ -1,7 +1,7 @@
 """The held-out test sets of moves: made from test scenes, the same everywhere, built on first use and kept on disk.
 
-A test set is a Hugging Face ``DatasetDict`` in Arrow files with a single split ``test``; its videos are GIFs beside
-them, ``path`` names a row's. ``video_id`` tells which rows share one.
+A test set is a Hugging Face ``DatasetDict`` in Arrow files with a single split ``test``; its videos are AVI files
+beside them, ``path`` names a row's. ``video_id`` tells which rows share one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vtw_eval.files import cache_home
 from vtw_eval.shapes import asking
@@ -26,17 +25,28 @@ from vtw_eval.shapes.moves.scenes import render, sample_scene
 
 SEED = 20261129
 """Seed of the test sets."""
-MILLISECONDS = 250
-"""How long a frame is shown."""
+RATE = 4
+"""Frames per second."""
 
 
-def gif(frames: np.ndarray) -> bytes:
-    """Return frames, uint8, [frames, height, width, 3], as a GIF, each in at most 255 colours of its own."""
-    images = [Image.fromarray(frame).quantize(255, method=Image.Quantize.FASTOCTREE) for frame in frames]
+def video(frames: np.ndarray) -> bytes:
+    """Return frames as an AVI file that keeps them exactly (FFV1); a GIF would be a picture to harnesses.
+
+    Parameters
+    ----------
+    frames
+        uint8, [frames, height, width, 3].
+    """
+    import av  # heavy
+
+    exact = {"flags": "+bitexact"}  # no mark of version or time
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, format="GIF", save_all=True, append_images=images[1:], duration=MILLISECONDS, loop=0, disposal=2
-    )
+    with av.open(buffer, "w", format="avi", container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("ffv1", rate=RATE, options=exact)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0"
+        for frame in (*(av.VideoFrame.from_ndarray(each, format="rgb24") for each in frames), None):
+            container.mux(stream.encode(frame and frame.reformat(format=stream.pix_fmt)))
     return buffer.getvalue()
 
 
@@ -45,14 +55,14 @@ def _rows(name: str, types: Sequence[str], videos: int) -> Rows:
     rows: Rows = []
     for number, rng in generators(SEED, name, videos):
         scene, asked = until_asked(partial(sample_scene, rng, test=True), partial(ask_each, ask, types, rng=rng))
-        video = gif(render(scene, rng))
+        file = video(render(scene, rng))
         for question in asked:
             row = {
                 "question_id": str(len(rows)),
                 "video_id": f"{number:04d}",
                 "test_set": name,
-                "path": f"videos/{number:04d}.gif",
-                "file": video,
+                "path": f"videos/{number:04d}.avi",
+                "file": file,
             }
             rows.append(row | question_columns(question))
     return rows
