@@ -28,7 +28,8 @@ from vtw_eval.model_adapters.lmms.patches import LMMS_EVAL, isolate_aggregations
 from vtw_eval.model_adapters.patches import Patches
 from vtw_eval.models.book import BookRunner
 from vtw_eval.models.failures import DocumentError
-from vtw_eval.models.runner import Answer, Runner
+from vtw_eval.models.requests import Answer
+from vtw_eval.models.runner import Runner
 from vtw_eval.models.weights import told_of
 from vtw_eval.record.book import Together
 from vtw_eval.record.cell import CellSpec

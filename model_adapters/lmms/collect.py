@@ -8,7 +8,8 @@ from typing import Any
 from vtw_eval.importing import importing
 from vtw_eval.model_adapters.lmms.touch_points import TOUCH_POINTS
 from vtw_eval.models.options import check_unique_names
-from vtw_eval.models.runner import Request, Runner
+from vtw_eval.models.requests import Request
+from vtw_eval.models.runner import Runner
 from vtw_eval.verify.touch_points import check_touch_points
 
 

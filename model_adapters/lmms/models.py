@@ -23,7 +23,8 @@ from vtw_eval.model_adapters.lmms.samples import media_groups
 from vtw_eval.models.adapters import ADAPTERS
 from vtw_eval.models.failures import DocumentError, Failures, document_errors
 from vtw_eval.models.family import DocumentPrompt, Family
-from vtw_eval.models.runner import Answer, Request, Runner
+from vtw_eval.models.requests import Answer, Request
+from vtw_eval.models.runner import Runner
 from vtw_eval.record.costs import TimedCosts, mean_costs
 from vtw_eval.runtime import pick_device
 

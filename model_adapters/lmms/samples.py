@@ -23,7 +23,7 @@ from vtw_eval.record.reported import label_of, number_of, numbers_of, reported
 from vtw_eval.sweep.harness import SampleError
 
 if TYPE_CHECKING:
-    from vtw_eval.models.runner import Answer
+    from vtw_eval.models.requests import Answer
 
 _ALONE = frozenset({"mmmu_aggregate_results", "mmbench_aggregate_dev_results_static"})
 """Aggregations that read the answers themselves, and that can score one document alone without asking a judge."""

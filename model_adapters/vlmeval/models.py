@@ -19,7 +19,8 @@ from vtw_eval.models.adapters import Adapter
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Family
 from vtw_eval.models.options import parse_options
-from vtw_eval.models.runner import Answer, Request, Runner
+from vtw_eval.models.requests import Answer, Request
+from vtw_eval.models.runner import Runner
 from vtw_eval.runtime import pick_device
 
 

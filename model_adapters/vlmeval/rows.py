@@ -24,7 +24,7 @@ from vtw_eval.models.failures import DocumentError, document_errors
 if TYPE_CHECKING:
     from vtw_eval.methods import Method
     from vtw_eval.model_adapters.vlmeval.pictures import TablePictures
-    from vtw_eval.models.runner import Answer
+    from vtw_eval.models.requests import Answer
 
 
 AHEAD = 64

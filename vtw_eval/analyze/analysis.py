@@ -15,7 +15,7 @@ from vtw_eval.methods import VTW, Baseline, Method
 from vtw_eval.models.blank import as_asked
 from vtw_eval.models.curve import CurveRunner
 from vtw_eval.models.failures import document_errors
-from vtw_eval.models.runner import Request
+from vtw_eval.models.requests import Request
 from vtw_eval.report.labels import labels_of
 
 UNCHANGED = "baseline"

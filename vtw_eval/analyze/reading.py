@@ -20,7 +20,7 @@ from vtw_eval.engine import Entering, install
 from vtw_eval.engine.calls import parameters
 from vtw_eval.methods import Method
 from vtw_eval.models.family import Encoded, Family
-from vtw_eval.models.runner import answer_lengths
+from vtw_eval.models.requests import answer_lengths
 
 
 @dataclass(frozen=True)

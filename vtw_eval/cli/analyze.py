@@ -19,7 +19,7 @@ from vtw_eval.models.adapters import ADAPTERS
 if TYPE_CHECKING:
     from vtw_eval.models.curve import CurveRunner
     from vtw_eval.models.family import DocumentPrompt, Family
-    from vtw_eval.models.runner import Request
+    from vtw_eval.models.requests import Request
 
 _GIVEN = "questions"
 """Name of what is asked about files."""
@@ -123,7 +123,7 @@ def _of_files(
     """Open a model, and return it with a document for each question about files."""
     from vtw_eval.models.curve import CurveRunner
     from vtw_eval.models.family import content_of
-    from vtw_eval.models.runner import Request
+    from vtw_eval.models.requests import Request
     from vtw_eval.runtime import pick_device
 
     if adapter not in ADAPTERS:

@@ -13,7 +13,7 @@ import torch
 from vtw_eval.methods import Method
 from vtw_eval.models.failures import Failures
 from vtw_eval.models.family import DocumentPrompt, Family
-from vtw_eval.models.runner import Answer, Request, answer_lengths
+from vtw_eval.models.requests import Answer, Request, answer_lengths
 from vtw_eval.models.shared import SharedAnswer
 from vtw_eval.models.sharing import digest, stop_ids
 from vtw_eval.models.traces import Counts

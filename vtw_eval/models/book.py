@@ -23,7 +23,8 @@ from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family
 from vtw_eval.models.prefetch import AHEAD, Ahead, Ready
 from vtw_eval.models.remembered import Remembered
-from vtw_eval.models.runner import Answer, Numbered, Request, Runner, left_alone, named
+from vtw_eval.models.requests import Answer, Numbered, Request, left_alone, named
+from vtw_eval.models.runner import Runner
 from vtw_eval.models.shared import Sharer
 from vtw_eval.models.sharing import SharingError, why_alone
 from vtw_eval.models.traces import Counts

@@ -20,7 +20,8 @@ from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.failures import DocumentError
 from vtw_eval.models.family import DocumentPrompt, Encoded
 from vtw_eval.models.questions import at_once
-from vtw_eval.models.runner import Answer, Numbered, Request, Runner, answer_lengths, left_alone, named
+from vtw_eval.models.requests import Answer, Numbered, Request, answer_lengths, left_alone, named
+from vtw_eval.models.runner import Runner
 from vtw_eval.models.shared import SharedAnswer, Sharer
 from vtw_eval.models.sharing import (
     SharingError,

@@ -8,7 +8,8 @@ from typing import Any
 from vtw_eval.methods.fitprune_fit import fit_table
 from vtw_eval.methods.fitprune_recipe import Recipe
 from vtw_eval.models.blank import as_asked
-from vtw_eval.models.runner import Request, Runner, named
+from vtw_eval.models.requests import Request, named
+from vtw_eval.models.runner import Runner
 from vtw_eval.runtime import environment_line
 
 

@@ -30,7 +30,7 @@ Outcome = DocumentPrompt | DocumentError
 
 
 class Asked(Protocol):
-    """A request, see :class:`vtw_eval.models.runner.Request`."""
+    """A request, see :class:`vtw_eval.models.requests.Request`."""
 
     @property
     def name(self) -> str:

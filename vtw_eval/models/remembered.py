@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from vtw_eval.models.asked import Document
 from vtw_eval.models.family import DocumentPrompt
-from vtw_eval.models.runner import Numbered, Request
+from vtw_eval.models.requests import Numbered, Request
 
 CHECKED = 32
 """Of so many documents one is opened all the same."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,58 +25,24 @@ from vtw_eval.methods.vtw.search import Direction, SearchResult, search_layer
 from vtw_eval.models.adapters import ADAPTERS, Adapter
 from vtw_eval.models.batching import groups, run_in_batches
 from vtw_eval.models.blank import as_asked
-from vtw_eval.models.failures import DocumentError, Failures, document_errors
-from vtw_eval.models.family import DocumentPrompt, Encoded, Family
+from vtw_eval.models.failures import DocumentError, Failures
+from vtw_eval.models.family import DocumentPrompt, Encoded
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
 from vtw_eval.models.prefetch import AHEAD, Ahead, Preparer, Ready
+from vtw_eval.models.requests import Answer, Numbered, Request, answer_lengths, left_alone, named
 from vtw_eval.models.shared import SharedAnswer, Sharer, Sharing
 from vtw_eval.models.sharing import SharingError, digest, stop_ids, why_alone
 from vtw_eval.models.traces import Counts, check_trace, counts_of
 from vtw_eval.models.weights import described
 from vtw_eval.record.costs import TimedCosts
-from vtw_eval.runtime import free_memory, is_out_of_memory
 from vtw_eval.verify.verdict import Verdict, skipped, verify
 from vtw_eval.versions import UpstreamChangedError
-
-
-@dataclass(frozen=True)
-class Request:
-    """One document to answer."""
-
-    name: str
-    """Task, split and number of the document, for messages."""
-    length: int
-    """Rough length of the prompt, to put prompts of similar length into a batch."""
-    generation: Mapping[str, Any]
-    """Generation arguments of the task."""
-    build: Callable[[Family[Any]], DocumentPrompt]
-    """Makes the prompt; called when its turn has come, because it opens images."""
-    task: str = ""
-    """Name of the task, for methods that search a parameter on its first documents."""
-    media: str = ""
-    """Name of what the document shows, equal for documents that may show the same; empty if nobody knows."""
-    asks: str = ""
-    """Its words, as far as they are known before it is opened."""
-
-
-Made = TypeVar("Made")
 
 BY_METRIC = (
     "k=search,by=metric chooses k by scores, which only a sweep knows: put it into a plan for vtw-eval sweep, or look "
     "at all k with vtw-eval curve and pass one."
 )
-
-Numbered = tuple[int, Request]
-"""A request and its place among those of a call."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Text and what it cost."""
-
-    text: str
-    costs: TimedCosts
 
 
 class Runner:
@@ -563,38 +529,3 @@ def _notes(prompts: Sequence[DocumentPrompt], encoded: Encoded) -> list[tuple[st
     """Return the notes on each row's media, each once."""
     added = encoded.notes or ((),) * len(prompts)
     return [once((*p.notes, *more)) for p, more in zip(prompts, added, strict=True)]
-
-
-def left_alone(work: Callable[[], Made], *, last: bool) -> tuple[Made | None, str]:
-    """Do work that several documents share; if it goes wrong for them together, return why, and None.
-
-    Parameters
-    ----------
-    work
-        What is done.
-    last
-        Whether it cannot be halved any more, so that running out of memory is such a reason.
-    """
-    try:
-        return work(), ""
-    except DocumentError as error:
-        reason = str(error)
-    except Exception as error:
-        if not last or not is_out_of_memory(error):
-            raise
-        reason = "out of memory"
-    free_memory()
-    return None, reason
-
-
-def answer_lengths(tokens: Tensor, eos: int | Sequence[int]) -> list[int]:
-    """Count each row's tokens up to the first end of sequence, which counts too."""
-    ends = torch.isin(tokens, torch.tensor(eos))
-    lengths = torch.full((tokens.shape[0],), tokens.shape[1])
-    first = ends.int().argmax(dim=1) + 1 if tokens.shape[1] else lengths
-    return torch.where(ends.any(dim=1), first, lengths).tolist()
-
-
-def named(*requests: Request) -> AbstractContextManager[None]:
-    """Let errors within name these documents, see :func:`vtw_eval.models.failures.document_errors`."""
-    return document_errors(*(request.name for request in requests))
