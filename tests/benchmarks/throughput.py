@@ -118,6 +118,8 @@ def measure(contest: Contest, kind: str, tell: Progress) -> list[list[str]]:
     size = load.images * load.questions
     dataset = make_documents(load, options.rounds * load.images + 1)
     texts = dataset["question"]
+    tokenizer = contest.models["shared"].runner.family.tokenizer
+    words = statistics.fmean(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
     warm = range(options.rounds * size, options.rounds * size + load.questions)
     contest.show(dataset)
     bar = tell.add_task(f"{contest.adapter}, {kind}", total=options.rounds * (1 + 2 * len(options.methods)))
@@ -151,7 +153,7 @@ def measure(contest: Contest, kind: str, tell: Progress) -> list[list[str]]:
         lines.append(
             [
                 contest.adapter,
-                f"{kind} ({load.questions} about an image)",
+                f"{kind} ({load.questions} about an image, {words:.0f} tokens each)",
                 spec,
                 f"{1000 * statistics.fmean(stock) / size:.1f}",
                 *ratios,
