@@ -6,6 +6,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vtw_eval.checkpoints import EMBEDDED
 from vtw_eval.shapes.boards.making import check
 from vtw_eval.shapes.boards.making.families.check import accuracy
+from vtw_eval.shapes.boards.making.families.internvl import InternVL
 from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL
 
 SEEN = (
@@ -21,9 +22,10 @@ SEEN = (
     "both",
 )
 """What each of them reads nearly without error."""
+FAMILIES = {"boards_qwen2_vl": Qwen2VL, "boards_internvl": InternVL}
 
 
-@pytest.mark.parametrize("name", ["boards", "boards_qwen2_vl"])
+@pytest.mark.parametrize("name", ["boards", *FAMILIES])
 def test_a_checkpoint_sees_what_it_was_not_trained_on(name):
     folder = EMBEDDED[name]
     assert (folder / "model.safetensors").stat().st_size < 5e6
@@ -36,6 +38,6 @@ def test_a_checkpoint_sees_what_it_was_not_trained_on(name):
         tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
         seen, blind = (check.accuracy(model, tokenizer, 16, layers, seed=7, autocast=False) for layers in (None, 0))
     else:
-        seen, blind = (accuracy(Qwen2VL(), model, 16, layers, seed=7, autocast=False) for layers in (None, 0))
+        seen, blind = (accuracy(FAMILIES[name](), model, 16, layers, seed=7, autocast=False) for layers in (None, 0))
     assert min(seen[type] for type in SEEN) >= 0.9
     assert max(blind[type] for type in SEEN if type.startswith("open")) <= 0.5

@@ -1,6 +1,7 @@
 """The Video-LLaVA for moves: packed questions are those that the harness asks, and its checkpoint loads as usual."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ from tests.shapes.boards.families.test_families import TINY, random_biases
 from vtw_eval.models.video_llava import VideoLlava as Adapter
 from vtw_eval.shapes.boards.making.families.train import FamilyTrainer
 from vtw_eval.shapes.boards.making.mimetic import place_directions
+from vtw_eval.shapes.boards.making.recipe import sample_questions
 from vtw_eval.shapes.boards.making.thinning import thin_pass
 from vtw_eval.shapes.making.model import TRAIN_ATTENTION
 from vtw_eval.shapes.making.staged import run
 from vtw_eval.shapes.moves import scenes
 from vtw_eval.shapes.moves.making import video_llava
-from vtw_eval.shapes.moves.making.video_llava import VideoLlava
+from vtw_eval.shapes.moves.making.video_llava import SIMPLE, VideoLlava
+from vtw_eval.shapes.moves.questions import TYPES, ask
 from vtw_eval.shapes.moves.scenes import is_test_scene
 from vtw_eval.shapes.questions import prompt
 
@@ -112,3 +115,15 @@ def test_training_never_sees_a_test_scene(family, monkeypatch):
     family.vision_step(dataclasses.replace(recipe, vision_images=20), 0)
     assert len(seen) == 80
     assert not any(is_test_scene(scene) for scene in seen)
+
+
+def test_types_are_asked_by_their_shares(family):
+    recipe = dataclasses.replace(family.recipe, **TINY | {"joint_scenes": 40, "joint_questions": 40})
+    for step, types in ((0, SIMPLE), (2, TYPES)):
+        shown, _ = family.joint_step(recipe, step)
+        asked = Counter(question.type for questions in shown.questions for question in questions)
+        assert asked.keys() == set(types)
+        assert {len(questions) for questions in shown.questions} == {40}
+    scene = scenes.sample_scene(np.random.default_rng(0), 1, 1)
+    drawn = sample_questions(scene, np.random.default_rng(0), 300, {"exist": 9.0, "actor": 1.0}, ask)
+    assert 0.8 < sum(question.type == "exist" for question in drawn) / 300 < 0.98

@@ -12,6 +12,7 @@ from vtw_eval import VTW
 from vtw_eval.shapes import check
 from vtw_eval.shapes.boards.making.check import hidden_from
 from vtw_eval.shapes.boards.making.families import qwen2_vl
+from vtw_eval.shapes.boards.making.families.family import UNKNOWABLE
 from vtw_eval.shapes.boards.making.families.images import Form, sample_part
 from vtw_eval.shapes.boards.making.families.internvl import InternVL
 from vtw_eval.shapes.boards.making.families.qwen2_vl import Qwen2VL, TokenForm
@@ -216,13 +217,53 @@ def test_labels_stand_where_the_tower_sees_the_object(name, number):
 def test_internvl_reads_digits_in_tiles_and_places_in_the_thumbnail():
     objects = [Placed(Item(7, "large", "red", "square", "2"), 112.0, 48.0, 13.0)]
     labels = {key: value[0] for key, value in InternVL().labels([objects], Form()).items()}
-    assert set(labels["row"][:256].tolist()) == {-1}
+    for place in ("row", "column"):
+        assert ((labels[place][:256] == UNKNOWABLE) == (labels["color"][:256] == 0)).all()
+        assert set(labels[place][:256].tolist()) == {-1, UNKNOWABLE}
     assert set(labels["row"][256:].tolist()) == {-1, 1}
     assert set(labels["column"][256:].tolist()) == {-1, 3}
     assert set(labels["mark"][:256].tolist()) == {-1, -2, 1}
     assert set(labels["mark"][256:].tolist()) == {-1, -2}
     assert (labels["color"][:64] == -1).all()  # the tile at the top left; the object is in that at the top right
     assert (labels["color"][64:128] == 0).any()
+
+
+def test_a_place_that_cannot_be_known_costs_least_where_all_are_alike():
+    family, recipe = tiny("internvl")
+    trainer = FamilyTrainer(recipe, family=family)
+    states = torch.randn(1, 3, SIZE.width, requires_grad=True)
+    labels = {"row": torch.tensor([[2, UNKNOWABLE, -1]]), "column": torch.tensor([[0, -1, -1]])}
+    losses = trainer.place_losses(states, labels)
+    assert len(losses) == 3
+    with torch.no_grad():
+        guess = trainer.heads["row"](states[0, 1]).softmax(-1)
+    apart = sum(-0.25 * float(share.log()) for share in guess)
+    assert losses[1].item() == pytest.approx(0.5 * apart, rel=1e-5)
+    assert losses[1].item() > 0.5 * np.log(4)
+    (slope,) = torch.autograd.grad(losses[1], states)
+    assert (slope[0].abs().sum(-1) > 0).tolist() == [False, True, False]
+    with torch.no_grad():
+        trainer.heads["row"].weight.zero_()
+    alike = trainer.place_losses(states, labels)
+    assert alike[1].item() == pytest.approx(0.5 * np.log(4))
+
+
+def test_internvl_begins_with_the_thumbnail_and_leaves_the_tower_as_it_is():
+    family, recipe = tiny("internvl")
+    recipe = dataclasses.replace(recipe, joint_questions=40)
+    for step, first in ((0, 256), (1, 0)):
+        shown, given = family.joint_step(recipe, step)
+        assert first <= given.min() < first + 256
+        objects = (shown.labels["color"] >= 0).nonzero()
+        missing = {tuple(at) for at in objects.tolist() if at[1] not in given[at[0]]}
+        assert all(token < first for _, token in missing)
+        assert ("open_mark" in {question.type for row in shown.questions for question in row}) == (step == 1)
+    trainer = FamilyTrainer(recipe, family=family)
+    trainer.start_stage("joint", 2)
+    begun = {n: p.detach().clone() for n, p in trainer.module.named_parameters()}
+    trainer.advance()
+    same = {n for n, p in trainer.module.named_parameters() if torch.equal(p, begun[n])}
+    assert same == {n for n in begun if "vision_tower" in n or n.startswith("heads")}
 
 
 def test_qwen_knows_rows_and_columns_of_cells_everywhere():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Recipe:
     other_rate
         Learning rate of AdamW for embeddings, norms and biases.
     tower_rate
-        Factor on the vision tower's learning rates in stage ``joint``.
+        Factor on the vision tower's learning rates in stage ``joint``; 0 leaves it as stage ``vision`` made it.
     curriculum
         ``(step, items)`` pairs: before that step of stage ``joint`` scenes have at most that many items.
     simple_steps
@@ -198,9 +199,32 @@ def vision_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, dict[str, tor
 
 
 def sample_questions(
-    scene: Scene, rng: np.random.Generator, count: int, type_shares: Mapping[str, float]
+    scene: Any,
+    rng: np.random.Generator,
+    count: int,
+    type_shares: Mapping[str, float],
+    ask: Callable[[str, Any, np.random.Generator], Question | None] = ask,
 ) -> list[Question]:
-    """Draw questions about a scene, types in proportion to their shares, as far as the scene allows them."""
+    """Draw questions about a scene, types in proportion to their shares, as far as the scene allows them.
+
+    Parameters
+    ----------
+    scene
+        A scene.
+    rng
+        Source of randomness.
+    count
+        How many.
+    type_shares
+        How often each type is asked, relative to the others.
+    ask
+        Asks a question of a type about the scene, None if it allows none; by default about a board.
+
+    Returns
+    -------
+    list of Question
+        ``count`` questions.
+    """
     types, shares = list(type_shares), np.array(list(type_shares.values()))
     questions: list[Question] = []
     while len(questions) < count:

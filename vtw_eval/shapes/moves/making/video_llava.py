@@ -18,7 +18,7 @@ from vtw_eval.shapes.boards.making.families.family import Family, Shown, scale_l
 from vtw_eval.shapes.boards.making.families.language import initialise_language, text_settings
 from vtw_eval.shapes.boards.making.families.train import train
 from vtw_eval.shapes.boards.making.model import THETA
-from vtw_eval.shapes.boards.making.recipe import Recipe
+from vtw_eval.shapes.boards.making.recipe import Recipe, sample_questions
 from vtw_eval.shapes.boards.making.thinning import thinned
 from vtw_eval.shapes.boards.making.words import WORDS
 from vtw_eval.shapes.making.model import Size, answering_greedily, sincos_table
@@ -26,11 +26,20 @@ from vtw_eval.shapes.making.staged import STAGES
 from vtw_eval.shapes.moves.processor import PATCH, VIDEO_TOKEN, build_processor
 from vtw_eval.shapes.moves.questions import OPEN, TYPES, ask
 from vtw_eval.shapes.moves.scenes import FRAMES, GRID, MAX_ITEMS, Scene, render, sample_scene, shown_in
-from vtw_eval.shapes.questions import Question
 from vtw_eval.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES
 
 TOKENS = (IMAGE_SIZE // PATCH) ** 2 + 1
 """Vision tokens of a frame: the class token, then the cells."""
+TYPE_SHARES: dict[str, float] = {type: 1.0 for type in TYPES} | {
+    "direction": 2.0,
+    "repeat": 2.0,
+    "order": 6.0,
+    "choice": 1.5,
+}
+"""How often each question type is asked in training, relative to the others (where the scene allows it, which is rare
+for ``order``)."""
+SIMPLE = (*OPEN, "exist")
+"""Types that are asked from the beginning."""
 
 
 class VideoLlava(Family):
@@ -39,8 +48,10 @@ class VideoLlava(Family):
     recipe = Recipe(
         vision_steps=500,
         vision_images=8,
-        joint_steps=2500,
+        joint_steps=4500,
         again_steps=0,
+        joint_scenes=12,
+        joint_questions=8,
         curriculum=((60, 1), (200, 2)),
         simple_steps=200,
         size=Size(vision_layers=2, vision_mlp=256, layers=8, mlp=320),
@@ -135,13 +146,8 @@ class VideoLlava(Family):
         most = min(recipe.most_items(step), MAX_ITEMS)
         scenes = [sample_scene(rng, 1, most) for _ in range(recipe.joint_scenes)]
         shown = self.show(scenes, rng)
-        types = (*OPEN, "exist") if step < recipe.simple_steps else TYPES
-        for scene in scenes:
-            questions: list[Question] = []
-            while len(questions) < recipe.joint_questions:
-                if question := ask(types[int(rng.integers(len(types)))], scene, rng):
-                    questions.append(question)
-            shown.questions.append(questions)
+        shares = {type: TYPE_SHARES[type] for type in SIMPLE} if step < recipe.simple_steps else TYPE_SHARES
+        shown.questions.extend(sample_questions(scene, rng, recipe.joint_questions, shares, ask) for scene in scenes)
         return shown, thinned(shown.labels["color"] >= 0, rng, recipe.ground, recipe.whole(step))
 
     def held_out(self, rng: np.random.Generator, rows: int) -> Shown:

@@ -17,6 +17,9 @@ from vtw_eval.shapes.boards.making.recipe import Recipe
 from vtw_eval.shapes.making.packing import Packed, pack_after
 from vtw_eval.shapes.questions import Question
 
+UNKNOWABLE = -3
+"""Label of a vision token that shows an object but cannot know its place, and should tell none."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -27,7 +30,8 @@ class Shown:
     media
         What the vision tower gets, as the processor makes it.
     labels
-        What each vision token shows, by attribute: a number, -1 for nothing, -2 for either; [rows, tokens].
+        What each vision token shows, by attribute: a number, -1 for nothing, -2 for either,
+        :data:`UNKNOWABLE`; [rows, tokens].
     questions
         Questions about each row's image or video; empty in stage ``vision``.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,15 +78,23 @@ class BoardFamily(Family):
         scenes = [sample_part(rng, form, 10, GRID * GRID) for _ in range(recipe.vision_images)]
         return self.show(scenes, form, rng)
 
+    def shares(self, recipe: Recipe, step: int) -> Mapping[str, float]:
+        """Return how often each type is asked in a step of stage ``joint``."""
+        return recipe.shares(step)
+
+    def given(self, recipe: Recipe, step: int, shown: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Return which vision tokens are given in a step, of which ``shown`` tells whether they show an object."""
+        return thinned(shown, rng, recipe.ground, recipe.whole(step))
+
     def joint_step(self, recipe: Recipe, step: int) -> tuple[Shown, torch.Tensor]:
         """Return boards with questions; a part of their vision tokens is given as long as the recipe says."""
         rng = np.random.default_rng([recipe.seed, STAGES.index("joint"), step])
         form = self.forms[int(rng.integers(len(self.forms)))]
         scenes = [sample_part(rng, form, 1, recipe.most_items(step)) for _ in range(recipe.joint_scenes)]
         shown = self.show(scenes, form, rng)
-        shares = recipe.shares(step)
+        shares = self.shares(recipe, step)
         shown.questions.extend(sample_questions(scene, rng, recipe.joint_questions, shares) for scene in scenes)
-        return shown, thinned(shown.labels["color"] >= 0, rng, recipe.ground, recipe.whole(step))
+        return shown, self.given(recipe, step, shown.labels["color"] >= 0, rng)
 
     def held_out(self, rng: np.random.Generator, rows: int) -> Shown:
         """Return boards of the test sets' form from the held-out side."""

@@ -7,7 +7,7 @@ thumbnail shows where in the image an object is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers import (
     InternVLVideoProcessor,
 )
 
-from vtw_eval.shapes.boards.making.families.family import scale_linear
+from vtw_eval.shapes.boards.making.families.family import UNKNOWABLE, scale_linear
 from vtw_eval.shapes.boards.making.families.images import BoardFamily, Form
 from vtw_eval.shapes.boards.making.families.language import initialise_language, text_settings
 from vtw_eval.shapes.boards.making.families.train import train
@@ -68,6 +68,11 @@ class InternVL(BoardFamily):
         vision_steps=800,
         vision_images=8,
         joint_steps=3000,
+        again_steps=600,
+        joint_questions=12,
+        tower_rate=0.0,
+        simple_steps=300,
+        thin=0.8,
         size=Size(vision_mlp=256, layers=8, mlp=320),
     )
 
@@ -119,18 +124,36 @@ class InternVL(BoardFamily):
         return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
 
     def labels(self, placed: Sequence[Sequence[Placed]], form: Form) -> dict[str, torch.Tensor]:
-        """Return what each vision token shows: tiles no row and column, the thumbnail no digit."""
+        """Return what each vision token shows: the thumbnail no digit, tiles no row and column.
+
+        The tower, which does not know which tile it sees, would else tell the place within the tile, and as objects
+        cover four times as many tokens of tiles, theirs would drown those of the thumbnail.
+        """
         pitch = PATCH * SHUFFLE
         within = (np.arange(SIDE) + 0.5) * pitch
         parts = []
         for top in range(0, IMAGE_SIZE, TILE):
             for left in range(0, IMAGE_SIZE, TILE):
                 tile = token_labels(placed, top + within, left + within)
-                parts.append(tile | {name: torch.full_like(tile[name], -1) for name in PLACES})
+                parts.append(tile | dict.fromkeys(PLACES, torch.where(tile["color"] >= 0, UNKNOWABLE, -1)))
         scale = IMAGE_SIZE // TILE
         thumbnail = token_labels(placed, scale * within, scale * within, slack=5)
         parts.append(thumbnail | {"mark": torch.where(thumbnail["color"] >= 0, -2, -1)})
         return {name: torch.cat([part[name] for part in parts], dim=1) for name in thumbnail}
+
+    def shares(self, recipe: Recipe, step: int) -> Mapping[str, float]:
+        """Leave digits out as long as only the thumbnail is given."""
+        shares = super().shares(recipe, step)
+        if step < recipe.simple_steps:
+            return {type: share for type, share in shares.items() if type != "open_mark"}
+        return shares
+
+    def given(self, recipe: Recipe, step: int, shown: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Give the thumbnail alone as long as questions are simple: rows and columns are learned from it at once."""
+        if step < recipe.simple_steps:
+            thumbnail = shown.shape[1] - SIDE**2
+            return thumbnail + super().given(recipe, step, shown[:, thumbnail:], rng)
+        return super().given(recipe, step, shown, rng)
 
     def features(self, model: Any, media: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the projected vision tokens, [images, tokens, width]."""

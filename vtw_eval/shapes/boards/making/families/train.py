@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from vtw_eval.shapes.boards.making.families.check import accuracy
-from vtw_eval.shapes.boards.making.families.family import Family
+from vtw_eval.shapes.boards.making.families.family import UNKNOWABLE, Family
 from vtw_eval.shapes.boards.making.nearness import word_losses
 from vtw_eval.shapes.boards.making.optimiser import optimisers
 from vtw_eval.shapes.boards.making.recipe import Recipe
@@ -24,6 +24,8 @@ from vtw_eval.shapes.making.staged import command_line
 
 PLACE_WEIGHT = 0.2
 """Loss weight of a place that is read inside the language model."""
+NO_PLACE_WEIGHT = 0.5
+"""Loss weight of a place that is read where none can be known: the cross-entropy of all values alike."""
 
 
 class FamilyTrainer(BoardsTrainer):
@@ -77,14 +79,18 @@ class FamilyTrainer(BoardsTrainer):
                 return float((stage == "joint") == (self.family.reading_layers > 0))
             return 1.0 if stage == "vision" or "projector" in name or "merger" in name else self.recipe.tower_rate
 
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(scale(name) > 0)
         return optimisers(self.module.named_parameters(), scale)
 
     def place_losses(self, states: torch.Tensor, labels: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Return the losses of the heads; places are read where there are any."""
+        """Return the losses of the heads: places are read where they are known, and none where none can be."""
         losses = []
         for name, head in self.heads.items():
-            known = labels[name] >= 0
+            known, unknowable = labels[name] >= 0, labels[name] == UNKNOWABLE
             losses.append(F.cross_entropy(head(states[known]), labels[name][known], label_smoothing=0.05))
+            if unknowable.any():
+                losses.append(NO_PLACE_WEIGHT * -head(states[unknowable]).log_softmax(-1).mean())
         return losses
 
     def vision_loss(self) -> torch.Tensor:
