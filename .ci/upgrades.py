@@ -29,6 +29,8 @@ CHECKS = (
 )
 TOGETHER = (("torch", "torchvision"),)
 """Packages of which each release works with one release of the others only."""
+COMPILED = ("flash",)
+"""Extras whose packages come as sources that need nvcc and an installed torch to tell even what they need."""
 TAIL = 30
 """How many last lines of a failed check the report shows."""
 
@@ -39,10 +41,11 @@ Versions = dict[str, str]
 
 
 def requirements(setup_cfg: str) -> list[Requirement]:
-    """Return what setup.cfg names for the package and its extras, the project's own extras left out."""
+    """Return what setup.cfg names for the package and its extras but :data:`COMPILED`, the project's own left out."""
     parser = configparser.ConfigParser()
     parser.read_string(setup_cfg)
-    sections = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    extras = parser["options.extras_require"]
+    sections = [parser["options"]["install_requires"], *(extras[name] for name in extras if name not in COMPILED)]
     found = [Requirement(line) for section in sections for line in section.strip().splitlines()]
     return [requirement for requirement in found if requirement.name != PROJECT]
 

@@ -31,6 +31,8 @@ install_requires =
 lmms =
     filelock>=3.16,<4.3
     Some_Name<1.9
+flash =
+    flash-attn>=2.8
 all =
     vtw-eval[lmms]
 """

@@ -246,7 +246,8 @@ class TowerView:
         ValueError
             If the projector does not take one patch for each token.
         """
-        linear = [module for module in self.tower.projector.modules() if isinstance(module, torch.nn.Linear)]
+        inside = self.tower.projector.named_modules()  # costs are those of merged LoRA
+        linear = [m for name, m in inside if isinstance(m, torch.nn.Linear) and "lora_" not in name]
         if self.tower.merges or features.shape[1] != 1 or not linear or linear[0].in_features != features.shape[-1]:
             raise ValueError(
                 f"{self.who} projects features of the tower, but the projector of this model joins several patches or "

@@ -29,6 +29,7 @@ _ODD = {
     "alora_invocation_tokens": "it acts from certain tokens on only (aLoRA), which a method may remove",
     "arrow_config": "it chooses among several adapters (Arrow)",
     "layer_replication": "it runs layers several times",
+    "target_parameters": "it changes parameters of experts, which are no linear layers",
 }
 """What a LoRA may be beside an addend to weights, by the setting that says so."""
 
@@ -189,7 +190,7 @@ def described(model: Any) -> str:
     if (more := added_share(model)) is not None:
         parts.append(
             f"LoRA beside the weights (peft {installed('peft')}), which makes {100 * more:.2g} % more multiply-adds a "
-            "token in the decoder than the costs say, those of merged weights"
+            "token in the decoder's linear layers than the costs say, those of merged weights"
         )
     return "; ".join(parts)
 
@@ -228,7 +229,8 @@ def packages(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     arguments
         Options of an adapter by name.
     """
-    quantized = any(str(arguments.get(name)).lower() == "true" for name in ("load_in_8bit", "load_in_4bit"))
+    yes = ("1", "on", "t", "true", "y", "yes")  # as options read it
+    quantized = any(str(arguments.get(name)).lower() in yes for name in ("load_in_8bit", "load_in_4bit"))
     adapted = arguments.get("peft") not in (None, "None", "none")
     return (*(("bitsandbytes",) if quantized else ()), *(("peft",) if adapted else ()))
 

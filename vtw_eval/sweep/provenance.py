@@ -244,7 +244,7 @@ def code_changed(cell: Cell) -> list[str]:
 
 def packages_changed(cell: Cell) -> list[str]:
     """Return the packages whose installed version is another one than that which made a cell."""
-    names = ("torch", "transformers", *packages(cell.spec.model_args), find_harness(cell.spec.harness).package)
+    names = ("torch", "transformers", "bitsandbytes", "peft", find_harness(cell.spec.harness).package)
     return [
         f"{name} {cell.environment[name]} (now {installed(name)})"
         for name in names
