@@ -29,7 +29,8 @@ from vtw_eval.model_adapters.vlmeval.models import (
 )
 from vtw_eval.model_adapters.vlmeval.prompts.base import KitQuestion
 from vtw_eval.model_adapters.vlmeval.rows import AHEAD, Known, VideoRows
-from vtw_eval.models.runner import DocumentError, Request
+from vtw_eval.models.failures import DocumentError
+from vtw_eval.models.requests import Request
 from vtw_eval.record.costs import TimedCosts
 from vtw_eval.tasks.kit import register_kit_datasets
 from vtw_eval.tasks.tgif.data import TABLE, VIDEOS, dataset_folder
