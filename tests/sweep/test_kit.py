@@ -90,7 +90,7 @@ def test_questions_about_one_image_share_it(store: Store, tmp_path: Path) -> Non
         shares = len(set(shown)) < len(shown)
         assert cell.costs is not None
         assert (cell.environment.get("sharing"), cell.costs.latency_s is None) == ("images" if shares else None, shares)
-    (shared,) = (c for c in store.cells() if (c.spec.method, c.spec.task) == ("vtw,k=2", "Shapes_MME"))
+    (shared,) = (c for c in store.cells() if c.spec.task == "Shapes_MME" and c.spec.method.startswith("vtw"))
     assert "sharing" in shared.environment
     other = Store(tmp_path / "out")
     other.create(store.index)
