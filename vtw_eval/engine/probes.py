@@ -423,17 +423,27 @@ def _on_one_token(projection: nn.Module, place: Tensor, tokens: int) -> Iterator
 
 @contextmanager
 def _on_no_token(projection: nn.Module) -> Iterator[None]:
-    """Let a projection hand out zeros for all tokens without running: kernels of 4-bit weights end the process on none.
+    """Let a projection get no token, and hand out zeros for all.
 
-    Whatever its weights are kept in, its output is of its input's type.
+    It does not run: kernels of 4-bit weights end the process on an empty input.
     """
     width: Any = projection.out_features
+    tokens = 0
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal tokens
+        tokens = args[0].shape[1]
+        return args[0][:, :0], *args[1:]
 
     def zeros(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden.new_zeros(*hidden.shape[:-1], width)
+        return hidden.new_zeros(len(hidden), tokens, width)
 
-    with replaced(projection, {"forward": zeros}):
-        yield
+    handle = projection.register_forward_pre_hook(before)
+    try:
+        with replaced(projection, {"forward": zeros}):
+            yield
+    finally:
+        handle.remove()
 
 
 def _run_to_attention(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, Any], config: Any) -> _AtAttentionError:
