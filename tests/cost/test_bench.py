@@ -549,4 +549,5 @@ def _no_model(geometry: Geometry, *_: Any) -> Any:
 
 def test_help_has_an_example() -> None:
     text = " ".join(invoke("--help").output.split())
-    assert "Example: vtw-eval bench --geometry llava-0.5b --device cpu --method vtw --method fastv,k=2,r=0.5" in text
+    assert "Examples: vtw-eval bench --geometry llava-0.5b --device cpu --method vtw --method fastv,k=2,r=0.5" in text
+    assert "--method all" in text
