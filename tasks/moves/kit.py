@@ -88,7 +88,7 @@ class MovesData(WordScores, VideoBaseDataset):
         return kept_table(file, partial(table, self.TEST_SET), ("index", "video", "question", "answer"))
 
     def save_video_frames(self, video: str) -> list[str]:
-        """Return paths of the frames of a video, which the kit itself could write of MP4 files only."""
+        """Return paths of the frames of a video, which the kit itself writes of MP4 files only."""
         stem = f"{Path(video).stem}-{self.nframe}-{fingerprint()}"
         folder = Path(self.frame_root) / stem
         if not folder.is_dir():

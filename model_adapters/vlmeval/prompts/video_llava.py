@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +23,16 @@ from vtw_eval.models.video_llava import FRAMES, VideoLlava, VideoLlavaOptions
 
 @dataclass(frozen=True, kw_only=True)
 class VideoLlavaKitOptions(KitOptions, VideoLlavaOptions):
-    """Options of ``video_llava_vtw`` under VLMEvalKit."""
+    """Options of ``video_llava_vtw`` under VLMEvalKit.
+
+    Parameters
+    ----------
+    conversation
+        What stands around a question about a video. "kit": a line break before it, as the kit's class has it.
+        "lmms-eval": a question mark after it, as lmms-eval's adapter has it.
+    """
+
+    conversation: Literal["kit", "lmms-eval"] = "kit"
 
 
 def steps(total: int, fps: float) -> list[int]:
@@ -62,7 +71,8 @@ class VideoLlavaKit(KitFamily, VideoLlava):
         if question.nframe != FRAMES:
             raise ValueError(f"Video-LLaVA takes {FRAMES} frames: choose a dataset with nframe={FRAMES}.")
         clips = (read_clip(videos[0], steps, reader_of(self.options.media, "pyav")),)
-        return KitPrompt(f"USER: <video>\n{words} ASSISTANT:", notes=notes_on([clips])[0], clips=clips)
+        asked = f"\n{words}" if self.options.conversation == "kit" else f"{words}?"
+        return KitPrompt(f"USER: <video>{asked} ASSISTANT:", notes=notes_on([clips])[0], clips=clips)
 
     def encode(self, prompts: Sequence[DocumentPrompt]) -> Encoded:
         """Encode images, or the frames of a video."""
