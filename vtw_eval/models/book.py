@@ -141,7 +141,12 @@ class BookRunner(Runner):
         if preparer is None:
             yield None
             return
-        with preparer, Ahead(partial(preparer.shared, least=1 if len(run.asked) > 1 else 2)) as ahead:
+        ready = preparer.shared
+
+        def prepare(images: Sequence[Sequence[Numbered]]) -> Ready[Request]:
+            return ready(images, least=1 if len(run.asked) > 1 else 2)
+
+        with preparer, Ahead(prepare) as ahead:
             yield ahead
 
     def _images(
