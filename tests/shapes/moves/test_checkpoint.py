@@ -7,7 +7,7 @@ from vtw_eval.shapes.boards.making.families.check import accuracy
 from vtw_eval.shapes.moves.making.video_llava import VideoLlava
 from vtw_eval.shapes.moves.questions import OPEN
 
-SEEN = ("actor", "action", "exist")
+SEEN = ("actor", "action", "direction", "repeat", "exist", "choice")
 """What it reads nearly without error."""
 
 
@@ -21,4 +21,4 @@ def test_the_checkpoint_sees_what_it_was_not_trained_on():
     assert not any(notes.values())
     seen, blind = (accuracy(VideoLlava(), model, 32, layers, seed=7, autocast=False) for layers in (None, 0))
     assert min(seen[type] for type in SEEN) >= 0.9
-    assert max(blind[type] for type in OPEN) <= 0.65
+    assert max(blind[type] for type in OPEN) <= 0.6
