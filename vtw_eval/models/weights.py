@@ -141,8 +141,9 @@ def add_adapter(model: nn.Module, options: Options) -> None:
     except ValueError as error:
         raise ValueError(f"peft={name} does not fit {options.pretrained}: {error}") from error
     device = next(model.parameters()).device
+    stored = load_peft_weights(name, device=str(device))
     try:
-        found = set_peft_model_state_dict(wrapped, load_peft_weights(name, device=str(device)), adapter_name=_NAME)
+        found: Any = set_peft_model_state_dict(wrapped, stored, adapter_name=_NAME)
     except RuntimeError as error:  # of another shape
         raise ValueError(f"peft={name} does not fit {options.pretrained}: {error}") from error
     # PEFT goes on, with a warning or without: the model would be another one than was trained.
