@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def video(frames: np.ndarray) -> bytes:
     exact = {"flags": "+bitexact"}  # no mark of version or time
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="avi", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("ffv1", rate=RATE, options=exact)
+        stream: Any = container.add_stream("ffv1", rate=RATE, options=exact)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "bgr0"
         for frame in (*(av.VideoFrame.from_ndarray(each, format="rgb24") for each in frames), None):
