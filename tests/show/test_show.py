@@ -23,11 +23,11 @@ from vtw_eval.engine import LayerView, Merge
 from vtw_eval.methods import parse_method
 from vtw_eval.models.family import content_of
 from vtw_eval.models.runner import Request, Runner
+from vtw_eval.report.render.patches import COLOURS, drawn, overlay, sheet
 from vtw_eval.shapes.data import held_out
 from vtw_eval.shapes.questions import prompt
 from vtw_eval.show import Scene, page, show, steps
 from vtw_eval.show.answers import first_difference
-from vtw_eval.show.drawing import COLOURS, drawn, overlay, sheet
 
 METHODS = ["vtw,k=2", "fastv,k=2,r=0.75", "tome,k=4,r=0.5", "rand,k=3"]
 

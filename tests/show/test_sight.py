@@ -25,7 +25,7 @@ from vtw_eval.models.adapters import ADAPTERS as TABLE
 from vtw_eval.models.family import DocumentPrompt, Encoded, Family, content_of
 from vtw_eval.models.loading import load
 from vtw_eval.models.options import parse_options
-from vtw_eval.show.drawing import drawn, overlay
+from vtw_eval.report.render.patches import drawn, overlay
 from vtw_eval.show.sight import Panel, look
 from vtw_eval.show.steps import steps
 

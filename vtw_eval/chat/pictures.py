@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vtw_eval.chat.session import Session
 from vtw_eval.models.family import Encoded
-from vtw_eval.show.drawing import drawn, sheet
+from vtw_eval.report.render.patches import drawn, sheet
 from vtw_eval.show.overlays import overlays
 from vtw_eval.show.sight import Sight, look
 from vtw_eval.show.steps import steps

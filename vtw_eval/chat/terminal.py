@@ -14,7 +14,7 @@ from vtw_eval.chat.session import Session
 from vtw_eval.chat.sides import Sides
 from vtw_eval.files import cache_home, check_output, write_atomically
 from vtw_eval.media import is_video
-from vtw_eval.show.drawing import png, sheet
+from vtw_eval.report.render.patches import png, sheet
 
 HELP = """\
 Anything that does not begin with a colon is asked. Commands:

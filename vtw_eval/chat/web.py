@@ -20,7 +20,7 @@ from vtw_eval.chat.session import Session, Turn
 from vtw_eval.chat.stream import Streamed
 from vtw_eval.chat.terminal import ERRORS
 from vtw_eval.media import is_video, viewed
-from vtw_eval.show.drawing import data_url
+from vtw_eval.report.render.patches import data_url
 
 SUGGESTED = (
     *("baseline", "vtw", "vtw,k=2", "fastv,k=2,r=0.5", "fastv,k=2,r=0.75", "pyramiddrop", "sparsevlm", "tome", "dart"),

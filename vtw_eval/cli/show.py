@@ -132,7 +132,7 @@ def _of_task(
 
 
 def _write_pictures(folder: Path, scenes: list[Scene]) -> None:
-    from vtw_eval.show.drawing import png
+    from vtw_eval.report.render.patches import png
     from vtw_eval.show.page import pictures
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -160,8 +160,8 @@ def _model_blocks(table: ModelTable, options: ReportOptions, told: set[str], bud
     for family in families((row.method for row in table.rows), table.pooled):
         inner: list[Block] = [Paragraph(("Ablation of ", Text(family.parameter, "code"), f" in {family.name}."))]
         blocks.append(Details(f"{family.name}: {family.parameter}", [*inner, ablation_table(table, family)]))
-    if (examples := changed_answers(table, options.pictures)) is not None:
-        blocks.append(Details("Examples of changed answers", [examples]))
+    if examples := changed_answers(table, options.pictures):
+        blocks.append(Details("Examples of changed answers", examples))
     blocks.append(Details("Methods in full", [_methods(table)]))
     if environment := _environment(table):
         blocks.append(Paragraph(f"Environment: {environment}."))

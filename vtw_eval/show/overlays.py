@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtw_eval.show.drawing import COLOURS, overlay
+from vtw_eval.report.render.patches import COLOURS, overlay
 from vtw_eval.show.sight import Sight
 from vtw_eval.show.steps import Step
 
 
 def overlays(sight: Sight, steps: Sequence[Step]) -> list[list[NDArray[np.uint8]]]:
-    """Return for each step what lies over each picture, as :func:`vtw_eval.show.drawing.overlay` makes it."""
+    """Return for each step what lies over each picture, as :func:`vtw_eval.report.render.patches.overlay` makes it."""
     sets = torch.stack([each for step in steps for each in (step.into >= 0, *_coloured(step))])
     shares, count = sight.shares(sets), 1 + len(COLOURS)
     return [

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from vtw_eval.cost.units import flops_unit
 from vtw_eval.report.render.blocks import Block, Details, Heading, Image, Inline, Paragraph, Text
 from vtw_eval.report.render.html import to_html
+from vtw_eval.report.render.patches import data_url, drawn, sheet
 from vtw_eval.show.answers import Scene, Shown
-from vtw_eval.show.drawing import data_url, drawn, sheet
 from vtw_eval.show.overlays import overlays
 from vtw_eval.show.sight import Panel
 from vtw_eval.show.steps import Step, runs
@@ -78,6 +78,7 @@ def _scene(scene: Scene, known: set[str]) -> Iterator[Block]:
     seen = [_svg(each, name, None, "all tokens", alone) for each, name in zip(scene.sight.panels, names, strict=True)]
     whole = Markup('<div style="{}">{}</div>').format(_BOX, Markup().join(seen))
     yield Image("seen", f"What the model sees, in {scene.vision} vision tokens.", (("", str(_symbols(new) + whole)),))
+    yield Details("The prompt, as text", [Paragraph(Text(scene.prompt, "code"))], open=scene.title not in scene.prompt)
     yield _table(scene)
     for shown in scene.shown[1:]:
         yield Heading(3, shown.method)
@@ -92,7 +93,6 @@ def _scene(scene: Scene, known: set[str]) -> Iterator[Block]:
         late = _is_whole(shown.steps[0], scene)
         told = f"Before that, all {first.tokens_per_layer[0]} tokens." if late else "From the first layer on."
         yield Image("kept", told, (("", str(Markup('<div style="{}">{}</div>').format(_ROW, boxes))),))
-    yield Details("The prompt, as text", [Paragraph(Text(scene.prompt, "code"))], open=scene.title not in scene.prompt)
 
 
 def _step(scene: Scene, names: Sequence[str], step: Step, over: Sequence[NDArray[np.uint8]]) -> Markup:

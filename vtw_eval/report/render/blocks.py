@@ -72,12 +72,24 @@ class Captioned:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a method has left of a picture in some layers."""
+
+    words: str
+    """Which layers, and how many tokens."""
+    png: bytes | None
+    """The picture with what is gone in the dark; None where nothing is left to be drawn."""
+
+
+@dataclass(frozen=True)
 class Picture:
     """What a document shows."""
 
     png: bytes
     words: str
     """Below it."""
+    kept: tuple[Kept, ...] = ()
+    """What was left of it, where that is known."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
 
 GONE, HATCH = (24, 26, 30), (120, 124, 130)
 """What lies over a patch whose tokens are gone: dark, with lines, so that it is seen on pictures of any colour."""
@@ -26,7 +25,7 @@ _NOTHING = 0.02
 """Share of a patch below which it counts as gone, and distance from 1 below which as kept."""
 
 
-def overlay(present: Tensor, colour: Tensor, height: int, width: int) -> NDArray[np.uint8]:
+def overlay(present: ArrayLike, colour: ArrayLike, height: int, width: int) -> NDArray[np.uint8]:
     """Return what lies over a picture so that patches that are present stand out.
 
     Parameters
@@ -34,7 +33,7 @@ def overlay(present: Tensor, colour: Tensor, height: int, width: int) -> NDArray
     present
         ``[rows, columns]``: how much of each patch goes on, 0 to 1; NaN counts as gone, since no token has it.
     colour
-        Long ``[rows, columns]``: which of :data:`COLOURS` a patch has; -1 for none.
+        Integers ``[rows, columns]``: which of :data:`COLOURS` a patch has; -1 for none.
     height, width
         Of the picture.
 
@@ -43,11 +42,11 @@ def overlay(present: Tensor, colour: Tensor, height: int, width: int) -> NDArray
     NDArray
         Red, green, blue, opacity, ``[height, width, 4]``; all of it clear over patches that go on whole and alone.
     """
-    share = np.nan_to_num(present.numpy(), nan=0.0)
+    share = np.nan_to_num(np.asarray(present, dtype=float), nan=0.0)
     share = np.where(share > 1 - _NOTHING, 1.0, np.where(share < _NOTHING, 0.0, share))
     rows = np.arange(height) * share.shape[0] // height
     columns = np.arange(width) * share.shape[1] // width
-    large, tint = (values[rows][:, columns] for values in (share, colour.numpy()))
+    large, tint = (values[rows][:, columns] for values in (share, np.asarray(colour)))
     found = np.zeros((height, width, 4), dtype=np.uint8)
     lines = (np.arange(height)[:, None] + np.arange(width)) % max(5, min(height, width) // 24)
     found[..., :3] = np.where((lines == 0)[..., None], HATCH, GONE)
@@ -112,5 +111,6 @@ def sheet(pictures: Sequence[NDArray[np.uint8]], least: int = 224, gap: int = 8)
 
 
 def _enlarged(picture: NDArray[np.uint8], least: int) -> NDArray[np.uint8]:
+    """Return a picture by the smallest whole factor with which its shorter side has so many pixels."""
     factor = max(1, -(-least // min(picture.shape[:2])))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
