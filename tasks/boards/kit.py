@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from vtw_eval.shapes.boards import data
-from vtw_eval.tasks.shapes.kit import ShapesAI2D, ShapesCaption, ShapesMME, ShapesPOPE, ShapesVQA, TestSetData
+from vtw_eval.tasks.shapes.kit import ImageData, ShapesAI2D, ShapesCaption, ShapesMME, ShapesPOPE, ShapesVQA, Source
 
 
 class _Boards:
     """Mixed into a dataset of shapes to ask about boards."""
 
-    MAKERS = data.TEST_SETS
-    FINGERPRINT = staticmethod(data.fingerprint)
+    SOURCE: ClassVar[Source] = Source(data.TEST_SETS, data.fingerprint)
 
 
 class BoardsMME(_Boards, ShapesMME):
@@ -50,7 +51,7 @@ class BoardsCaption(_Boards, ShapesCaption):
     NAME = "Boards_Caption"
 
 
-BOARDS_DATASETS: tuple[type[TestSetData], ...] = (
+BOARDS_DATASETS: tuple[type[ImageData], ...] = (
     BoardsMME,
     BoardsPOPE,
     BoardsAI2D,

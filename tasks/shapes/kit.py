@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import string
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,17 +106,25 @@ def kept_table(file: Path, make: Callable[[], pd.DataFrame], columns: Iterable[s
     return frame
 
 
-class TestSetData(ImageBaseDataset):
+@dataclass(frozen=True)
+class Source:
+    """Where test sets come from."""
+
+    makers: Mapping[str, Callable[[], Rows]]
+    """By name."""
+    fingerprint: Callable[[], str]
+    """Returns a hash of the code that makes them."""
+
+
+class ImageData(ImageBaseDataset):
     """What datasets of images share: file and prompt."""
 
     NAME: ClassVar[str]
     """Name in VLMEvalKit."""
     TEST_SET: ClassVar[str]
-    """One of :attr:`MAKERS`."""
-    MAKERS: ClassVar[Mapping[str, Callable[[], Rows]]] = data.TEST_SETS
-    """Makers of the test sets."""
-    FINGERPRINT: ClassVar[Callable[[], str]] = staticmethod(data.fingerprint)
-    """Returns a hash of the code that makes them."""
+    """Its name in :attr:`SOURCE`."""
+    SOURCE: ClassVar[Source] = Source(data.TEST_SETS, data.fingerprint)
+    """Of the documents."""
     SUFFIX: ClassVar[str] = SHORT_PROMPT
     """What follows a question."""
     SHOWN: ClassVar[tuple[str, ...]] = ("Overall",)
@@ -143,10 +152,10 @@ class TestSetData(ImageBaseDataset):
         ValueError
             If the file is damaged.
         """
-        stem = f"{dataset}-{self.FINGERPRINT()}"
+        stem = f"{dataset}-{self.SOURCE.fingerprint()}"
         self.img_root = str(Path(LMUDataRoot()) / "images" / stem)
         columns = ("index", "question", "answer", "image", "image_path")
-        made = self.MAKERS[self.TEST_SET]
+        made = self.SOURCE.makers[self.TEST_SET]
         return kept_table(Path(LMUDataRoot()) / f"{stem}.tsv", lambda: table(made()), columns)
 
     @classmethod
@@ -164,7 +173,7 @@ class TestSetData(ImageBaseDataset):
         return [{"type": "image", "value": image}, {"type": "text", "value": question_text(row, self.SUFFIX)}]
 
 
-class ShapesMME(TestSetData, ImageYORNDataset):
+class ShapesMME(ImageData, ImageYORNDataset):
     """MME's form; the kit's MME score over existence, count and color, at most 600."""
 
     NAME = "Shapes_MME"
@@ -178,7 +187,7 @@ class ShapesMME(TestSetData, ImageYORNDataset):
             return super().evaluate(eval_file, **{**judge_kwargs, **EXACT})
 
 
-class ShapesPOPE(TestSetData, ImageYORNDataset):
+class ShapesPOPE(ImageData, ImageYORNDataset):
     """POPE's form; the kit's POPE score: F1 of "yes", 0 to 1, under ``Overall``."""
 
     NAME = "Shapes_POPE"
@@ -198,7 +207,7 @@ class ShapesPOPE(TestSetData, ImageYORNDataset):
         return percent.assign(**{str(name): numbers[name] / 100 for name in numbers})
 
 
-class ShapesAI2D(TestSetData, ImageMCQDataset):
+class ShapesAI2D(ImageData, ImageMCQDataset):
     """AI2D's form; the kit's accuracy over multiple-choice questions, 0 to 1."""
 
     NAME = "Shapes_AI2D"
@@ -245,7 +254,7 @@ class WordScores:
         return means
 
 
-class ShapesVQA(WordScores, TestSetData):
+class ShapesVQA(WordScores, ImageData):
     """One-word answers; share of exact matches, 0 to 1, together and by category."""
 
     NAME = "Shapes_VQA"
@@ -267,5 +276,5 @@ class ShapesCaption(ShapesVQA):
         return {"Overall": float(plain(prediction) == plain(answer)), "object_f1": object_f1(prediction, answer)}
 
 
-SHAPES_DATASETS: tuple[type[TestSetData], ...] = (ShapesMME, ShapesPOPE, ShapesAI2D, ShapesVQA, ShapesCaption)
+SHAPES_DATASETS: tuple[type[ImageData], ...] = (ShapesMME, ShapesPOPE, ShapesAI2D, ShapesVQA, ShapesCaption)
 """The datasets of this module."""
