@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.engine.test_tower import look
+from tests.methods.examples import EXAMPLES
 from tests.models.test_runner import ADAPTERS, requests_of
 from tests.models.test_sharing import image, requests_about
 from tests.support.harness_data import question
@@ -123,6 +124,19 @@ def test_a_quantized_model_computes_what_the_same_values_compute_unquantized(bit
     assert torch.equal(trace.tokens_per_layer, other.tokens_per_layer)
     assert (found[:, 0] - expected[:, 0]).abs().max() < ROUNDING * (unchanged - expected)[:, 0].abs().max().clamp(min=1)
     assert torch.equal(tokens, others)
+
+
+@pytest.mark.parametrize("label", EXAMPLES)
+@torch.no_grad()
+def test_every_method_chooses_on_four_bits_about_as_on_the_same_values(label: str) -> None:
+    """One that read weights would read packed integers. Near ties fall either way, greedy ones go on so."""
+    kept = []
+    for model in (shapes(4).model, plain_of(4)):
+        with EXAMPLES[label](model) as trace:
+            model(**prompts())
+        kept.append(torch.stack([trace.kept(layer) for layer in range(1, 10)]))
+    common, either = (kept[0] & kept[1]).sum(-1), (kept[0] | kept[1]).sum(-1)
+    assert (common >= 0.6 * either).all()
 
 
 @pytest.mark.parametrize("bits", BITS)

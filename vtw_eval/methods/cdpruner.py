@@ -18,7 +18,7 @@ _RELEVANT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class CDPruner(ClipScored, Selector):
+class CDPruner(ClipScored, Selector):  # type: ignore[override]  # what it reads is a matter of its parameters
     """Keep vision tokens of a large conditional determinant, before the first layer (Zhang et al., NeurIPS 2025).
 
     The kernel is ``diag(relevance) S diag(relevance)`` with S the cosines of the features that enter the decoder;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,8 @@ class ClipText:
         config = self.text_model.config
         h, f, p = config.hidden_size, config.intermediate_size, config.projection_dim
         tower = config.num_hidden_layers * sum(2 * n * (4 * h * h + 2 * h * f) + 4 * n * n * h for n in lengths)
-        width = self.visual_projection.weight.shape[1]
-        flops = tower + 2 * len(lengths) * h * p + 2 * patches * int(width) * p + 2 * patches * p
+        width = int(cast(Tensor, self.visual_projection.weight).shape[1])
+        flops = tower + 2 * len(lengths) * h * p + 2 * patches * width * p + 2 * patches * p
         view.looks.append(Look(Reads.HIDDEN, view.layer, view.index.shape[1], flops=flops))
 
 

@@ -16,7 +16,7 @@ from vtw_eval.methods.outliers import outliers
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRIM(ClipScored, ImageWise):
+class TRIM(ClipScored, ImageWise):  # type: ignore[override]  # what it reads is a matter of its parameters
     """Keep vision tokens that resemble the question, and one more, the mean of the others (Song et al., 2024).
 
     The paper compares patches with the question by CLIP's text tower, by the product of what CLIP projects, and takes
