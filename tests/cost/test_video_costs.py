@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.support.families import make_inputs, make_model
 from vtw_eval.anatomy import find_anatomy
 from vtw_eval.cli import app
-from vtw_eval.cost import PRESETS, exact_prefill_flops
+from vtw_eval.cost import PRESETS, exact_prefill_flops, get_geometry
 from vtw_eval.cost.dry_run import dry_run, picture, tiny_video_model
 from vtw_eval.cost.equal import fit_flops
 from vtw_eval.methods import parse_method
@@ -133,6 +133,7 @@ def test_tokens_of_a_video() -> None:
     assert PRESETS["llava-1.5-7b"].video_tokens(2) == 2 * 576
     assert PRESETS["llava-next-7b"].video_tokens(8) is None, "tiles"
     assert PRESETS["qwen2-vl-2b"].video_tokens(8) is None
+    assert get_geometry("moves_video_llava").video_tokens(8) == 8 * 17, "frames keep the class token, images do not"
 
 
 def test_the_tiny_model_sees_one_video() -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
+from vtw_eval.checkpoints import EMBEDDED
 from vtw_eval.cli import app
 from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.lmms.names import expand_tasks
-from vtw_eval.sweep.estimate import estimate
+from vtw_eval.sweep.estimate import estimate, geometry_of, usual_prompt
 from vtw_eval.sweep.plan import Plan, PlanError, find_plan, parse_plan, presets, read_plan, resolve, select
 
 SHAPES = {"name": "shapes", "adapter": "llava_vtw", "pretrained": "shapes"}
@@ -218,6 +220,20 @@ def test_the_13b_of_table_2_has_its_own_settings() -> None:
         "random_k,low=12,high=28,seed=0",
         "vtw,k=20,position=keep",
     }
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_prompts_of_embedded_models_have_the_vision_tokens_of_their_config(name: str) -> None:
+    geometry, (_, vision) = geometry_of(name), usual_prompt(name)
+    config = AutoConfig.from_pretrained(EMBEDDED[name])
+    told = {
+        "llava": lambda: (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
+        "qwen2_vl": lambda: 8 * 8,  # min_pixels=50176, 28 x 28 pixels each
+        "internvl": lambda: 5 * config.image_seq_length,  # four tiles and the thumbnail
+        "video_llava": lambda: config.video_seq_length,
+    }
+    assert geometry is not None
+    assert (vision or geometry.vision_tokens) == told[config.model_type]()
 
 
 def test_the_estimates_of_table_2_are_the_printed_tflops() -> None:

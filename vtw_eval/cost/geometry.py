@@ -44,6 +44,8 @@ class VisionGeometry:
     """Whether the FFN has three matrices instead of two."""
     images: int = 1
     """Images, tiles or frames that are encoded."""
+    frame_features: int | None = None
+    """Features per frame of a video, where images lose some that frames keep; None where they have as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Geometry:
         tower = self.vision
         if tower is None or self.vision_tokens != tower.images * tower.features:
             return None
-        return frames * tower.features
+        return frames * (tower.frame_features or tower.features)
 
     @property
     def layer_macs(self) -> int:
@@ -242,6 +244,7 @@ def _vision(config: Any, model: Any) -> dict[str, Any]:
             patches=patches,
             patch_dim=tower.num_channels * tower.patch_size**2,
             features=features,
+            frame_features=tokens if config.model_type == "video_llava" else None,
         ),
         "projector": tuple((int(inputs), int(outputs)) for outputs, inputs in projector),
         "vision_tokens": None if config.model_type in ("llava_next", "llava_onevision") else features,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from vtw_eval.cost.equal import fit_flops
 from vtw_eval.methods import Baseline, Method, parse_method
 from vtw_eval.record.strict import Strict
-from vtw_eval.sweep.estimate import geometry_of, text_tokens
+from vtw_eval.sweep.estimate import geometry_of, usual_prompt
 
 CONTROLS = ("random_vision", "uniform", "downsample")
 """Methods that stand beside the others at every budget: what does not beat them chooses no better than chance."""
@@ -72,7 +72,7 @@ class Budget(Strict):
                 f"{pretrained}: its sizes, or how many vision tokens an image{' or frame' if self.frames else ''} has, "
                 "are not known without it; give budgets as {tokens: NUMBER}."
             )
-        text = text_tokens(pretrained)
+        text, _ = usual_prompt(pretrained)
         try:
             fit = fit_flops(method, geometry, self.flops, text=text, vision=vision, frames=self.frames)
         except ValueError as error:

@@ -144,8 +144,8 @@ def dry_run_table(cells: Sequence[CellSpec]) -> str:
     documents = "all documents" if first.limit is None else f"the first {first.limit} documents"
     return (
         f"{table}\n\n{len(cells)} cells on {len(tasks)} tasks ({first.harness}, {documents} each): {', '.join(tasks)}\n"
-        f"FLOPs: prefill of a prompt with one image and {TEXT_TOKENS} text tokens (shapes: 25), as the papers count "
-        "them (`vtw-eval cost --help`)."
+        f"FLOPs: prefill of a prompt with one image (or video) and {TEXT_TOKENS} text tokens (embedded models: as many "
+        "as in their tasks), as the papers count them (`vtw-eval cost --help`)."
     )
 
 

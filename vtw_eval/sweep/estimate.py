@@ -14,8 +14,14 @@ from vtw_eval.record.cell import CellSpec
 
 TEXT_TOKENS = 66
 """Of a prompt: the mean of LLaVA-1.5 on MME (VTW, Table 2)."""
-_EMBEDDED_TEXT = {"shapes": 25, "boards": 17}
-"""The embedded models have no system prompt."""
+_EMBEDDED = {
+    "shapes": (25, None),
+    "boards": (17, None),
+    "boards_qwen2_vl": (23, 64),
+    "boards_internvl": (20, 320),
+    "moves_video_llava": (19, 136),
+}
+"""Mean text tokens of prompts of the embedded models' tasks, and vision tokens where their sizes alone do not tell."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ def estimate(spec: CellSpec) -> Estimate | None:
     """Return what a document of a cell will cost, None where that is not known without the checkpoint.
 
     Unknown are models whose sizes are neither a preset of :mod:`vtw_eval.cost` nor in a folder, models whose number of
-    vision tokens depends on the image, and methods that decide by the model (``dyvte``, ``k=search``).
+    vision tokens depends on what is shown (but embedded ones), and methods that decide by the model (``dyvte``,
+    ``k=search``).
 
     Parameters
     ----------
@@ -44,13 +51,15 @@ def estimate(spec: CellSpec) -> Estimate | None:
 @cache
 def _estimate(pretrained: str, method: str) -> Estimate | None:
     geometry = geometry_of(pretrained)
-    if geometry is None or geometry.vision_tokens is None:
+    if geometry is None:
         return None
-    text = text_tokens(pretrained)
+    text, shown = usual_prompt(pretrained)
+    vision = geometry.vision_tokens if shown is None else shown
+    if vision is None:
+        return None
 
     def flops(spec: str) -> float:
-        assert geometry is not None and geometry.vision_tokens is not None
-        run = dry_run(parse_method(spec), geometry.layers, text=text, vision=geometry.vision_tokens, name=pretrained)
+        run = dry_run(parse_method(spec), geometry.layers, text=text, vision=vision, name=pretrained)
         return float(profiler_prefill_flops(run.tokens, geometry, updated=run.updated).mean())
 
     try:
@@ -60,9 +69,9 @@ def _estimate(pretrained: str, method: str) -> Estimate | None:
     return Estimate(own, own / full)
 
 
-def text_tokens(pretrained: str) -> int:
-    """Return how many text tokens a usual prompt of a checkpoint has."""
-    return _EMBEDDED_TEXT.get(pretrained, TEXT_TOKENS)
+def usual_prompt(pretrained: str) -> tuple[int, int | None]:
+    """Return text tokens of a usual prompt of a checkpoint, and its vision tokens where its sizes do not tell them."""
+    return _EMBEDDED.get(pretrained, (TEXT_TOKENS, None))
 
 
 @cache
