@@ -82,11 +82,14 @@ def make_checkpoint(family: str, folder: Path, size: Size, dtype: torch.dtype) -
 
 
 def _sharpen(weights: Path) -> None:
-    """Let the decoder's attention choose, and matter: random weights else answer every question by its last token."""
+    """Let the decoder's attention choose, and matter: random weights else answer every question by its last token.
+
+    All weights are numbers of bfloat16, as internvl_hf opens everything in it.
+    """
     found = load_file(weights)
     for name, tensor in found.items():
-        if name.endswith(("q_proj.weight", "o_proj.weight")) and "vision" not in name:
-            found[name] = 4 * tensor
+        sharp = name.endswith(("q_proj.weight", "o_proj.weight")) and "vision" not in name
+        found[name] = ((4 if sharp else 1) * tensor).to(torch.bfloat16).to(tensor.dtype)
     save_file(found, weights, metadata={"format": "pt"})
 
 
