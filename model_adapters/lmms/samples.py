@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vtw_eval.record.cell import Aggregate, Metric, Sample, shortened
+from vtw_eval.record.cell import Aggregate, Metric, Sample, group_of_unknown, media_of, shortened
 from vtw_eval.record.costs import TimedCosts
 from vtw_eval.record.metrics import f1, is_called_share, mean, mme_points, scale_of
 from vtw_eval.record.reported import label_of, number_of, numbers_of, reported
@@ -30,9 +30,6 @@ _ALONE = frozenset({"mmmu_aggregate_results", "mmbench_aggregate_dev_results_sta
 
 _VIDEO_COLUMNS = ("videoID", "video_id", "video_name", "video", "gif_name")
 """Columns that name the video of a document, the first that a task has counts."""
-
-_ALONE_DOCUMENT = "document "
-"""How names of documents begin of which nobody knows what they show."""
 
 _LONGEST = 200
 """Characters that are shown of what a task reports in place of a number."""
@@ -254,7 +251,7 @@ def _sample(
         answer=_text(answer),
         prediction=record.prediction or (_text(read) if read != answer else ""),
         question=shortened(asked) if isinstance(asked, str) else "",
-        media=digest_of(shown),
+        media=media_of(shown),
         scores=dict(scores),
         costs=TimedCosts.model_validate(counts).untimed() if counts else None,
     )
@@ -263,7 +260,7 @@ def _sample(
 def unscored_sample(doc: int, group: str, answer: Answer) -> Sample:
     """Return the sample of a document that was answered, but whose task was not scored because another one failed."""
     costs = answer.costs.untimed()
-    media = digest_of(group)
+    media = media_of(group)
     return Sample(doc_id=str(doc), group=group, target="", answer=answer.text, media=media, scores={}, costs=costs)
 
 
@@ -294,11 +291,11 @@ def media_groups(dataset: Any, count: int) -> list[str]:
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
-        return [f"{_ALONE_DOCUMENT}{number}" for number in range(count)]
+        return [group_of_unknown(number) for number in range(count)]
     columns = [name for name, feature in dataset.features.items() if _holds_images(feature)]
     video = next((name for name in _VIDEO_COLUMNS if name in dataset.column_names), None)
     if not columns and video is None:
-        return [f"{_ALONE_DOCUMENT}{number}" for number in range(count)]
+        return [group_of_unknown(number) for number in range(count)]
     names = columns or [video]
     rows = dataset.select(range(count)).select_columns(names).with_format("arrow")
     found: list[str] = []
@@ -306,11 +303,6 @@ def media_groups(dataset: Any, count: int) -> list[str]:
         batch = rows[start : min(start + 64, count)].to_pylist()
         found += [_media_name([row[name] for name in names], start + i) for i, row in enumerate(batch)]
     return found
-
-
-def digest_of(name: str) -> str:
-    """Return the digest that a name of :func:`media_groups` is; empty for a document whose media nobody knows."""
-    return "" if name.startswith(_ALONE_DOCUMENT) else name
 
 
 def _holds_images(feature: Any) -> bool:
@@ -329,7 +321,7 @@ def _media_name(values: Sequence[Any], number: int) -> str:
         some = True
         digest.update(part)
         digest.update(b"\0")
-    return digest.hexdigest()[:16] if some else f"{_ALONE_DOCUMENT}{number}"
+    return digest.hexdigest()[:16] if some else group_of_unknown(number)
 
 
 def _leaves(value: Any) -> Iterator[bytes]:

@@ -19,9 +19,9 @@ from vtw_eval.methods import parse_method
 from vtw_eval.model_adapters.errors import DatasetError
 from vtw_eval.model_adapters.vlmeval.evaluate import evaluate
 from vtw_eval.model_adapters.vlmeval.models import CLASSES
-from vtw_eval.model_adapters.vlmeval.rows import alone, media_groups
+from vtw_eval.model_adapters.vlmeval.rows import media_groups
 from vtw_eval.models.weights import told_of
-from vtw_eval.record.cell import Aggregate, CellSpec, Metric, Sample, shortened
+from vtw_eval.record.cell import Aggregate, CellSpec, Metric, Sample, media_of, shortened
 from vtw_eval.record.costs import TimedCosts
 from vtw_eval.record.metrics import aggregate, scale_of
 from vtw_eval.sweep.costs import CostModel
@@ -274,7 +274,7 @@ def _sample(
         answer=writable(str(row["prediction"])),
         prediction=prediction,
         question=shortened(_text(row.get("question"))),
-        media="" if groups[index] == alone(index) else groups[index],
+        media=media_of(groups[index]),
         scores=dict(scores),
         costs=costs and costs.untimed(),
     )

@@ -20,6 +20,7 @@ from vlmeval.smp import get_rank_and_world_size
 
 from vtw_eval.model_adapters.vlmeval.prompts.base import KitQuestion, Part
 from vtw_eval.models.failures import DocumentError, document_errors
+from vtw_eval.record.cell import group_of_unknown
 
 if TYPE_CHECKING:
     from vtw_eval.methods import Method
@@ -48,15 +49,10 @@ def media_groups(data: pd.DataFrame) -> dict[str, str]:
             values = dict(zip(indices, (str(value) for value in data[column]), strict=True))
             whole = {index: values.get(value, value) for index, value in values.items()}
             return {
-                index: alone(index) if value in _NOTHING else hashlib.sha256(value.encode()).hexdigest()[:16]
+                index: group_of_unknown(index) if value in _NOTHING else hashlib.sha256(value.encode()).hexdigest()[:16]
                 for index, value in whole.items()
             }
-    return {index: alone(index) for index in indices}
-
-
-def alone(index: str) -> str:
-    """Return the name of what a question shows if nobody knows that."""
-    return f"document {index}"
+    return {index: group_of_unknown(index) for index in indices}
 
 
 @dataclass(frozen=True)

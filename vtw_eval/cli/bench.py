@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtw_eval.cli.app import app, user_errors
+from vtw_eval.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,8 +64,6 @@ def bench(
     The last table shows what choosing takes: time of each method's choices, and its share of the decoder prefill.
     """
     import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vtw_eval.cost.bench.choosing import every_method, without_repeats
     from vtw_eval.cost.bench.run import (
@@ -118,13 +117,7 @@ def bench(
             warmup=warmup,
             seed=seed,
         )
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as progress:
+        with progress_bar() as progress:
             verdict = skipped("--no-verify") if no_verify else _verify(subject.model.config, plan, progress)
             if compiled:
                 if not warmup:

@@ -11,6 +11,7 @@ import typer
 
 from vtw_eval.cli.app import app, user_errors
 from vtw_eval.cli.model_args import adapter_arguments
+from vtw_eval.cli.progress import progress_bar
 from vtw_eval.files import check_output, write_atomically
 from vtw_eval.models.adapters import ADAPTERS
 
@@ -40,9 +41,6 @@ def fit_fitprune(
     Exit status: 0; 1 if something could not be done, such as loading the dataset; 2 if the command cannot be carried
     out as it is written.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from vtw_eval.methods.fitprune import FitPrune
     from vtw_eval.methods.fitprune_fit import check_reduction
     from vtw_eval.model_adapters.lmms.collect import collect
@@ -56,13 +54,7 @@ def fit_fitprune(
             raise ValueError(problem)
         arguments = adapter_arguments("fit-fitprune", model_args, device, verify=False)
         runner, requests = collect(model, arguments, task, samples)
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        ) as progress:
+        with progress_bar() as progress:
             bar = progress.add_task("documents", total=len(requests))
             command = shlex.join(["vtw-eval", *sys.argv[1:]])
             recipe = fit_recipe(runner, requests, reduction, command=command, advance=lambda: progress.advance(bar))

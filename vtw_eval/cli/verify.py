@@ -62,7 +62,7 @@ def verify(
     start = time.perf_counter()
     failures = _table(configs, methods, devices)
     versions = ", ".join(f"{name} {value}" for name, value in environment().items())
-    total = len(configs) * len(methods) * len(attention.split(","))
+    total = len(configs) * len(methods) * len(devices)
     typer.echo(
         f"\n{total - len(failures)} of {total} agree with masked attention, {time.perf_counter() - start:.0f} s."
     )

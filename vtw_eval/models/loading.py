@@ -50,10 +50,10 @@ def load(
     ValueError
         See :func:`family_of`; also if the costs of the checkpoint's decoder cannot be told.
     """
-    family, model_type = family_of(adapter, options, adapters)
+    config = _read_config(options)
+    family, model_type = _family_in(config, adapter, options, adapters)
     opened = checkpoint(options.pretrained)
     source = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-    config = _read_config(options)
     quantized = quantization(options, config)
     bytewise = bool(quantized) or "quantization_config" in config
     # Quantized weights are made where they stay.
@@ -104,7 +104,12 @@ def family_of(
     ValueError
         If it belongs to another family, or if it brings code that was not asked for.
     """
-    config = _read_config(options)
+    return _family_in(_read_config(options), adapter, options, adapters)
+
+
+def _family_in(
+    config: Mapping[str, Any], adapter: str, options: Options, adapters: Mapping[str, Adapter]
+) -> tuple[type[Family[Any]], str]:
     model_type = str(config.get("model_type"))
     family = adapters[adapter].family_of(model_type)
     if family is None:

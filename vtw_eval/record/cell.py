@@ -77,6 +77,19 @@ class Metric(Strict):
         return self.scale * self.value
 
 
+_UNKNOWN = "document "
+
+
+def group_of_unknown(document: object) -> str:
+    """Return the group of a document of which nobody knows what it shows: its own."""
+    return f"{_UNKNOWN}{document}"
+
+
+def media_of(group: str) -> str:
+    """Return the digest that names a group of documents by what they show; empty where nobody knows that."""
+    return "" if group.startswith(_UNKNOWN) else group
+
+
 class Sample(Strict):
     """One document and its answer."""
 

@@ -10,7 +10,6 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -72,7 +71,7 @@ def picture_of(spec: CellSpec, sample: Sample) -> Picture | None:
     pair = f"{row.get('category')}/{row['question_id']}"
     if digest != sample.media and (sample.media or sample.group not in (digest, pair)):
         return None
-    return replace(Picture(shown, str(row["question"])), kept=_kept(spec, sample, shown))
+    return Picture(shown, str(row["question"]), _kept(spec, sample, shown))
 
 
 def _kept(spec: CellSpec, sample: Sample, shown: bytes) -> tuple[Kept, ...]:

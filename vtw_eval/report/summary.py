@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from vtw_eval.names import check_names, names_of
 from vtw_eval.record.cell import CellSpec
+from vtw_eval.record.strict import Strict
 from vtw_eval.report.errors import ReportError
 from vtw_eval.report.results import Outcome, Result, Results, State
 from vtw_eval.report.stats.evidence import Documents, Evidence, Kind
@@ -22,18 +23,14 @@ from vtw_eval.report.stats.statistics import interval
 FILE = "summary.json"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class _Documents(_Strict):
+class _Documents(Strict):
     ids: str
     groups: str
     categories: str
     targets_sha256: str
 
 
-class _Column(_Strict):
+class _Column(Strict):
     metrics: tuple[str, ...]
     value: float
     low: float | None = None
@@ -50,25 +47,25 @@ class _Column(_Strict):
     """... and which of them each document has: 32-bit little-endian numbers, zlib, base64."""
 
 
-class _Cell(_Strict):
+class _Cell(Strict):
     spec: CellSpec
     state: State
     problem: str = ""
     methods: tuple[str, ...] = ()
     documents: int = 0
-    flops: dict[str, float] = {}
+    flops: dict[str, float] = Field(default_factory=dict)
     layers: int = 0
     environment: int | None = None
     """Index in :attr:`_Summary.environments`."""
     answers_sha256: str = ""
-    columns: dict[str, _Column] = {}
+    columns: dict[str, _Column] = Field(default_factory=dict)
 
 
-class _Summary(_Strict):
+class _Summary(Strict):
     version: Literal[1] = 1
-    names: dict[str, str] = {}
-    budgets: dict[str, list[str]] = {}
-    missed: list[str] = []
+    names: dict[str, str] = Field(default_factory=dict)
+    budgets: dict[str, list[str]] = Field(default_factory=dict)
+    missed: list[str] = Field(default_factory=list)
     """What tables call methods; left out where none has a name, as it is not known to earlier versions."""
     environments: list[dict[str, str]]
     documents: list[_Documents]

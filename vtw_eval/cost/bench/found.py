@@ -5,18 +5,15 @@ from __future__ import annotations
 import statistics
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from vtw_eval.cost.bench.timing import Spread
+from vtw_eval.record.strict import Strict
 
 BASELINE = "baseline"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Timings(_Strict):
+class Timings(Strict):
     """Seconds of one run."""
 
     vision: float
@@ -44,7 +41,7 @@ class Timings(_Strict):
         return self.first_token + sum(self.steps)
 
 
-class Ratios(_Strict):
+class Ratios(Strict):
     """A method over the baseline of the same round; median and quartiles over rounds."""
 
     vision: Spread | None
@@ -56,7 +53,7 @@ class Ratios(_Strict):
     """The method's choices over the baseline's decoder prefill."""
 
 
-class BenchRow(_Strict):
+class BenchRow(Strict):
     """One method in one setting."""
 
     method: str
@@ -86,18 +83,18 @@ class BenchRow(_Strict):
     """FLOPs of the matrix products by which the method chooses in the batch; not in ``prefill_flops``."""
     decode_flops: float | None = None
     """Exact FLOPs of a decode step of the batch, mean over steps."""
-    tokens_per_layer: list[float] = []
+    tokens_per_layer: list[float] = Field(default_factory=list)
     """Mean over the rows of the batch."""
     ratios: Ratios | None = None
     prefill_flops_ratio: float | None = None
     decode_flops_ratio: float | None = None
     prefill_over_flops: float | None = None
     """Prefill time ratio over FLOPs ratio: 1 is the limit of what removing tokens can give."""
-    runs: dict[int, Timings] = {}
+    runs: dict[int, Timings] = Field(default_factory=dict)
     """Timings by round."""
 
 
-class Setting(_Strict):
+class Setting(Strict):
     """A batch size and an attention implementation."""
 
     batch: int
@@ -108,7 +105,7 @@ class Setting(_Strict):
     rows: list[BenchRow]
 
 
-class Bench(_Strict):
+class Bench(Strict):
     """Everything that a benchmark found, and on what."""
 
     version: Literal[1] = 1
@@ -125,5 +122,5 @@ class Bench(_Strict):
     command: str
     environment: str
     settings: list[Setting]
-    left_out: dict[str, str] = {}
+    left_out: dict[str, str] = Field(default_factory=dict)
     """Where all methods were asked for: those that the model does not take, with the reason."""

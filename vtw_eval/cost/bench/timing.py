@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
+
+from vtw_eval.record.strict import Strict
 
 
 class Clock(Protocol):
@@ -89,10 +90,8 @@ def interleaved(names: Sequence[str], rounds: int, seed: int) -> Iterator[tuple[
             yield i, name
 
 
-class Spread(BaseModel):
+class Spread(Strict):
     """Median and quartiles of repeated measurements."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     median: float
     q1: float
